@@ -1,0 +1,114 @@
+"""The cluster file as data. `load.py` fills it from TOML; nothing here reads a file.
+
+Addresses are validated text, prefixes canonical CIDR text, MACs 6 bytes, paths absolute.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+Role = Literal["gmn", "gin", "gen", "gpn"]
+ROLES: tuple[Role, ...] = ("gmn", "gin", "gen", "gpn")
+
+
+class Ports(msgspec.Struct, frozen=True):
+    """UDP and TCP ports of a node; 0 for `ike` means that port is not listened on."""
+
+    ike: int = 500  # GIN, on each VIP
+    natt: int = 4500  # GIN, on each VIP; the source port of ESP from a GPN
+    esp: int = 4500  # GPN
+    vxlan: int = 4789  # GPN, GEN
+    fabric: int = 4501  # GIN, GEN: echoes and envelopes come here; GMN: envelopes
+    control: int = 7443  # GMN, TCP
+
+
+class Node(msgspec.Struct, frozen=True):
+    name: str
+    role: Role
+    address: str
+    ports: Ports = Ports()
+
+
+class VtepConfig(msgspec.Struct, frozen=True):
+    prefix: str
+    address: str
+    mac: bytes
+    port: int = 4789
+
+
+class VxlanAttach(msgspec.Struct, frozen=True, tag="vxlan", tag_field="kind"):
+    vteps: tuple[VtepConfig, ...]
+
+
+class PskAuth(msgspec.Struct, frozen=True, tag="psk", tag_field="kind"):
+    file: Path
+
+
+class TunnelConfig(msgspec.Struct, frozen=True):
+    name: str
+    tenant: str
+    peer: str | None  # None for "any"
+    local_id: str
+    remote_id: str
+    auth: PskAuth
+    local_ts: tuple[str, ...]
+    remote_ts: tuple[str, ...]
+    ike: tuple[str, ...] = ("aes256gcm16-prfsha256-x25519",)
+    esp: tuple[str, ...] = ("aes256gcm16-x25519", "aes256gcm16")
+    start: Literal["wait", "auto"] = "wait"
+    vip: str = ""  # filled with the first VIP when left out
+
+    @property
+    def id(self) -> str:
+        """TENANT/TUNNEL."""
+        return f"{self.tenant}/{self.name}"
+
+
+class TenantConfig(msgspec.Struct, frozen=True):
+    name: str
+    vni: int
+    gateway_mac: bytes
+    attach: VxlanAttach
+    tunnels: tuple[TunnelConfig, ...]
+
+
+class PluginsConfig(msgspec.Struct, frozen=True):
+    paths: tuple[Path, ...] = ()  # Python files or packages with hook implementations
+
+
+class IkeSettings(msgspec.Struct, frozen=True):
+    """Times in seconds (RFC 7296 2.4)."""
+
+    retransmit_first: float = 1.0
+    retransmit_base: float = 1.8
+    retransmit_tries: int = 6
+    liveness: float = 30.0  # silence of a peer before we ask
+    half_open_timeout: float = 30.0
+    half_open_max: int = 1000
+    linger: float = 5.0  # how long a replaced inbound SA still opens
+
+
+class Cluster(msgspec.Struct, frozen=True):
+    name: str
+    file: Path
+    vips: tuple[str, ...]
+    pki: Path
+    state: Path
+    nodes: tuple[Node, ...]
+    tenants: tuple[TenantConfig, ...]
+    ingress: str = "mux"  # steering backend
+    packing: str = "spread"  # packing policy
+    ike: IkeSettings = IkeSettings()
+    plugins: PluginsConfig = PluginsConfig()
+
+    def nodes_of(self, role: Role) -> list[Node]:
+        return [node for node in self.nodes if node.role == role]
+
+    def node(self, name: str) -> Node | None:
+        return next((node for node in self.nodes if node.name == name), None)
+
+    def tunnels(self) -> list[TunnelConfig]:
+        return [tunnel for tenant in self.tenants for tunnel in tenant.tunnels]

@@ -1,0 +1,355 @@
+"""Every message of the control channel, and the records of desired state.
+
+Desired state is a set of records, each with a type and a key; a node holds what the GMN last put. The GMN
+sends `Sync` (everything) when a node connects and `Update` (what changed) afterwards; both carry the epoch
+and a revision, applying one twice is harmless, and an epoch below the highest ever seen is refused. The
+answer `Applied` means: the data path acts on it from now on.
+
+Node addresses are text, SPIs and VNIs integers, times wall-clock seconds, MACs and keys bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from protego_cli.wire.selectors import TrafficSelector
+
+Role = Literal["gmn", "gin", "gen", "gpn"]
+
+
+
+
+class Record(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """One piece of desired state; `key` names it within its type."""
+
+    @property
+    def key(self) -> tuple[str, int | str]:
+        raise AttributeError(type(self).__name__)
+
+
+# ---- records of every data node
+
+
+class Neighbour(Record, frozen=True):
+    """A node this one exchanges tags with, and the key of the pair."""
+
+    name: str
+    role: Role
+    address: str
+    esp_port: int  # of a GPN; 0 otherwise
+    vxlan_port: int  # of a GPN or GEN; 0 otherwise
+    tag_key: bytes
+
+    @property
+    def key(self) -> tuple[str, int | str]:
+        return "neighbour", self.name
+
+    def __repr__(self) -> str:
+        return f"Neighbour({self.name}, {self.role}, {self.address})"
+
+
+class Vtep(msgspec.Struct, frozen=True, array_like=True):
+    """Where packets for an inner prefix go on the tenant's side."""
+
+    prefix: str
+    address: str
+    port: int
+    mac: bytes
+
+
+class Tenant(Record, frozen=True):
+    """A tenant's network (GEN and GPN)."""
+
+    name: str
+    vni: int
+    gateway_mac: bytes
+    vteps: tuple[Vtep, ...]
+
+    @property
+    def key(self) -> tuple[str, int | str]:
+        return "tenant", self.vni
+
+
+# ---- records of a GPN
+
+
+class Park(Record, frozen=True):
+    """An inbound SPI whose keys will follow: hold its packets in the bounded buffer."""
+
+    spi: int
+
+    @property
+    def key(self) -> tuple[str, int | str]:
+        return "park", self.spi
+
+
+class Sa(Record, frozen=True):
+    """A CHILD_SA's pair of ESP SAs on one GPN: the SAD entry.
+
+    Outbound numbers are taken from [seal_lo, seal_hi), which only this process may ever use. Inbound
+    numbers at or below `floor` are never opened; `opens` is False where nothing may be opened at all.
+    """
+
+    spi_in: int
+    spi_out: int
+    tunnel: str
+    vni: int
+    encryption: str
+    key_in: bytes
+    key_out: bytes
+    local_ts: tuple[TrafficSelector, ...]
+    remote_ts: tuple[TrafficSelector, ...]
+    vip: str
+    peer: str
+    peer_port: int
+    seal_lo: int
+    seal_hi: int
+    floor: int = 0
+    opens: bool = True
+    window: int = 1024
+    expires: float | None = None  # hard lifetime
+
+    @property
+    def key(self) -> tuple[str, int | str]:
+        return "sa", self.spi_in
+
+    def __repr__(self) -> str:
+        return f"Sa({self.tunnel}, in={self.spi_in:08x}, out={self.spi_out:08x})"
+
+
+class Rule(Record, frozen=True):
+    """Which SA of this GPN seals a tunnel's packets; without one, the GPN seals none of them."""
+
+    tunnel: str
+    spi_in: int
+
+    @property
+    def key(self) -> tuple[str, int | str]:
+        return "rule", self.tunnel
+
+
+# ---- records of a GIN and a GEN
+
+
+class Steer(Record, frozen=True):
+    """GIN: this inbound SPI goes to that GPN."""
+
+    spi: int
+    gpn: str
+    peer: str
+    peer_port: int
+
+    @property
+    def key(self) -> tuple[str, int | str]:
+        return "steer", self.spi
+
+
+class Route(Record, frozen=True):
+    """GEN: a tunnel's remote prefixes in a VNI go to that GPN. Replaced atomically."""
+
+    tunnel: str
+    vni: int
+    prefixes: tuple[str, ...]
+    gpn: str
+
+    @property
+    def key(self) -> tuple[str, int | str]:
+        return "route", self.tunnel
+
+
+AnyRecord = Neighbour | Tenant | Park | Sa | Rule | Steer | Route
+Key = tuple[str, int | str]
+
+
+# ---- GMN -> node
+
+
+class Request(msgspec.Struct, frozen=True, tag=True):
+    """Base of what may be asked over the control channel; every request has one reply."""
+
+
+class Reply(msgspec.Struct, frozen=True, tag=True):
+    """Base of the answers."""
+
+
+class Sync(Request, frozen=True):
+    """The whole desired state; whatever the node holds beyond it goes."""
+
+    epoch: int
+    revision: int
+    records: tuple[AnyRecord, ...]
+
+
+class Update(Request, frozen=True):
+    """What changed since `revision - 1`. Puts happen before drops. A node that missed one asks for a Sync
+    by answering `Stale`.
+
+    For a GEN, `barriers` names GPNs: after applying, a barrier goes to each behind all that was forwarded
+    to it, and `Applied` is sent only when all have echoed.
+    """
+
+    epoch: int
+    revision: int
+    put: tuple[AnyRecord, ...] = ()
+    drop: tuple[Key, ...] = ()
+    barriers: tuple[str, ...] = ()
+
+
+class GetMarks(Request, frozen=True):
+    """GIN: the highest ESP sequence number forwarded so far for each SPI (0 when none)."""
+
+    spis: tuple[int, ...]
+
+
+class Applied(Reply, frozen=True):
+    revision: int
+
+
+class Stale(Reply, frozen=True):
+    """The update does not follow what this node has; send a Sync."""
+
+    revision: int
+
+
+class Marks(Reply, frozen=True):
+    marks: dict[int, int]
+
+
+class Failed(Reply, frozen=True):
+    """The request was not carried out. `code` is an `errors.Exit` value."""
+
+    message: str
+    code: int = 1
+
+
+# ---- node -> GMN
+
+
+class Hello(Request, frozen=True):
+    """First message on every connection; the identity itself comes from the certificate.
+
+    `boot` is random per process, so that the GMN knows a restart (new sealing ranges) from a reconnection.
+    """
+
+    boot: str
+    version: str
+    epoch: int  # the highest ever seen by this process
+
+
+class Welcome(Reply, frozen=True):
+    epoch: int
+    envelope_key: bytes = b""  # GIN: of its pair with the GMN
+
+
+class SaUsage(msgspec.Struct, frozen=True, array_like=True):
+    """Cumulative since this process installed the SA."""
+
+    spi_in: int
+    packets_in: int
+    bytes_in: int
+    packets_out: int
+    bytes_out: int
+    highest_in: int  # highest authenticated sequence number
+    next_out: int  # next number to seal
+
+
+class Report(Request, frozen=True):
+    """Sent every second, and at once when `urgent` reasons arise. No reply is awaited (`Noted`)."""
+
+    cpu: float  # CPU seconds per second of this process
+    usage: tuple[SaUsage, ...] = ()
+    counters: dict[str, int] = {}
+    silent: tuple[str, ...] = ()  # GPNs whose probes this GIN or GEN misses
+
+
+class FirstPacket(Request, frozen=True):
+    """GPN: a valid packet arrived on an SA that had received none (RFC 7296 2.8: now seal on it)."""
+
+    spi_in: int
+
+
+class PeerAddress(Request, frozen=True):
+    """GPN: authenticated packets of this SA now come from another address or port (RFC 7296 2.23)."""
+
+    spi_in: int
+    address: str
+    port: int
+
+
+class RangeLow(Request, frozen=True):
+    """GPN: three quarters of a sealing range are used: rekey."""
+
+    spi_in: int
+
+
+class Noted(Reply, frozen=True):
+    pass
+
+
+# ---- operator -> GMN
+
+
+class GetStatus(Request, frozen=True):
+    pass
+
+
+class NodeStatus(msgspec.Struct, frozen=True):
+    name: str
+    role: Role
+    state: str  # "up" or "down"
+    tunnels: int
+    cpu: float
+    counters: dict[str, int] = {}
+
+
+class TunnelStatus(msgspec.Struct, frozen=True):
+    id: str
+    state: str  # "down", "connecting", "up"
+    gpn: str | None
+    spi_in: str | None  # eight hexadecimal digits
+    spi_out: str | None
+    suite: str | None
+    packets_in: int
+    packets_out: int
+    bytes_in: int
+    bytes_out: int
+    peer: str | None = None
+    error: str | None = None  # why the last negotiation failed
+
+
+class Status(Reply, frozen=True):
+    epoch: int
+    nodes: tuple[NodeStatus, ...]
+    tunnels: tuple[TunnelStatus, ...]
+
+
+class Migrate(Request, frozen=True):
+    tunnel: str
+    to: str
+
+
+class Migrated(Reply, frozen=True):
+    tunnel: str
+    source: str
+    to: str
+    method: str  # "rekey"
+    rekey_ms: float
+    distribute_ms: float
+    total_ms: float
+
+
+class ListNames(Request, frozen=True):
+    """For shell completion."""
+
+
+class Names(Reply, frozen=True):
+    tunnels: tuple[str, ...]
+    nodes: tuple[str, ...]
+
+
+AnyRequest = (
+    Sync | Update | GetMarks | Hello | Report | FirstPacket | PeerAddress | RangeLow | GetStatus | Migrate | ListNames
+)
+AnyReply = Applied | Stale | Marks | Failed | Welcome | Noted | Status | Migrated | Names

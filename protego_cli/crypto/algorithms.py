@@ -1,0 +1,122 @@
+"""What a crypto suite plugin provides: algorithms under strongSwan's keywords and IANA's transform numbers.
+
+The built-ins (`plugins/crypto_suites.py`) and third parties hand out instances of these dataclasses; the
+`Registry` finds them by keyword (configuration) and by transform (the wire). Nothing here implements a
+primitive: every `make` and `generate` wraps the `cryptography` package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Protocol
+
+from protego_cli.errors import PluginError
+
+RandomSource = Callable[[int], bytes]
+"""Returns that many unpredictable bytes: `os.urandom` in the gateway, a seeded source in simulations."""
+
+
+class TransformType(IntEnum):
+    """RFC 7296 3.3.2."""
+
+    ENCR = 1
+    PRF = 2
+    INTEG = 3
+    KE = 4
+    ESN = 5
+
+
+class Aead(Protocol):
+    """An AEAD bound to one key; `cryptography`'s AESGCM and ChaCha20Poly1305 are such objects."""
+
+    def encrypt(self, nonce: bytes, data: bytes, associated_data: bytes | None) -> bytes: ...
+    def decrypt(self, nonce: bytes, data: bytes, associated_data: bytes | None) -> bytes: ...
+
+
+class KePrivate(Protocol):
+    """Our half of one key exchange; used once."""
+
+    @property
+    def public(self) -> bytes: ...
+
+    def shared(self, peer_public: bytes) -> bytes:
+        """The shared secret. Raises InvalidSyntax for a public value that is not acceptable."""
+        ...
+
+
+@dataclass(frozen=True)
+class Encryption:
+    """An AEAD for IKE's SK payload (RFC 5282) and for ESP (RFC 4106, 7634)."""
+
+    keyword: str  # "aes256gcm16"
+    transform_id: int
+    key_bits: int | None  # the Key Length attribute; None when the transform has none
+    key_length: int  # bytes of cipher key, without salt
+    salt_length: int  # bytes, last in the keying material
+    iv_length: int  # bytes on the wire
+    icv_length: int
+    make: Callable[[bytes], Aead]  # from the cipher key
+
+    type = TransformType.ENCR
+
+
+@dataclass(frozen=True)
+class Prf:
+    keyword: str  # "prfsha256"
+    transform_id: int
+    length: int  # bytes of output, which is the preferred key length too
+    compute: Callable[[bytes, bytes], bytes]  # (key, data) -> output
+
+    type = TransformType.PRF
+    key_bits = None
+
+
+@dataclass(frozen=True)
+class KeGroup:
+    keyword: str  # "x25519"
+    transform_id: int
+    public_length: int
+    generate: Callable[[RandomSource], KePrivate]
+
+    type = TransformType.KE
+    key_bits = None
+
+
+Algorithm = Encryption | Prf | KeGroup
+
+
+class Registry:
+    """All algorithms of the loaded plugins. Raises PluginError when two claim one keyword."""
+
+    def __init__(self, algorithms: Iterable[tuple[str, Algorithm]]) -> None:
+        """`algorithms`: (name of the plugin, algorithm)."""
+        self._by_keyword: dict[str, Algorithm] = {}
+        self._by_transform: dict[tuple[int, int, int | None], Algorithm] = {}
+        owner: dict[str, str] = {}
+        for plugin, algorithm in algorithms:
+            if algorithm.keyword in owner:
+                raise PluginError(
+                    f"plugins {owner[algorithm.keyword]!r} and {plugin!r} both provide the algorithm "
+                    f"{algorithm.keyword!r}; remove one of them"
+                )
+            owner[algorithm.keyword] = plugin
+            self._by_keyword[algorithm.keyword] = algorithm
+            self._by_transform[algorithm.type, algorithm.transform_id, algorithm.key_bits] = algorithm
+
+    def keywords(self) -> list[str]:
+        return sorted(self._by_keyword)
+
+    def get(self, keyword: str) -> Algorithm | None:
+        return self._by_keyword.get(keyword)
+
+    def find(self, kind: int, transform_id: int, key_bits: int | None) -> Algorithm | None:
+        return self._by_transform.get((kind, transform_id, key_bits))
+
+    def encryption(self, keyword: str) -> Encryption:
+        """Raises KeyError when no plugin provides it."""
+        algorithm = self._by_keyword[keyword]
+        if not isinstance(algorithm, Encryption):
+            raise KeyError(keyword)
+        return algorithm

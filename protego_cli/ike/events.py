@@ -1,0 +1,172 @@
+"""What goes into the IKE engine and what comes out: the data of its five verbs.
+
+A *ticket* names a request of the peer whose response the engine holds until the driver accepts or rejects
+it, because the answer reveals state that must first stand on the data nodes. A *token* names an exchange
+that the driver started; exactly one of its outcome events bears it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from protego_cli.wire.selectors import TrafficSelector
+
+
+class Path(NamedTuple):
+    """One way between the gateway and a peer: addresses as text, UDP ports."""
+
+    local: str
+    local_port: int
+    remote: str
+    remote_port: int
+
+
+class Datagram(NamedTuple):
+    """An IKE message without non-ESP marker; who owns the socket adds one on port 4500 (RFC 3948 2.2)."""
+
+    path: Path
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Policy:
+    """One tunnel as the engine needs it (an entry of the SPD and PAD, RFC 4301 4.4)."""
+
+    tunnel: str  # "acme/hq"
+    remote: str | None  # the peer's address, or None for any
+    local_id: str
+    remote_id: str
+    psk: bytes = field(repr=False)
+    local_ts: tuple[TrafficSelector, ...]
+    remote_ts: tuple[TrafficSelector, ...]
+    ike: tuple[str, ...]  # proposals in order of preference, "aes256gcm16-prfsha256-x25519"
+    esp: tuple[str, ...]  # "aes256gcm16-x25519" (rekey with PFS), "aes256gcm16"
+
+
+@dataclass(frozen=True)
+class ChildSa:
+    """A negotiated pair of ESP SAs. Keys are the keying material with its salt (RFC 4106 8.1)."""
+
+    tunnel: str
+    spi_in: int
+    spi_out: int
+    encryption: str  # keyword
+    key_in: bytes = field(repr=False)
+    key_out: bytes = field(repr=False)
+    local_ts: tuple[TrafficSelector, ...]
+    remote_ts: tuple[TrafficSelector, ...]
+    path: Path  # where the peer is; port 4500 after NAT detection
+    suite: str  # "aes256gcm16" or "aes256gcm16-x25519", for people
+
+
+# ---- events
+
+
+@dataclass(frozen=True)
+class IkeEstablished:
+    ike: int  # the engine's handle of the IKE_SA
+    tunnel: str
+    path: Path
+    initiator: bool
+    suite: str
+    token: int | None  # of `initiate`, when we initiated
+
+
+@dataclass(frozen=True)
+class IkeClosed:
+    """The IKE_SA is gone, and its CHILD_SAs with it."""
+
+    ike: int
+    tunnel: str
+    reason: str
+    children: tuple[int, ...]  # inbound SPIs
+
+
+@dataclass(frozen=True)
+class ChildOffered:
+    """The peer asked for a CHILD_SA (in IKE_AUTH, or as a rekey): install, then `accept(ticket)`."""
+
+    ticket: int
+    ike: int
+    child: ChildSa
+    replaces: int | None  # inbound SPI of the SA being rekeyed
+
+
+@dataclass(frozen=True)
+class ChildEstablished:
+    """Our request for a CHILD_SA (in IKE_AUTH, or a rekey) was answered."""
+
+    token: int
+    ike: int
+    child: ChildSa
+    replaces: int | None
+
+
+@dataclass(frozen=True)
+class ChildDeleteOffered:
+    """The peer deletes a CHILD_SA: flip, pass the barrier, then `accept(ticket)`."""
+
+    ticket: int
+    ike: int
+    tunnel: str
+    spi_in: int
+
+
+@dataclass(frozen=True)
+class ChildDeleted:
+    """Our DELETE was answered (also when the peer's crossed it)."""
+
+    token: int
+    tunnel: str
+    spi_in: int
+
+
+@dataclass(frozen=True)
+class Alive:
+    """An empty INFORMATIONAL of ours made its round trip."""
+
+    token: int
+
+
+@dataclass(frozen=True)
+class ExchangeFailed:
+    """An exchange that the driver started failed; nothing that existed before it has changed."""
+
+    token: int
+    tunnel: str
+    notify: int | None  # the peer's error NOTIFY, None for a timeout or a local reason
+    detail: str
+
+
+@dataclass(frozen=True)
+class NegotiationFailed:
+    """A handshake or negotiation that a peer started failed: for the log and `status`."""
+
+    tunnel: str | None
+    path: Path
+    notify: int
+    detail: str  # what differed: ours and theirs
+
+
+@dataclass(frozen=True)
+class PeerMoved:
+    """The peer's address or port changed, proven by an authenticated message (RFC 7296 2.23)."""
+
+    ike: int
+    tunnel: str
+    path: Path
+
+
+Event = (
+    IkeEstablished
+    | IkeClosed
+    | ChildOffered
+    | ChildEstablished
+    | ChildDeleteOffered
+    | ChildDeleted
+    | Alive
+    | ExchangeFailed
+    | NegotiationFailed
+    | PeerMoved
+)
