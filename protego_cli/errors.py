@@ -84,7 +84,7 @@ class Refused(ProtegoError):
     """The other side understood the request and will not do it now (the text says why)."""
 
 
-class Malformed(Exception):  # noqa: N818 - a verdict on bytes, not a fault of ours
+class Malformed(Exception):
     """Bytes from the network that do not parse. The only exception that leaves the parsers."""
 
 

@@ -1,0 +1,106 @@
+"""A real strongSwan in a network namespace: charon with kernel-libipsec, driven over vici by swanctl."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.support.netns import Namespace, run, stop, wait_until
+
+CHARON = "/usr/lib/ipsec/charon"
+
+PLUGINS = (
+    "random nonce aes aesni sha1 sha2 hmac kdf gcm chapoly curve25519 openssl drbg x509 pubkey pem pkcs1 pkcs8 "
+    "revocation constraints kernel-libipsec kernel-netlink socket-default vici updown"
+)
+
+STRONGSWAN_CONF = """\
+charon {{
+  load_modular = no
+  load = {plugins}
+  install_virtual_ip = no
+  retransmit_timeout = 1.0
+  retransmit_base = 1.4
+  plugins {{
+    vici {{
+      socket = unix://{directory}/vici
+    }}
+    kernel-libipsec {{
+      allow_peer_ts = yes
+    }}
+  }}
+  filelog {{
+    log {{
+      path = {directory}/charon.log
+      default = 1
+      ike = 2
+      flush_line = yes
+    }}
+  }}
+}}
+"""
+
+
+class StrongSwan:
+    """One charon; `load` takes the text of a swanctl.conf."""
+
+    def __init__(self, space: Namespace, directory: Path) -> None:
+        self.space = space
+        self.directory = directory
+        self.uri = f"unix://{directory}/vici"
+
+    @property
+    def log(self) -> str:
+        return (self.directory / "charon.log").read_text()
+
+    def swanctl(self, *arguments: str, timeout: float = 30, check: bool = True) -> str:
+        return self.space.run("swanctl", *arguments, "--uri", self.uri, timeout=timeout, check=check)
+
+    def load(self, conf: str) -> None:
+        file = self.directory / "swanctl.conf"
+        file.write_text(conf)
+        self.swanctl("--load-all", "--file", str(file))
+
+    def initiate(self, child: str = "lan") -> str:
+        return self.swanctl("--initiate", "--child", child)
+
+    def rekey_child(self, child: str = "lan") -> None:
+        self.swanctl("--rekey", "--child", child)
+
+    def terminate(self, ike: str = "gateway") -> None:
+        self.swanctl("--terminate", "--ike", ike, check=False)
+
+    def sas(self) -> str:
+        return self.swanctl("--list-sas")
+
+    def child_spis(self) -> list[str]:
+        """Inbound SPIs of the installed CHILD_SAs, as eight hexadecimal digits."""
+        return re.findall(r"^\s+in\s+([0-9a-f]{8})", self.sas(), re.MULTILINE)
+
+
+@contextmanager
+def strongswan(space: Namespace, directory: Path) -> Iterator[StrongSwan]:
+    """Start charon in the namespace with a /run of its own, and stop it at the end."""
+    directory.mkdir(parents=True, exist_ok=True)
+    conf = directory / "strongswan.conf"
+    conf.write_text(STRONGSWAN_CONF.format(directory=directory, plugins=PLUGINS))
+    command = f"mount -t tmpfs t /run && exec {CHARON}"
+    with (directory / "charon.out").open("w") as out:
+        process = subprocess.Popen(
+            ["env", f"STRONGSWAN_CONF={conf}", *space.command("unshare", "-m", "sh", "-c", command)],
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+    try:
+        wait_until(
+            lambda: (directory / "vici").exists() and "ipsec0" in space.ip("link"),
+            f"charon up (see {directory}/charon.log)",
+        )
+        run("ip", "-n", space.name, "link", "set", "ipsec0", "txqueuelen", "10000")
+        yield StrongSwan(space, directory)
+    finally:
+        stop(process)
