@@ -15,7 +15,7 @@ class Exit(IntEnum):
     """Exit codes of the `protego` command (documented in docs/cli.md)."""
 
     OK = 0
-    FAILED = 1  # the operation was tried and failed; for `local`, a packet was lost, misdelivered or corrupted
+    FAILED = 1  # tried and failed; for `local`: a packet was lost, misdelivered or corrupted
     USAGE = 2  # wrong arguments or an invalid cluster file
     UNREACHABLE = 3  # no control node answered
     NOT_FOUND = 4  # no such tunnel or node

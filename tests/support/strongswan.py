@@ -13,8 +13,8 @@ from tests.support.netns import Namespace, run, stop, wait_until
 CHARON = "/usr/lib/ipsec/charon"
 
 PLUGINS = (
-    "random nonce aes aesni sha1 sha2 hmac kdf gcm chapoly curve25519 openssl drbg x509 pubkey pem pkcs1 pkcs8 "
-    "revocation constraints kernel-libipsec kernel-netlink socket-default vici updown"
+    "random nonce aes aesni sha1 sha2 hmac kdf gcm chapoly curve25519 openssl drbg x509 pubkey pem pkcs1 "
+    "pkcs8 revocation constraints kernel-libipsec kernel-netlink socket-default vici updown"
 )
 
 STRONGSWAN_CONF = """\
