@@ -1,0 +1,265 @@
+"""A UDP socket that moves batches: GRO on receive, GSO on send, the source address chosen per send.
+
+Receive: one `recvmsg_into` of a reused buffer; the kernel says in a control message how long each segment is
+(UDP_GRO), and the batch's TOS (one for all: the kernel merges only equals).
+Send: one `sendmsg` per 64 segments (UDP_SEGMENT), with the source address (IP_PKTINFO) and TOS beside it.
+
+Where the kernel lacks one of the two, datagrams go one by one. A path that refuses segmentation for a size
+(its MTU is smaller) gets that size singly, fragmented by the kernel; DF is not set and path MTU reports are
+ignored (IP_PMTUDISC_OMIT), so that nobody can shrink a path by forging ICMP. ICMP errors never stop a socket.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import select
+import socket
+import struct
+import sys
+from typing import NamedTuple
+
+import trio
+
+from protego_cli.errors import EnvironmentFault
+from protego_cli.net.gso import MAX_BYTES, segments_per_send
+
+logger = logging.getLogger(__name__)
+
+Address = tuple[str, int]
+Buffer = bytes | bytearray | memoryview
+
+# Linux numbers that the socket module does not name (linux/udp.h, linux/in.h, asm-generic/socket.h)
+UDP_SEGMENT = 103
+UDP_GRO = 104
+IP_PKTINFO = 8
+IP_MTU_DISCOVER = 10
+IP_PMTUDISC_OMIT = 5
+SO_SNDBUFFORCE = 32
+SO_RCVBUFFORCE = 33
+SO_MEMINFO = 55
+MEMINFO_DROPS = 8  # index of the drop count among the 32-bit words of SO_MEMINFO
+
+RECEIVE_BYTES = 1 << 16  # no UDP payload, merged or not, is longer
+CONTROL_BYTES = socket.CMSG_SPACE(4) + socket.CMSG_SPACE(1)
+WRITABLE_WAIT_MS = 5  # how long a full send buffer may hold the role up before the packets are dropped
+MAX_CEILINGS = 1024  # destinations whose largest segment is remembered
+
+_INT = struct.Struct("=i")
+_U16 = struct.Struct("=H")
+_PKTINFO = struct.Struct("=i4s4s")
+
+# What an unconnected socket may report about a datagram it sent earlier, or about its path.
+_TRANSIENT = frozenset(
+    {
+        errno.ECONNREFUSED,
+        errno.EHOSTUNREACH,
+        errno.ENETUNREACH,
+        errno.EHOSTDOWN,
+        errno.ENETDOWN,
+        errno.EMSGSIZE,
+        errno.EPROTO,
+        errno.ENOPROTOOPT,
+        errno.ENOMEM,
+        errno.ENOBUFS,
+    }
+)
+
+
+class Batch(NamedTuple):
+    """What one receive returned; `view` is valid until the next receive on the same socket."""
+
+    view: memoryview  # segments of `size` bytes, the last perhaps shorter
+    size: int  # len(view) for a single datagram
+    source: Address
+    tos: int = 0
+
+
+class UdpSocket:
+    """A bound, non-blocking UDP socket (IPv4)."""
+
+    def __init__(self, sock: socket.socket, *, gro: bool, gso: bool) -> None:
+        self._sock = sock
+        self._gro = gro
+        self._gso = gso
+        self._buffer = memoryview(bytearray(RECEIVE_BYTES))
+        self._buffers = [self._buffer]
+        self._ceilings: dict[str, int] = {}
+        self._control: dict[tuple[int, str | None, int], list[tuple[int, int, bytes]]] = {}
+        address, port = sock.getsockname()[:2]
+        self.address: Address = (address, port)
+
+    @classmethod
+    def bind(cls, address: str, port: int, *, buffer: int = 8 << 20) -> UdpSocket:
+        """Bind, with `buffer` bytes of kernel buffer each way. Raises EnvironmentFault with the remedy."""
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        try:
+            sock.setblocking(False)
+            _enlarge(sock, buffer)
+            sock.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_OMIT)
+            sock.setsockopt(socket.IPPROTO_IP, socket.IP_RECVTOS, 1)
+            sock.bind((address, port))
+        except OSError as error:
+            sock.close()
+            raise EnvironmentFault(_bind_fault(address, port, error)) from error
+        gro = _supports(sock, UDP_GRO, 1)
+        gso = _supports(sock, UDP_SEGMENT, 0)  # 0: no default size, each send brings its own
+        if not (gro and gso):
+            logger.warning(
+                "kernel lacks UDP offload, datagrams go singly address=%s port=%d gro=%s gso=%s",
+                *(address, port, gro, gso),
+            )
+        return cls(sock, gro=gro, gso=gso)
+
+    def receive(self) -> Batch | None:
+        """One non-blocking receive; None when there is nothing."""
+        try:
+            count, control, _, source = self._sock.recvmsg_into(self._buffers, CONTROL_BYTES)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            if error.errno in _TRANSIENT:
+                return None
+            raise
+        size, tos = count, 0
+        for level, kind, data in control:
+            if kind == UDP_GRO and level == socket.IPPROTO_UDP:
+                size = _INT.unpack(data)[0]
+            elif kind == socket.IP_TOS and level == socket.IPPROTO_IP:
+                tos = data[0]
+        return Batch(self._buffer[:count], size, source, tos)
+
+    def send(
+        self, data: Buffer, size: int, dest: Address, *, source: str | None = None, tos: int = 0
+    ) -> bool:
+        """Send `data` as datagrams of `size` bytes, the last perhaps shorter.
+
+        `source` overrides the bound address. False when the kernel refused any of them.
+        """
+        length = len(data)
+        if length <= size:
+            return self._transmit(data, dest, self._control_for(0, source, tos)) == 0
+        ceiling = self._ceilings.get(dest[0], MAX_BYTES) if self._ceilings else MAX_BYTES
+        if not self._gso or size > ceiling:
+            return self._send_singly(data, size, dest, source, tos)
+        control = self._control_for(size, source, tos)
+        step = segments_per_send(size) * size
+        if length <= step:
+            fault = self._transmit(data, dest, control)
+            return fault == 0 or self._refused(fault, data, size, dest, source, tos)
+        sent = True
+        view = memoryview(data)
+        for start in range(0, length, step):
+            part = view[start : start + step]
+            if len(part) <= size:
+                sent &= self._transmit(part, dest, self._control_for(0, source, tos)) == 0
+            elif fault := self._transmit(part, dest, control):
+                sent &= self._refused(fault, part, size, dest, source, tos)
+        return sent
+
+    async def wait_readable(self) -> None:
+        await trio.lowlevel.wait_readable(self._sock)
+
+    def overflow(self) -> int:
+        """How many datagrams the kernel dropped so far because this socket's buffer was full."""
+        words = self._sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 4 * (MEMINFO_DROPS + 1))
+        offset = 4 * MEMINFO_DROPS
+        return int.from_bytes(words[offset : offset + 4], sys.byteorder)
+
+    def close(self) -> None:
+        if self._sock.fileno() >= 0 and trio.lowlevel.in_trio_run():
+            trio.lowlevel.notify_closing(self._sock)
+        self._sock.close()
+
+    def _transmit(self, data: Buffer, dest: Address, control: list[tuple[int, int, bytes]]) -> int:
+        """One `sendmsg`; 0 or the errno. Waits briefly, once, where the send buffer is full."""
+        try:
+            self._sock.sendmsg((data,), control, 0, dest)
+        except BlockingIOError:
+            poll = select.poll()
+            poll.register(self._sock, select.POLLOUT)
+            poll.poll(WRITABLE_WAIT_MS)
+            try:
+                self._sock.sendmsg((data,), control, 0, dest)
+            except OSError as error:
+                return error.errno or errno.EIO
+        except OSError as error:
+            return error.errno or errno.EIO
+        return 0
+
+    def _refused(
+        self, fault: int, data: Buffer, size: int, dest: Address, source: str | None, tos: int
+    ) -> bool:
+        """Send singly what a segmented send did not carry, if segmentation is what it was refused for."""
+        if fault == errno.EIO:  # no checksum offload on the way out: never with this device
+            if self._gso:
+                self._gso = False
+                logger.warning("segmentation offload refused, datagrams go singly dest=%s", dest[0])
+        elif fault in (errno.EINVAL, errno.EMSGSIZE):  # a segment is longer than the path's MTU
+            if len(self._ceilings) >= MAX_CEILINGS:
+                self._ceilings.clear()
+            self._ceilings[dest[0]] = size - 1
+        else:
+            return False
+        return self._send_singly(data, size, dest, source, tos)
+
+    def _send_singly(self, data: Buffer, size: int, dest: Address, source: str | None, tos: int) -> bool:
+        control = self._control_for(0, source, tos)
+        view = memoryview(data)
+        faults = [self._transmit(view[at : at + size], dest, control) for at in range(0, len(view), size)]
+        return not any(faults)
+
+    def _control_for(self, size: int, source: str | None, tos: int) -> list[tuple[int, int, bytes]]:
+        """The control messages of a send, made once for each combination."""
+        key = (size, source, tos)
+        control = self._control.get(key)
+        if control is None:
+            control = []
+            if size:
+                control.append((socket.IPPROTO_UDP, UDP_SEGMENT, _U16.pack(size)))
+            if source is not None:
+                packed = _PKTINFO.pack(0, socket.inet_aton(source), bytes(4))
+                control.append((socket.IPPROTO_IP, IP_PKTINFO, packed))
+            if tos:
+                control.append((socket.IPPROTO_IP, socket.IP_TOS, _INT.pack(tos)))
+            if len(self._control) >= MAX_CEILINGS:
+                self._control.clear()
+            self._control[key] = control
+        return control
+
+
+def _enlarge(sock: socket.socket, buffer: int) -> None:
+    """Ask for `buffer` bytes each way: beyond the sysctl limits with CAP_NET_ADMIN, else up to them."""
+    for force, plain in ((SO_RCVBUFFORCE, socket.SO_RCVBUF), (SO_SNDBUFFORCE, socket.SO_SNDBUF)):
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, force, buffer)
+        except PermissionError:
+            sock.setsockopt(socket.SOL_SOCKET, plain, buffer)
+
+
+def _supports(sock: socket.socket, option: int, value: int) -> bool:
+    try:
+        sock.setsockopt(socket.IPPROTO_UDP, option, value)
+    except OSError:
+        return False
+    return True
+
+
+def _bind_fault(address: str, port: int, error: OSError) -> str:
+    """What a failed bind means to who runs the node, and what to do."""
+    where = f"{address} UDP port {port}"
+    if error.errno == errno.EADDRINUSE:
+        return (
+            f"{where} is in use: stop the process that holds it (`ss -ulnp`), or give the node another port"
+        )
+    if error.errno == errno.EADDRNOTAVAIL:
+        return (
+            f"{where} cannot be opened: {address} is not an address of this machine; add it "
+            f"(`ip address add {address}/32 dev lo`) or correct the cluster file"
+        )
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return (
+            f"{where} needs privilege: run as root or with CAP_NET_BIND_SERVICE, "
+            "or give the node ports of 1024 and above (ike = 0 leaves port 500 out)"
+        )
+    return f"{where} cannot be opened: {error.strerror or error}"
