@@ -1,0 +1,240 @@
+"""Checks of the cluster file that look at several values together.
+
+Each takes the cluster as read and yields problems. Values that were wrong by themselves are placeholders by
+now (empty text, no entries) and are skipped: they are reported already.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from protego_cli.config.fields import join
+from protego_cli.config.model import Cluster, Node, TenantConfig, TunnelConfig
+from protego_cli.config.secrets import read_secret
+from protego_cli.config.values import AnyNetwork
+from protego_cli.errors import EnvironmentFault, Problem
+
+T = TypeVar("T")
+
+
+def check_cluster(cluster: Cluster) -> Iterator[Problem]:
+    """Everything that one value alone cannot show."""
+    yield from _roles(cluster)
+    yield from _addresses(cluster)
+    yield from _ports(cluster)
+    yield from _tenants(cluster)
+    for tenant in cluster.tenants:
+        yield from _vteps(tenant)
+        yield from _remote_prefixes(tenant)
+        for tunnel in tenant.tunnels:
+            yield from _tunnel(cluster, tenant, tunnel)
+    yield from _peers(cluster)
+
+
+def check_secrets(cluster: Cluster) -> Iterator[Problem]:
+    """The files only the GMN needs, so other nodes do without them."""
+    for tunnel in cluster.tunnels():
+        try:
+            read_secret(tunnel.auth.file)
+        except EnvironmentFault as fault:
+            yield Problem(tunnel_key(tunnel, "auth.file"), str(fault))
+
+
+def tenant_key(tenant: TenantConfig, rest: str) -> str:
+    return f"{join('tenants', tenant.name)}.{rest}"
+
+
+def tunnel_key(tunnel: TunnelConfig, rest: str) -> str:
+    return f"{join(join('tenants', tunnel.tenant) + '.tunnels', tunnel.name)}.{rest}"
+
+
+def _node_key(node: Node, rest: str) -> str:
+    return f"{join('nodes', node.name)}.{rest}"
+
+
+def _roles(cluster: Cluster) -> Iterator[Problem]:
+    gmns = cluster.nodes_of("gmn")
+    if not gmns and all(node.role for node in cluster.nodes):
+        yield Problem(
+            "nodes", 'expected one node with role = "gmn", which holds all IKE state; there is none'
+        )
+    for extra in gmns[1:]:
+        yield Problem(_node_key(extra, "role"), f'expected exactly one "gmn"; {gmns[0].name} is one already')
+
+
+def _addresses(cluster: Cluster) -> Iterator[Problem]:
+    for index, vip in enumerate(cluster.vips):
+        if vip in cluster.vips[:index]:
+            yield Problem(f"cluster.vips[{index}]", f"{vip} is listed twice")
+    for node in cluster.nodes:
+        if node.address in cluster.vips:
+            yield Problem(
+                _node_key(node, "address"),
+                f"{node.address} is one of cluster.vips; a node's own address must be another one, "
+                "because peers must not reach the fabric",
+            )
+
+
+def _listeners(node: Node) -> list[tuple[str, str, int]]:
+    """(port's name, protocol, port) bound on the node's own address; several nodes may serve a VIP."""
+    ports = node.ports
+    return {
+        "gmn": [("control", "tcp", ports.control), ("fabric", "udp", ports.fabric)],
+        "gin": [("fabric", "udp", ports.fabric)],
+        "gen": [("vxlan", "udp", ports.vxlan)],
+        "gpn": [("esp", "udp", ports.esp), ("vxlan", "udp", ports.vxlan)],
+    }.get(node.role, [])
+
+
+def _ports(cluster: Cluster) -> Iterator[Problem]:
+    taken: dict[tuple[str, str, int], str] = {}
+    for node in cluster.nodes:
+        for name, protocol, port in _listeners(node) if node.address else []:
+            here = (node.address, protocol, port)
+            if here in taken:
+                yield Problem(
+                    _node_key(node, f"ports.{name}"),
+                    f"{node.address} {protocol}/{port} is taken by {taken[here]} already; "
+                    "give one of them another address or port",
+                )
+            taken.setdefault(here, f"{node.name} ({name})")
+    yield from _same_natt(cluster)
+    for tenant in cluster.tenants:
+        for index, vtep in enumerate(tenant.attach.vteps):
+            owner = taken.get((vtep.address, "udp", vtep.port))
+            if owner:
+                yield Problem(
+                    tenant_key(tenant, f"attach.vteps[{index}].address"),
+                    f"{vtep.address} udp/{vtep.port} is the node {owner}, not a VTEP of the tenant",
+                )
+
+
+def _same_natt(cluster: Cluster) -> Iterator[Problem]:
+    """A peer must get ESP from the port it sends to: GPNs send from the number that the GINs listen on."""
+    edge = cluster.nodes_of("gin") + cluster.nodes_of("gpn")
+    for node in edge[1:]:
+        if node.ports.natt != edge[0].ports.natt:
+            yield Problem(
+                _node_key(node, "ports.natt"),
+                f"expected {edge[0].ports.natt} as on {edge[0].name}, got {node.ports.natt}: "
+                "every GIN and GPN uses the same",
+            )
+
+
+def _tenants(cluster: Cluster) -> Iterator[Problem]:
+    first: dict[int, str] = {}
+    for tenant in cluster.tenants:
+        if tenant.vni and first.setdefault(tenant.vni, tenant.name) != tenant.name:
+            yield Problem(
+                tenant_key(tenant, "vni"),
+                f"{tenant.vni} is the VNI of tenant {first[tenant.vni]} already; each tenant needs its own",
+            )
+
+
+def _vteps(tenant: TenantConfig) -> Iterator[Problem]:
+    vteps = tenant.attach.vteps
+    for index, vtep in enumerate(vteps):
+        if vtep.prefix and any(vtep.prefix == other.prefix for other in vteps[:index]):
+            yield Problem(
+                tenant_key(tenant, f"attach.vteps[{index}].prefix"), f"{vtep.prefix} is listed twice"
+            )
+
+
+def _networks(prefixes: Iterable[str]) -> list[AnyNetwork]:
+    return [ipaddress.ip_network(prefix) for prefix in prefixes if prefix]
+
+
+def _remote_prefixes(tenant: TenantConfig) -> Iterator[Problem]:
+    """A packet from the tenant must belong to one tunnel: its prefixes may overlap with no other's."""
+    seen: list[tuple[AnyNetwork, TunnelConfig]] = []
+    for tunnel in tenant.tunnels:
+        for index, prefix in enumerate(tunnel.remote_ts):
+            network = ipaddress.ip_network(prefix)
+            for other, owner in seen:
+                if network.version == other.version and network.overlaps(other):
+                    yield Problem(
+                        tunnel_key(tunnel, f"remote_ts[{index}]"),
+                        f"{network} overlaps {other} of tunnel {owner.id}; within a tenant each remote "
+                        "prefix belongs to one tunnel",
+                    )
+            seen.append((network, tunnel))
+
+
+def _tunnel(cluster: Cluster, tenant: TenantConfig, tunnel: TunnelConfig) -> Iterator[Problem]:
+    if tunnel.peer in cluster.vips:
+        yield Problem(
+            tunnel_key(tunnel, "peer"), f"{tunnel.peer} is one of cluster.vips: that is our own side"
+        )
+    elif tunnel.peer and tunnel.vip and _version(tunnel.peer) != _version(tunnel.vip):
+        yield Problem(
+            tunnel_key(tunnel, "peer"),
+            f"expected an IPv{_version(tunnel.vip)} address like the VIP {tunnel.vip}, got {tunnel.peer}",
+        )
+    if tunnel.start == "auto" and tunnel.peer is None:
+        yield Problem(
+            tunnel_key(tunnel, "start"),
+            'expected "wait": a peer whose address is not known cannot be dialled',
+        )
+    yield from _covered(tenant, tunnel)
+    yield from _families(tunnel)
+
+
+def _covered(tenant: TenantConfig, tunnel: TunnelConfig) -> Iterator[Problem]:
+    """The tenant's side of a tunnel must be reachable through the tenant's VTEPs."""
+    prefixes = [vtep.prefix for vtep in tenant.attach.vteps]
+    if not prefixes or "" in prefixes:
+        return
+    networks = _networks(prefixes)
+    reachable: list[AnyNetwork] = [
+        *ipaddress.collapse_addresses(net for net in networks if isinstance(net, ipaddress.IPv4Network)),
+        *ipaddress.collapse_addresses(net for net in networks if isinstance(net, ipaddress.IPv6Network)),
+    ]
+    for index, prefix in enumerate(tunnel.local_ts):
+        network = ipaddress.ip_network(prefix)
+        if not any(_inside(network, other) for other in reachable):
+            yield Problem(
+                tunnel_key(tunnel, f"local_ts[{index}]"),
+                f"{network} is not inside the prefixes of tenants.{tenant.name}.attach.vteps "
+                f"({', '.join(prefixes)}), so its packets could not be delivered",
+            )
+
+
+def _inside(network: AnyNetwork, other: AnyNetwork) -> bool:
+    if isinstance(network, ipaddress.IPv4Network):
+        return isinstance(other, ipaddress.IPv4Network) and network.subnet_of(other)
+    return isinstance(other, ipaddress.IPv6Network) and network.subnet_of(other)
+
+
+def _families(tunnel: TunnelConfig) -> Iterator[Problem]:
+    local = {network.version for network in _networks(tunnel.local_ts)}
+    remote = {network.version for network in _networks(tunnel.remote_ts)}
+    if local and remote and local != remote:
+        yield Problem(
+            tunnel_key(tunnel, "remote_ts"),
+            f"expected the address families of local_ts ({_spoken(local)}), got {_spoken(remote)}",
+        )
+
+
+def _spoken(versions: Iterable[int]) -> str:
+    return " and ".join(f"IPv{version}" for version in sorted(versions))
+
+
+def _peers(cluster: Cluster) -> Iterator[Problem]:
+    """IKE_AUTH picks the tunnel by the peer's address and identity, so the two must decide it."""
+    tunnels = [tunnel for tunnel in cluster.tunnels() if tunnel.remote_id and tunnel.peer != ""]
+    by_id: dict[str, list[TunnelConfig]] = {}
+    for tunnel in tunnels:
+        for other in by_id.setdefault(tunnel.remote_id, []):
+            if tunnel.peer == other.peer or None in (tunnel.peer, other.peer):
+                yield Problem(
+                    tunnel_key(tunnel, "remote_id"),
+                    f'tunnel {other.id} expects "{tunnel.remote_id}" from {other.peer or "any address"} too, '
+                    "so the two could be confused: give them different remote_ids or peers",
+                )
+        by_id[tunnel.remote_id].append(tunnel)
+
+
+def _version(text: str) -> int:
+    return ipaddress.ip_address(text).version

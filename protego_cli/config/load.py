@@ -1,0 +1,328 @@
+"""The cluster file: from TOML to `model.Cluster`, with every fault found in one pass.
+
+1. `find` settles which file is meant.
+2. `load` parses TOML, converts each value (`values.py`, `fields.py`), then checks values against each other
+   (`checks.py`). It raises one `ConfigError` with all problems, each with its key and what was expected.
+3. `check` is `load` and the secrets' files together, for `protego config check`. `load` itself leaves them
+   alone: only the GMN needs them.
+
+What depends on plugins (proposals, backends, policies) is checked through `Known`, which the caller fills:
+this layer knows no plugin. `load_plugins_section` reads the one table that is needed before.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import tomli
+
+from protego_cli.config import values
+from protego_cli.config.checks import check_cluster, check_secrets
+from protego_cli.config.fields import Table
+from protego_cli.config.model import (
+    ROLES,
+    Cluster,
+    IkeSettings,
+    Node,
+    PluginsConfig,
+    Ports,
+    PskAuth,
+    Role,
+    TenantConfig,
+    TunnelConfig,
+    VtepConfig,
+    VxlanAttach,
+)
+from protego_cli.config.secrets import read_secret
+from protego_cli.errors import ConfigError, EnvironmentFault, Problem, UsageError
+
+__all__ = [
+    "ENVIRONMENT",
+    "PLACES",
+    "CheckProposal",
+    "check",
+    "find",
+    "load",
+    "load_plugins_section",
+    "read_secret",
+]
+
+ENVIRONMENT = "PROTEGO_CLUSTER"
+PLACES = (Path("cluster.toml"), Path("/etc/protego/cluster.toml"))
+
+CheckProposal = Callable[[str, Literal["ike", "esp"]], str | None]
+"""Says what is wrong with a proposal, or None."""
+
+
+@dataclass(frozen=True)
+class _Plugged:
+    """What the loaded plugins provide; None where it is not to be checked."""
+
+    check_proposal: CheckProposal | None = None
+    ingress: Collection[str] | None = None
+    packing: Collection[str] | None = None
+
+
+def find(path: Path | None = None) -> Path:
+    """The cluster file: as given, or $PROTEGO_CLUSTER, ./cluster.toml, /etc/protego/cluster.toml."""
+    if path is not None:
+        return path
+    if named := os.environ.get(ENVIRONMENT):
+        return Path(named)
+    for place in PLACES:
+        if place.exists():
+            return place
+    raise UsageError(
+        f"no cluster file: name one with -c or ${ENVIRONMENT} (looked for {' and '.join(map(str, PLACES))})"
+    )
+
+
+def load(
+    path: Path,
+    *,
+    check_proposal: CheckProposal | None = None,
+    ingress: Collection[str] | None = None,
+    packing: Collection[str] | None = None,
+) -> Cluster:
+    """The cluster that a file describes.
+
+    `check_proposal`, `ingress` (names of steering backends) and `packing` (of packing policies) come from
+    the plugins; what is None is not checked. Raises ConfigError with every problem.
+    """
+    cluster, problems = _read(path, _Plugged(check_proposal, ingress, packing))
+    if problems:
+        raise ConfigError(str(path), problems)
+    return cluster
+
+
+def check(
+    path: Path,
+    *,
+    check_proposal: CheckProposal | None = None,
+    ingress: Collection[str] | None = None,
+    packing: Collection[str] | None = None,
+) -> Cluster:
+    """As `load`, and the files of the secrets must be there and fit too."""
+    cluster, problems = _read(path, _Plugged(check_proposal, ingress, packing))
+    problems.extend(check_secrets(cluster))
+    if problems:
+        raise ConfigError(str(path), problems)
+    return cluster
+
+
+def load_plugins_section(path: Path) -> PluginsConfig:
+    """Only `[plugins]`: what must be loaded before the rest of the file can be judged."""
+    problems: list[Problem] = []
+    plugins = _plugins(Table(_parse(path), "", problems), path.absolute().parent)
+    if problems:
+        raise ConfigError(str(path), problems)
+    return plugins
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    try:
+        return tomli.loads(path.read_bytes().decode())
+    except tomli.TOMLDecodeError as error:  # its text names line and column
+        raise ConfigError(str(path), [Problem("", f"is not valid TOML: {error}")]) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(str(path), [Problem("", f"is not UTF-8 text at byte {error.start}")]) from None
+    except FileNotFoundError:
+        raise UsageError(f"{path} does not exist; -c names the cluster file") from None
+    except OSError as error:
+        raise EnvironmentFault(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _read(path: Path, plugged: _Plugged) -> tuple[Cluster, list[Problem]]:
+    problems: list[Problem] = []
+    top = Table(_parse(path), "", problems)
+    file = path.absolute()
+    base = file.parent
+    section = top.table("cluster", needed="a table [cluster] with name and vips")
+    if "cluster" in top:
+        name = section.need("name", values.name, "", example='a name such as "demo"')
+        vips = section.sequence(
+            "vips", values.address, example='a list of addresses such as ["203.0.113.10"]'
+        )
+    else:
+        name, vips = "", ()
+    cluster = Cluster(
+        name=name,
+        file=file,
+        vips=vips,
+        pki=section.take("pki", values.path(base), base / "pki"),
+        state=section.take("state", values.path(base), base / "state"),
+        nodes=_nodes(top.table("nodes", needed="a table [nodes.NAME] for each node")),
+        tenants=tuple(
+            _tenant(name, table, vips, base, plugged) for name, table in top.table("tenants").named()
+        ),
+        ingress=section.take("ingress", _named(plugged.ingress, "a steering backend"), "mux"),
+        packing=section.take("packing", _named(plugged.packing, "a packing policy"), "spread"),
+        ike=_ike(top.table("ike")),
+        plugins=_plugins(top, base),
+    )
+    section.done()
+    top.done()
+    problems.extend(check_cluster(cluster))
+    return cluster, problems
+
+
+def _named(known: Collection[str] | None, what: str) -> Callable[[object], str]:
+    return values.name if known is None else values.choice(sorted(known), what=what)
+
+
+def _nodes(collection: Table) -> tuple[Node, ...]:
+    nodes = []
+    for name, table in collection.named():
+        _check_name(table, name)
+        role = table.need("role", values.choice(ROLES), "", example=f"one of {', '.join(ROLES)}")
+        address = table.need("address", values.address, "", example='an IP address such as "10.10.0.1"')
+        nodes.append(
+            Node(name=name, role=cast("Role", role), address=address, ports=_ports(table.table("ports")))
+        )
+        table.done()
+    return tuple(nodes)
+
+
+def _ports(table: Table) -> Ports:
+    default = Ports()
+    port = values.integer(1, 65535)
+    ports = Ports(
+        ike=table.take("ike", values.integer(0, 65535), default.ike),
+        natt=table.take("natt", port, default.natt),
+        esp=table.take("esp", port, default.esp),
+        vxlan=table.take("vxlan", port, default.vxlan),
+        fabric=table.take("fabric", port, default.fabric),
+        control=table.take("control", port, default.control),
+    )
+    table.done()
+    return ports
+
+
+def _tenant(name: str, table: Table, vips: tuple[str, ...], base: Path, plugged: _Plugged) -> TenantConfig:
+    _check_name(table, name)
+    attach = table.table("attach", needed='a table such as { kind = "vxlan", vteps = [...] }')
+    tenant = TenantConfig(
+        name=name,
+        vni=table.need(
+            "vni", values.integer(1, values.MAX_VNI), 0, example=f"a whole number from 1 to {values.MAX_VNI}"
+        ),
+        gateway_mac=table.need(
+            "gateway_mac", values.mac, b"", example='a MAC address such as "02:50:00:00:10:01"'
+        ),
+        attach=_attach(attach) if "attach" in table else VxlanAttach(vteps=()),
+        tunnels=tuple(
+            _tunnel(name, own, entry, vips, base, plugged) for own, entry in table.table("tunnels").named()
+        ),
+    )
+    table.done()
+    return tenant
+
+
+def _check_name(table: Table, name: str) -> None:
+    try:
+        values.name(name)
+    except ValueError as error:
+        table.fault(str(error))
+
+
+def _attach(table: Table) -> VxlanAttach:
+    table.need("kind", values.choice(["vxlan"]), "vxlan", example='"vxlan"')
+    vteps = []
+    example = 'a list of { prefix = "10.1.0.0/24", address = "10.20.0.5", mac = "02:00:00:00:00:05" }'
+    for entry in table.tables("vteps", example=example):
+        vteps.append(
+            VtepConfig(
+                prefix=entry.need("prefix", values.prefix, "", example='a prefix such as "10.1.0.0/24"'),
+                address=entry.need(
+                    "address", values.address, "", example='an IP address such as "10.20.0.5"'
+                ),
+                mac=entry.need("mac", values.mac, b"", example='a MAC address such as "02:00:00:00:00:05"'),
+                port=entry.take("port", values.integer(1, 65535), 4789),
+            )
+        )
+        entry.done()
+    table.done()
+    return VxlanAttach(vteps=tuple(vteps))
+
+
+def _tunnel(
+    tenant: str, name: str, table: Table, vips: tuple[str, ...], base: Path, plugged: _Plugged
+) -> TunnelConfig:
+    _check_name(table, name)
+    unread: str | None = ""
+    peer = table.need("peer", values.peer, unread, example='the peer\'s address, or "any"')
+    tunnel = TunnelConfig(
+        name=name,
+        tenant=tenant,
+        peer=peer,
+        local_id=table.need("local_id", values.text, "", example='our identity, such as "203.0.113.10"'),
+        remote_id=table.need(
+            "remote_id", values.text, "", example='the peer\'s identity, such as "198.51.100.7"'
+        ),
+        auth=_auth(
+            table.table("auth", needed='{ kind = "psk", file = "secrets/NAME.psk" }'), "auth" in table, base
+        ),
+        local_ts=table.sequence(
+            "local_ts", values.prefix, example='a list of prefixes such as ["10.1.0.0/24"]'
+        ),
+        remote_ts=table.sequence(
+            "remote_ts", values.prefix, example='a list of prefixes such as ["10.2.0.0/24"]'
+        ),
+        ike=_proposals(table, "ike", ("aes256gcm16-prfsha256-x25519",), plugged),
+        esp=_proposals(table, "esp", ("aes256gcm16-x25519", "aes256gcm16"), plugged),
+        start=cast('Literal["wait", "auto"]', table.take("start", values.choice(["wait", "auto"]), "wait")),
+        vip=table.take("vip", values.choice(vips, what="one of cluster.vips"), vips[0] if vips else ""),
+    )
+    table.done()
+    return tunnel
+
+
+def _auth(table: Table, there: bool, base: Path) -> PskAuth:
+    if not there:
+        return PskAuth(file=base)
+    table.need("kind", values.choice(["psk"]), "psk", example='"psk"')
+    file = table.need("file", values.path(base), base, example='a path such as "secrets/NAME.psk"')
+    table.done()
+    return PskAuth(file=file)
+
+
+def _proposals(
+    table: Table, kind: Literal["ike", "esp"], default: tuple[str, ...], plugged: _Plugged
+) -> tuple[str, ...]:
+    def convert(value: object) -> str:
+        proposal = values.text(value)
+        if plugged.check_proposal is not None and (wrong := plugged.check_proposal(proposal, kind)):
+            raise ValueError(wrong)
+        return proposal
+
+    return table.sequence(
+        kind, convert, example=f'a list of proposals such as ["{default[0]}"]', default=default
+    )
+
+
+def _ike(table: Table) -> IkeSettings:
+    default = IkeSettings()
+    settings = IkeSettings(
+        retransmit_first=table.take("retransmit_first", values.number(0.05, 60), default.retransmit_first),
+        retransmit_base=table.take("retransmit_base", values.number(1, 10), default.retransmit_base),
+        retransmit_tries=table.take("retransmit_tries", values.integer(1, 20), default.retransmit_tries),
+        liveness=table.take("liveness", values.number(1, 86400), default.liveness),
+        half_open_timeout=table.take("half_open_timeout", values.number(1, 600), default.half_open_timeout),
+        half_open_max=table.take("half_open_max", values.integer(1, 1_000_000), default.half_open_max),
+        linger=table.take("linger", values.number(0, 300), default.linger),
+    )
+    table.done()
+    return settings
+
+
+def _plugins(top: Table, base: Path) -> PluginsConfig:
+    table = top.table("plugins")
+    paths = table.sequence(
+        "paths", values.path(base), example='a list of paths such as ["plugins/packing.py"]', default=()
+    )
+    table.done()
+    return PluginsConfig(paths=paths)

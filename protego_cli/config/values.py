@@ -1,0 +1,138 @@
+"""What one value of the cluster file may be: each function takes a TOML value and returns it converted.
+
+They raise ValueError, whose text says what was expected and what is there; `fields.py` adds the key.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
+MAX_VNI = 2**24 - 1  # RFC 7348 5
+BROADCAST = ipaddress.IPv4Address("255.255.255.255")
+SHOWN = 60  # characters of a wrong value that a message repeats
+
+AnyNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+def shown(value: object) -> str:
+    """A wrong value as the file spells it, cut to a bounded length."""
+    if isinstance(value, str):
+        text = f'"{value}"'
+    elif isinstance(value, bool):
+        text = str(value).lower()
+    elif isinstance(value, dict):
+        text = "a table"
+    elif isinstance(value, list):
+        text = "a list"
+    else:
+        text = str(value)
+    return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
+
+
+def text(value: object) -> str:
+    if not isinstance(value, str) or not value.strip() or not value.isprintable() or len(value) > 255:
+        raise ValueError(f"expected printable text of 1 to 255 characters, got {shown(value)}")
+    return value
+
+
+def name(value: object) -> str:
+    if not isinstance(value, str) or not NAME.fullmatch(value):
+        raise ValueError(
+            f"expected a name of 1 to 63 characters a-z, 0-9 and -, not starting with -, got {shown(value)}"
+        )
+    return value
+
+
+def address(value: object) -> str:
+    """A unicast IP address in its canonical spelling."""
+    try:
+        parsed = ipaddress.ip_address(value if isinstance(value, str) else "")
+    except ValueError:
+        raise ValueError(f'expected an IP address such as "10.10.0.1", got {shown(value)}') from None
+    if parsed.is_multicast or parsed.is_unspecified or parsed == BROADCAST or "%" in str(parsed):
+        raise ValueError(f"expected the address of one machine, got {shown(value)}")
+    return str(parsed)
+
+
+def peer(value: object) -> str | None:
+    """A peer's address, or None for "any"."""
+    if value == "any":
+        return None
+    try:
+        return address(value)
+    except ValueError as error:
+        raise ValueError(f'{error}; or "any" for a peer whose address is not known') from None
+
+
+def prefix(value: object) -> str:
+    """A CIDR prefix in its canonical spelling."""
+    spelled = value if isinstance(value, str) else ""
+    try:
+        network: AnyNetwork = ipaddress.ip_network(spelled, strict=False)
+    except ValueError:
+        raise ValueError(f'expected a prefix such as "10.1.0.0/24", got {shown(value)}') from None
+    if "/" not in spelled:
+        raise ValueError(
+            f'expected a prefix such as "10.1.0.0/24", got {shown(value)}: did you mean "{network}"?'
+        )
+    if ipaddress.ip_address(spelled.partition("/")[0]) != network.network_address:
+        raise ValueError(f'{shown(value)} has bits set outside its prefix: did you mean "{network}"?')
+    return str(network)
+
+
+def mac(value: object) -> bytes:
+    """A unicast MAC address."""
+    if not isinstance(value, str) or not MAC.fullmatch(value):
+        raise ValueError(f'expected a MAC address such as "02:50:00:00:10:01", got {shown(value)}')
+    raw = bytes.fromhex(value.replace(":", ""))
+    if raw[0] & 1:
+        raise ValueError(f"expected the MAC address of one machine, got the multicast address {shown(value)}")
+    if not any(raw):
+        raise ValueError("expected a MAC address, got all zeros")
+    return raw
+
+
+def integer(low: int, high: int) -> Callable[[object], int]:
+    def convert(value: object) -> int:
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise ValueError(f"expected a whole number from {low} to {high}, got {shown(value)}")
+        return value
+
+    return convert
+
+
+def number(low: float, high: float) -> Callable[[object], float]:
+    def convert(value: object) -> float:
+        if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
+            raise ValueError(f"expected a number from {low:g} to {high:g}, got {shown(value)}")
+        return float(value)
+
+    return convert
+
+
+def choice(options: Sequence[str], *, what: str = "") -> Callable[[object], str]:
+    """One of `options`; `what` says what they are where that is not plain."""
+
+    def convert(value: object) -> str:
+        if value not in options:
+            listed = ", ".join(f'"{option}"' for option in options)
+            raise ValueError(f"expected {what and what + ': '}{listed}, got {shown(value)}")
+        return str(value)
+
+    return convert
+
+
+def path(base: Path) -> Callable[[object], Path]:
+    """A path, relative ones being relative to `base`."""
+
+    def convert(value: object) -> Path:
+        if not isinstance(value, str) or not value or "\0" in value:
+            raise ValueError(f"expected a path (relative to this file), got {shown(value)}")
+        return base / value
+
+    return convert
