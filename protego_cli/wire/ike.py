@@ -1,0 +1,82 @@
+"""An IKEv2 message: its header and its outer payloads (RFC 7296 3.1).
+
+Datagrams come here without the non-ESP marker of port 4500. What is inside an SK payload is opened by
+`ike.protect` and then parsed by `payloads.parse_chain_untrusted`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from protego_cli.errors import Malformed
+from protego_cli.wire.payloads import Payload, build_chain, parse_chain_untrusted
+from protego_cli.wire.reader import Reader
+
+HEADER_LENGTH = 28
+MAJOR_VERSION = 2
+
+_VERSION = MAJOR_VERSION << 4
+_INITIATOR, _RESPONSE = 0x08, 0x20
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """`initiator`: the sender is the original initiator of the IKE_SA."""
+
+    spi_i: bytes
+    spi_r: bytes
+    exchange: int
+    initiator: bool
+    response: bool
+    message_id: int
+    first: int = 0  # type of the first payload
+    length: int = 0  # of the whole message
+    version: int = _VERSION
+
+    @property
+    def major(self) -> int:
+        return self.version >> 4
+
+    def build(self, first: int, length: int) -> bytes:
+        """The 28 bytes for a message of `length` bytes whose first payload is of type `first`."""
+        flags = (_INITIATOR if self.initiator else 0) | (_RESPONSE if self.response else 0)
+        return (
+            self.spi_i
+            + self.spi_r
+            + bytes((first, self.version, self.exchange, flags))
+            + self.message_id.to_bytes(4, "big")
+            + length.to_bytes(4, "big")
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    header: Header
+    payloads: tuple[Payload, ...]
+
+
+def build_message(header: Header, payloads: Sequence[Payload]) -> bytes:
+    """The inverse of `parse_message_untrusted`; `header.first` and `.length` are computed."""
+    first, chain = build_chain(payloads)
+    return header.build(first, HEADER_LENGTH + len(chain)) + chain
+
+
+def parse_header_untrusted(data: bytes) -> Header:
+    """The header of a datagram whose length it must state exactly. Any version; raises Malformed."""
+    reader = Reader(data)
+    spi_i, spi_r = reader.take(8), reader.take(8)
+    first, version, exchange, flags = reader.u8(), reader.u8(), reader.u8(), reader.u8()
+    message_id, length = reader.u32(), reader.u32()
+    if length != len(data):
+        raise Malformed(f"length says {length}, {len(data)} bytes came")
+    initiator, response = bool(flags & _INITIATOR), bool(flags & _RESPONSE)
+    return Header(spi_i, spi_r, exchange, initiator, response, message_id, first, length, version)
+
+
+def parse_message_untrusted(data: bytes) -> Message:
+    """Header and outer payloads of a message of version 2. Raises Malformed."""
+    header = parse_header_untrusted(data)
+    if header.major != MAJOR_VERSION:
+        raise Malformed(f"version {header.major}")
+    return Message(header, parse_chain_untrusted(header.first, memoryview(data)[HEADER_LENGTH:]))

@@ -1,0 +1,62 @@
+"""A bounded reader over bytes from the network: running out of them raises `Malformed`, nothing else.
+
+Numbers are unsigned and in network order.
+"""
+
+from __future__ import annotations
+
+from protego_cli.errors import Malformed
+
+
+class Reader:
+    """Reads `data` from front to back; never past its end."""
+
+    __slots__ = ("_data", "_position")
+
+    def __init__(self, data: bytes | bytearray | memoryview) -> None:
+        self._data = memoryview(data).cast("B")
+        self._position = 0
+
+    @property
+    def remaining(self) -> int:
+        return len(self._data) - self._position
+
+    def take(self, count: int) -> bytes:
+        """The next `count` bytes."""
+        return bytes(self._advance(count))
+
+    def sub(self, count: int) -> Reader:
+        """A reader of the next `count` bytes alone, for a structure that states its own length."""
+        return Reader(self._advance(count))
+
+    def rest(self) -> bytes:
+        """Everything that is left, perhaps nothing."""
+        return self.take(self.remaining)
+
+    def uint(self, count: int) -> int:
+        """A number of `count` bytes."""
+        return int.from_bytes(self._advance(count), "big")
+
+    def u8(self) -> int:
+        return self.uint(1)
+
+    def u16(self) -> int:
+        return self.uint(2)
+
+    def u32(self) -> int:
+        return self.uint(4)
+
+    def u64(self) -> int:
+        return self.uint(8)
+
+    def finish(self) -> None:
+        """Raises Malformed unless everything has been read."""
+        if self.remaining:
+            raise Malformed(f"{self.remaining} bytes too many")
+
+    def _advance(self, count: int) -> memoryview:
+        if count < 0 or count > self.remaining:
+            raise Malformed(f"{count} bytes wanted, {self.remaining} left")
+        start = self._position
+        self._position = start + count
+        return self._data[start : self._position]
