@@ -18,6 +18,7 @@ TABLE: dict[str, str] = {
     "gin_drop_envelope": "envelopes from the fabric that are malformed or whose MAC is wrong",
     "gin_drop_tag": "tags from the fabric that are malformed or whose MAC is wrong",
     "gin_drop_send": "packets the kernel refused to send",
+    "gin_drop_overflow": "datagrams the kernel dropped because a socket's buffer was full",
     # GEN
     "gen_forwarded": "tenant packets passed to a GPN",
     "gen_drop_malformed": "VXLAN packets that do not parse",
@@ -26,6 +27,7 @@ TABLE: dict[str, str] = {
     "gen_drop_not_ip": "inner frames that are neither IPv4 nor IPv6",
     "gen_drop_tag": "tags that are malformed or whose MAC is wrong",
     "gen_drop_send": "packets the kernel refused to send",
+    "gen_drop_overflow": "datagrams the kernel dropped because the socket's buffer was full",
     # GPN, peer to tenant
     "gpn_opened": "ESP packets opened and sent to a tenant",
     "gpn_parked": "ESP packets parked until the keys of their SPI arrive",

@@ -1,0 +1,204 @@
+"""The built-in steering of a GEN, `mux`: tenants' VXLAN packets to the GPN that seals for their destination.
+
+1. The fields that decide (VXLAN header, EtherType, inner destination) of all packets in a batch come from one
+   C loop. Nearly always they agree, and the batch goes on whole; else its packets are sorted by them.
+2. A bounded cache of flows answers what 3 and 4 decided before; any change of the tables empties it.
+3. The source must be a VTEP of that VNI (RFC 7348), or a GPN that passes on what a VTEP sent to it.
+4. The longest prefix routed in that VNI decides. Where two tunnels of a tenant claim the same prefix, the
+   lower tunnel id has it. A packet is never sent to the GPN that it came from, so none can go in circles.
+5. The packets go on untouched, TOS copied, in one segmented send from the socket they arrived on: barriers
+   leave from it too, and so stay behind everything sent before them.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import struct
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import NamedTuple
+
+from protego_cli.counters import Counters
+from protego_cli.errors import Malformed
+from protego_cli.net.gso import grouped
+from protego_cli.net.steering import Gpn, Sender
+from protego_cli.net.udp import Address, Batch
+from protego_cli.wire import vxlan
+from protego_cli.wire.tags import is_tag
+
+MAX_FLOWS = 1 << 16
+
+_IPV4, _IPV6 = b"\x08\x00", b"\x86\xdd"
+# VXLAN header (8), MACs (12), EtherType (2), then into the IP header: its destination
+_V4_LENGTH, _V4_FIELDS = 42, "8s12x2s16x4s"
+_V6_LENGTH, _V6_FIELDS = 62, "8s12x2s24x16s"
+
+Fields = tuple[bytes, bytes, bytes]
+"""VXLAN header, EtherType, inner destination (empty where the packet is too short to have one)."""
+
+
+class _Route(NamedTuple):
+    vni: int
+    prefixes: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
+    gpn: str
+
+
+class _Table:
+    """The routes of one VNI, made anew for each change."""
+
+    def __init__(self, routes: Iterable[tuple[str, _Route]]) -> None:
+        self._gpns: dict[tuple[int, int, int], str] = {}  # (address bits, prefix length, network) -> GPN
+        for _, route in sorted(routes):
+            for prefix in route.prefixes:
+                bits, length = prefix.max_prefixlen, prefix.prefixlen
+                key = bits, length, int(prefix.network_address) >> (bits - length)
+                self._gpns.setdefault(key, route.gpn)
+        kinds = {(bits, length) for bits, length, _ in self._gpns}
+        self._lengths = {bits: sorted((n for b, n in kinds if b == bits), reverse=True) for bits in (32, 128)}
+
+    def find(self, destination: bytes) -> str | None:
+        bits, number = 8 * len(destination), int.from_bytes(destination)
+        for length in self._lengths[bits]:
+            gpn = self._gpns.get((bits, length, number >> (bits - length)))
+            if gpn is not None:
+                return gpn
+        return None
+
+
+class MuxEgress:
+    """`steering.Egress` in user space."""
+
+    def __init__(self, fabric: Sender, counters: Counters) -> None:
+        self._fabric = fabric
+        self._counters = counters
+        self._gpns: dict[str, Address] = {}
+        self._returning: dict[Address, str] = {}
+        self._vteps: dict[int, frozenset[str]] = {}
+        self._routes: dict[str, _Route] = {}
+        self._tables: dict[int, _Table] = {}
+        self._flows: dict[
+            tuple[str | Address, Fields], Address | str
+        ] = {}  # where to, or the counter of a drop
+
+    def put_gpn(self, gpn: Gpn) -> None:
+        self.drop_gpn(gpn.name)
+        self._gpns[gpn.name] = gpn.address
+        self._returning[gpn.address] = gpn.name
+
+    def drop_gpn(self, name: str) -> None:
+        address = self._gpns.pop(name, None)
+        if address is not None:
+            self._returning.pop(address, None)
+        self._flows.clear()
+
+    def put_tenant(self, vni: int, vteps: Iterable[str]) -> None:
+        self._vteps[vni] = frozenset(vteps)
+        self._flows.clear()
+
+    def drop_tenant(self, vni: int) -> None:
+        self._vteps.pop(vni, None)
+        self._flows.clear()
+
+    def put_route(self, tunnel: str, vni: int, prefixes: Iterable[str], gpn: str) -> None:
+        before = self._routes.get(tunnel)
+        route = _Route(vni, tuple(ipaddress.ip_network(prefix) for prefix in prefixes), gpn)
+        self._routes[tunnel] = route
+        self._rebuild({vni} if before is None else {vni, before.vni})
+
+    def drop_route(self, tunnel: str) -> None:
+        before = self._routes.pop(tunnel, None)
+        if before is not None:
+            self._rebuild({before.vni})
+
+    def forward(self, batch: Batch) -> None:
+        view, size, source, tos = batch
+        origin: str | Address = source if source in self._returning else source[0]
+        rows = fields(view, size)
+        row, count = rows[0], len(rows)
+        if rows.count(row) == count:
+            self._pass_on(origin, row, view, size, count, tos)
+        else:
+            for row, part, count in grouped(view, size, rows):
+                self._pass_on(origin, row, part, size, count, tos)
+
+    def _pass_on(
+        self, origin: str | Address, row: Fields, data: memoryview | bytes, size: int, count: int, tos: int
+    ) -> None:
+        """Packets of one flow."""
+        flow = self._flows.get((origin, row))
+        if flow is None:
+            flow = self._decide(origin, row)
+            if len(self._flows) >= MAX_FLOWS:
+                self._flows.clear()
+            self._flows[origin, row] = flow
+        if isinstance(flow, str):
+            self._counters[flow] += count
+        elif self._fabric.send(data, size, flow, tos=tos):
+            self._counters["gen_forwarded"] += count
+        else:
+            self._counters["gen_drop_send"] += count
+
+    def _decide(self, origin: str | Address, row: Fields) -> Address | str:
+        """Where a flow goes, or the counter of the reason why it is dropped."""
+        header, ethertype, destination = row
+        if is_tag(header[:4]):
+            return "gen_drop_tag"
+        try:
+            vni = vxlan.parse(memoryview(header))
+        except Malformed:
+            return "gen_drop_malformed"
+        back = None if isinstance(origin, str) else self._returning[origin]
+        if back is None and origin not in self._vteps.get(vni, frozenset()):
+            return "gen_drop_vtep"
+        if ethertype not in (_IPV4, _IPV6):
+            return "gen_drop_not_ip" if ethertype else "gen_drop_malformed"
+        if not destination:
+            return "gen_drop_malformed"
+        table = self._tables.get(vni)
+        gpn = table.find(destination) if table else None
+        if gpn is None or gpn == back or gpn not in self._gpns:
+            return "gen_drop_no_route"
+        return self._gpns[gpn]
+
+    def _rebuild(self, vnis: set[int]) -> None:
+        for vni in vnis:
+            routes = [(tunnel, route) for tunnel, route in self._routes.items() if route.vni == vni]
+            if routes:
+                self._tables[vni] = _Table(routes)
+            else:
+                self._tables.pop(vni, None)
+        self._flows.clear()
+
+
+def fields(view: memoryview, size: int) -> list[Fields]:
+    """The deciding fields of every packet in a batch."""
+    whole = len(view) - len(view) % size if size else 0
+    ethertype = bytes(view[20:22])
+    layout = _layout(size, ethertype)
+    if layout is None:
+        return (
+            [_fields_of(view[at : at + size]) for at in range(0, len(view), size)]
+            if whole
+            else [_fields_of(view)]
+        )
+    rows: list[Fields] = list(layout.iter_unpack(view[:whole]))
+    if rows.count(rows[0]) != len(rows) and any(row[1] != ethertype for row in rows):  # IPv4 beside IPv6
+        rows = [_fields_of(view[at : at + size]) for at in range(0, whole, size)]
+    if whole < len(view):
+        rows.append(_fields_of(view[whole:]))
+    return rows
+
+
+@lru_cache(maxsize=4096)
+def _layout(size: int, ethertype: bytes) -> struct.Struct | None:
+    """How packets of this size and EtherType are laid out; None when they are too short."""
+    length, text = (_V6_LENGTH, _V6_FIELDS) if ethertype == _IPV6 else (_V4_LENGTH, _V4_FIELDS)
+    return struct.Struct(f"{text}{size - length}x") if size >= length else None
+
+
+def _fields_of(packet: memoryview) -> Fields:
+    """The deciding fields of one packet, whatever its length."""
+    ethertype = bytes(packet[20:22])
+    start, stop = (46, 62) if ethertype == _IPV6 else (38, 42)
+    destination = bytes(packet[start:stop]) if len(packet) >= stop else b""
+    return bytes(packet[:8]), ethertype, destination

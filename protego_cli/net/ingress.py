@@ -1,0 +1,125 @@
+"""The built-in steering of a GIN, `mux`: ESP from the VIP to the GPN that holds its SPI.
+
+1. One table lookup per run of packets with one SPI (`vip.py` sorts them).
+2. The highest sequence number is kept per SPI: the mark below which nothing may be opened after a takeover.
+3. The run goes on untouched, TOS copied, in one segmented send from the fabric socket: one flow, so that the
+   GPN's kernel can merge it again.
+4. Packets that come from elsewhere than the peer's known address go in ORIGIN tags with their source, so that
+   the GPN can believe the new address once such a packet opens.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Iterable
+from functools import cache
+
+from protego_cli.counters import Counters
+from protego_cli.crypto.mac import hmac_sha256
+from protego_cli.net.gso import segments
+from protego_cli.net.steering import Gpn, Run, Sender
+from protego_cli.net.udp import Address
+from protego_cli.net.vip import native_word
+from protego_cli.wire.tags import MAX_RESERVED_SPI, ORIGIN_LENGTH, Tag, TagKind, seal_tag
+
+
+class _Target:
+    """A GPN by name; without address while the desired state does not hold it."""
+
+    __slots__ = ("dest", "key")
+
+    def __init__(self) -> None:
+        self.dest: Address | None = None
+        self.key = b""
+
+
+class _Steered:
+    """One SPI: where it goes, from whom it comes, how far it got."""
+
+    __slots__ = ("mark", "peer", "target")
+
+    def __init__(self, target: _Target, peer: Address) -> None:
+        self.target = target
+        self.peer = peer
+        self.mark = 0
+
+
+class MuxIngress:
+    """`steering.Ingress` in user space."""
+
+    def __init__(self, fabric: Sender, counters: Counters) -> None:
+        self._fabric = fabric
+        self._counters = counters
+        self._targets: dict[str, _Target] = {}
+        self._steered: dict[int, _Steered] = {}
+
+    def put_gpn(self, gpn: Gpn) -> None:
+        target = self._targets.setdefault(gpn.name, _Target())
+        target.dest, target.key = gpn.address, gpn.tag_key
+
+    def drop_gpn(self, name: str) -> None:
+        target = self._targets.pop(name, None)
+        if target is not None:
+            target.dest, target.key = None, b""
+            if any(steered.target is target for steered in self._steered.values()):
+                self._targets[name] = target
+
+    def steer(self, spi: int, gpn: str, peer: Address) -> None:
+        if spi <= MAX_RESERVED_SPI:
+            raise ValueError(f"SPI {spi} is reserved and cannot be steered")
+        target = self._targets.setdefault(gpn, _Target())
+        steered = self._steered.setdefault(native_word(spi), _Steered(target, peer))
+        steered.target, steered.peer = target, peer
+
+    def unsteer(self, spi: int) -> None:
+        self._steered.pop(native_word(spi), None)
+
+    def forward(self, word: int, run: Run) -> bool:
+        steered = self._steered.get(word)
+        if steered is None or (dest := steered.target.dest) is None:
+            return False
+        data, size, packets, source, tos = run
+        mark = highest_sequence(data, size)
+        if mark > steered.mark:
+            steered.mark = mark
+        if source != steered.peer:
+            data = _tagged(steered.target.key, run)
+            size += ORIGIN_LENGTH
+        if self._fabric.send(data, size, dest, tos=tos):
+            self._counters["gin_esp_forwarded"] += packets
+        else:
+            self._counters["gin_drop_send"] += packets
+        return True
+
+    def marks(self, spis: Iterable[int]) -> dict[int, int]:
+        found = {spi: self._steered.get(native_word(spi)) for spi in spis}
+        return {spi: steered.mark if steered else 0 for spi, steered in found.items()}
+
+
+def highest_sequence(data: memoryview | bytes, size: int) -> int:
+    """The highest ESP sequence number of a run; each packet has its eight bytes of header."""
+    view = memoryview(data)
+    if len(view) <= size:
+        return int.from_bytes(view[4:8])
+    if size % 4 == 0:
+        words = view[: len(view) & ~3].cast("I")[1 :: size // 4].tobytes()
+        numbers: tuple[int, ...] = _big_endian(len(words) // 4).unpack(words)
+        return max(numbers)
+    return max(int.from_bytes(view[at + 4 : at + 8]) for at in range(0, len(view), size))
+
+
+@cache
+def _big_endian(count: int) -> struct.Struct:
+    """`count` 32-bit numbers in network order; the counts are those of packets in one datagram buffer."""
+    return struct.Struct(f"!{count}I")
+
+
+def _tagged(key: bytes, run: Run) -> bytes:
+    """Each packet of the run behind an ORIGIN tag; again segments of one size, the last perhaps shorter."""
+    address, port = run.source
+    packed = socket.inet_aton(address)
+    return b"".join(
+        seal_tag(key, Tag(TagKind.ORIGIN, 0, packed, port, bytes(segment)), hmac_sha256)
+        for segment in segments(memoryview(run.data), run.size)
+    )

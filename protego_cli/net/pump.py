@@ -1,0 +1,43 @@
+"""The data path's loop, one for each socket of a role.
+
+1. Wait until the socket is readable.
+2. Receive and handle batches without blocking, a bounded number of them.
+3. Let the other tasks run. Straight back to 2 while there is more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import trio
+
+from protego_cli.net.udp import Batch
+
+BATCHES_PER_TURN = 32  # about two milliseconds of work
+
+
+class Source(Protocol):
+    """The part of `UdpSocket` that the loop needs."""
+
+    def receive(self) -> Batch | None: ...
+
+    async def wait_readable(self) -> None: ...
+
+
+async def pump(source: Source, handle: Callable[[Batch], None]) -> None:
+    """Hand every batch that arrives to `handle`, for ever."""
+    while True:
+        await source.wait_readable()
+        while drain(source, handle):
+            await trio.lowlevel.checkpoint()
+
+
+def drain(source: Source, handle: Callable[[Batch], None], limit: int = BATCHES_PER_TURN) -> bool:
+    """Handle up to `limit` batches; whether there may be more."""
+    for _ in range(limit):
+        batch = source.receive()
+        if batch is None:
+            return False
+        handle(batch)
+    return True

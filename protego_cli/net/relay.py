@@ -1,0 +1,76 @@
+"""A GIN's part of IKE: messages between the VIP's sockets and the GMN, in envelopes.
+
+Peer to GMN: an IKE message (its non-ESP marker removed by `vip.py`) is wrapped with its outer addresses and
+sent from the fabric socket.
+GMN to peer: an envelope from the GMN's own address and with a good MAC leaves from the VIP's socket that it
+names, behind a non-ESP marker on the NAT traversal port (RFC 3948 2.2). Where the node does not listen on
+the IKE port, the NAT traversal port takes its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from protego_cli.counters import Counters
+from protego_cli.crypto.mac import hmac_sha256
+from protego_cli.errors import Malformed
+from protego_cli.net.gso import segments
+from protego_cli.net.steering import Sender
+from protego_cli.net.udp import Address, Batch
+from protego_cli.net.vip import NON_ESP_MARKER
+from protego_cli.wire.envelope import Envelope, open_envelope, seal_envelope
+from protego_cli.wire.tags import is_tag
+
+
+class IkeRelay:
+    """Carries IKE between peers and the GMN at `gmn`. `key` is that of the pair, None until known."""
+
+    def __init__(self, fabric: Sender, gmn: Address, natt_port: int, counters: Counters) -> None:
+        self.key: bytes | None = None
+        self._fabric = fabric
+        self._gmn = gmn
+        self._natt_port = natt_port
+        self._counters = counters
+        self._vips: dict[Address, Sender] = {}
+
+    def attach(self, vips: Mapping[Address, Sender]) -> None:
+        """The sockets that messages to peers leave from, by their address."""
+        self._vips = dict(vips)
+
+    def from_peer(self, local: Address, message: memoryview | bytes, source: Address) -> None:
+        if self.key is None:
+            self._counters["gin_drop_send"] += 1
+            return
+        envelope = seal_envelope(self.key, Envelope(*local, *source, message), hmac_sha256)
+        sent = self._fabric.send(envelope, len(envelope), self._gmn)
+        self._counters["gin_ike_in" if sent else "gin_drop_send"] += 1
+
+    def from_fabric(self, batch: Batch) -> None:
+        """What arrived on the fabric socket and is no tag of a GPN."""
+        for segment in segments(batch.view, batch.size):
+            if batch.source == self._gmn:
+                self._to_peer(segment)
+            else:
+                self._counters["gin_drop_tag" if is_tag(segment[:4]) else "gin_drop_envelope"] += 1
+
+    def _to_peer(self, datagram: memoryview) -> None:
+        if self.key is None:
+            self._counters["gin_drop_envelope"] += 1
+            return
+        try:
+            envelope = open_envelope(self.key, datagram, hmac_sha256)
+        except Malformed:
+            self._counters["gin_drop_envelope"] += 1
+            return
+        local = envelope.local, envelope.local_port
+        if local not in self._vips:
+            local = envelope.local, self._natt_port
+        vip = self._vips.get(local)
+        if vip is None:
+            self._counters["gin_drop_envelope"] += 1
+            return
+        data = envelope.data
+        if local[1] == self._natt_port:
+            data = b"".join((NON_ESP_MARKER, data))
+        sent = vip.send(data, len(data), (envelope.remote, envelope.remote_port))
+        self._counters["gin_ike_out" if sent else "gin_drop_send"] += 1

@@ -1,0 +1,102 @@
+"""What a steering backend is: the way packets are passed on inside a GIN and a GEN.
+
+A backend is named in the cluster file (`cluster.ingress`), handed out by a plugin, and makes one steering
+object per role. The roles keep it at the desired state (`put_*`, `steer`, ... are effective when they return)
+and give it what their sockets received. A backend that steers in the kernel gets here only what the kernel
+passed up, and may know no marks.
+
+The sockets, IKE, tags and barriers are the roles' own, whatever the backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from protego_cli.counters import Counters
+from protego_cli.net.udp import Address, Batch, Buffer
+
+
+@dataclass(frozen=True, slots=True)
+class Gpn:
+    """A GPN as a GIN or GEN needs it: where its packets and tags go, and the key of the pair."""
+
+    name: str
+    address: Address
+    tag_key: bytes = field(repr=False)
+
+
+class Run(NamedTuple):
+    """ESP packets of one SPI in one GRO batch; `data` is valid until the call returns."""
+
+    data: memoryview | bytes  # segments of `size` bytes, the last perhaps shorter
+    size: int
+    packets: int
+    source: Address
+    tos: int = 0
+
+
+class Sender(Protocol):
+    """The part of `UdpSocket` that steering needs."""
+
+    def send(
+        self, data: Buffer, size: int, dest: Address, *, source: str | None = None, tos: int = 0
+    ) -> bool: ...
+
+
+class Ingress(Protocol):
+    """A GIN's table: inbound SPI -> GPN."""
+
+    def put_gpn(self, gpn: Gpn) -> None: ...
+
+    def drop_gpn(self, name: str) -> None: ...
+
+    def steer(self, spi: int, gpn: str, peer: Address) -> None:
+        """Pass the SPI's packets to that GPN; those from elsewhere than `peer` in ORIGIN tags."""
+        ...
+
+    def unsteer(self, spi: int) -> None: ...
+
+    def forward(self, word: int, run: Run) -> bool:
+        """Pass on packets whose first four bytes are `word` (`native_word`); False for an unknown SPI."""
+        ...
+
+    def marks(self, spis: Iterable[int]) -> dict[int, int]:
+        """The highest sequence number passed on for each SPI, 0 for none. Leaves out what it cannot know."""
+        ...
+
+
+class Egress(Protocol):
+    """A GEN's table: (VNI, inner destination) -> GPN."""
+
+    def put_gpn(self, gpn: Gpn) -> None: ...
+
+    def drop_gpn(self, name: str) -> None: ...
+
+    def put_tenant(self, vni: int, vteps: Iterable[str]) -> None:
+        """Take this VNI from these addresses only."""
+        ...
+
+    def drop_tenant(self, vni: int) -> None: ...
+
+    def put_route(self, tunnel: str, vni: int, prefixes: Iterable[str], gpn: str) -> None:
+        """Replace, in one step, all that was routed for the tunnel."""
+        ...
+
+    def drop_route(self, tunnel: str) -> None: ...
+
+    def forward(self, batch: Batch) -> None: ...
+
+
+class SteeringBackend(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    def unavailable(self) -> str | None:
+        """Why this machine cannot run the backend, as one clear sentence; None when it can."""
+        ...
+
+    def ingress(self, fabric: Sender, counters: Counters) -> Ingress: ...
+
+    def egress(self, fabric: Sender, counters: Counters) -> Egress: ...

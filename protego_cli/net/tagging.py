@@ -1,0 +1,171 @@
+"""The tags that a GIN or GEN exchanges with the GPNs, from the socket its packets leave by.
+
+Probes: five a second to each GPN; it echoes each behind the packets it received before. A GPN is silent
+when several probes in a row, the first more than a second old, have no echo: a node that was itself stopped
+for a while has sent none, and blames nobody.
+
+Barriers: sent behind everything forwarded so far. The echo says that the GPN has sent all of that on. A
+barrier or its echo may be lost like any datagram, so the same one is sent again every 20 ms.
+
+Only an echo from a GPN's own address, with a good MAC and a nonce that waits for it, counts; anything else
+that claims to be a tag is dropped and counted.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+
+import trio
+
+from protego_cli.counters import Counters
+from protego_cli.crypto.algorithms import RandomSource
+from protego_cli.crypto.mac import hmac_sha256
+from protego_cli.errors import Malformed, Unreachable
+from protego_cli.net.gso import segments
+from protego_cli.net.steering import Gpn, Sender
+from protego_cli.net.udp import Address, Batch
+from protego_cli.wire.tags import TAG_LENGTH, Tag, TagKind, is_tag, open_tag, seal_tag
+
+PROBE_INTERVAL = 0.2
+SILENCE = 1.0  # of a GPN, in seconds
+SILENT_PROBES = 4  # without echo, at the least
+MAX_PROBES = 16  # whose echo is still recognised
+BARRIER_RESEND = 0.02
+BARRIER_TIMEOUT = 2.0
+
+
+class _Pulse:
+    """What is known of one GPN's heartbeat."""
+
+    __slots__ = ("gpn", "probes", "rtt", "since")
+
+    def __init__(self, gpn: Gpn) -> None:
+        self.gpn = gpn
+        self.probes: dict[int, float] = {}  # nonce -> time sent, of the latest ones without echo
+        self.since: float | None = None  # when the first of the probes without echo was sent
+        self.rtt: float | None = None
+
+    def sent(self, nonce: int, now: float) -> None:
+        if len(self.probes) >= MAX_PROBES:
+            del self.probes[next(iter(self.probes))]
+        self.probes[nonce] = now
+        if self.since is None:
+            self.since = now
+
+    def echoed(self, nonce: int, now: float) -> None:
+        """An echo also answers the probes before it; one of an unknown nonce answers none."""
+        sent = self.probes.get(nonce)
+        if sent is not None:
+            self.rtt = now - sent
+            self.probes = {later: at for later, at in self.probes.items() if at > sent}
+            self.since = next(iter(self.probes.values()), None)
+
+    def silent(self, now: float) -> bool:
+        return self.since is not None and now - self.since > SILENCE and len(self.probes) >= SILENT_PROBES
+
+
+class TagLink:
+    """Probes and barriers between one socket and the GPNs."""
+
+    def __init__(
+        self,
+        fabric: Sender,
+        counters: Counters,
+        dropped: str,
+        *,
+        random: RandomSource = os.urandom,
+        clock: Callable[[], float] = trio.current_time,
+    ) -> None:
+        """`dropped`: the counter of tags that are malformed, forged or foreign."""
+        self._fabric = fabric
+        self._counters = counters
+        self._dropped = dropped
+        self._random = random
+        self._clock = clock
+        self._pulses: dict[str, _Pulse] = {}
+        self._sources: dict[Address, _Pulse] = {}
+        self._barriers: dict[tuple[str, int], trio.Event] = {}
+
+    def put_gpn(self, gpn: Gpn) -> None:
+        known = self._pulses.get(gpn.name)
+        if known is None or known.gpn != gpn:
+            self.drop_gpn(gpn.name)
+            self._pulses[gpn.name] = self._sources[gpn.address] = _Pulse(gpn)
+
+    def drop_gpn(self, name: str) -> None:
+        pulse = self._pulses.pop(name, None)
+        if pulse is not None and self._sources.get(pulse.gpn.address) is pulse:
+            del self._sources[pulse.gpn.address]
+
+    def take(self, batch: Batch) -> Iterator[Batch]:
+        """Handle the tags in a batch and give back the rest."""
+        pulse = self._sources.get(batch.source)
+        if pulse is None:
+            yield batch
+            return
+        for segment in segments(batch.view, batch.size):
+            if is_tag(segment[:4]):
+                self._echo(pulse, segment)
+            else:
+                yield Batch(segment, len(segment), batch.source, batch.tos)
+
+    def silent(self) -> tuple[str, ...]:
+        """The GPNs that do not echo."""
+        now = self._clock()
+        return tuple(name for name, pulse in self._pulses.items() if pulse.silent(now))
+
+    def rtt(self, name: str) -> float | None:
+        """Seconds from the last echoed probe to its echo."""
+        pulse = self._pulses.get(name)
+        return pulse.rtt if pulse else None
+
+    async def probe(self) -> None:
+        """Probe every GPN, for ever."""
+        while True:
+            for pulse in list(self._pulses.values()):
+                self._send_probe(pulse)
+            await trio.sleep(PROBE_INTERVAL)
+
+    async def barrier(self, name: str) -> None:
+        """Return once the GPN has sent on all that was forwarded to it. Raises Unreachable."""
+        pulse = self._pulses.get(name)
+        if pulse is None:
+            raise Unreachable(f"no barrier to {name}: this node does not know that GPN")
+        nonce = self._nonce()
+        datagram = seal_tag(pulse.gpn.tag_key, Tag(TagKind.BARRIER, nonce), hmac_sha256)
+        echoed = self._barriers[name, nonce] = trio.Event()
+        try:
+            with trio.move_on_after(BARRIER_TIMEOUT):
+                while not echoed.is_set():
+                    self._fabric.send(datagram, TAG_LENGTH, pulse.gpn.address)
+                    with trio.move_on_after(BARRIER_RESEND):
+                        await echoed.wait()
+        finally:
+            del self._barriers[name, nonce]
+        if not echoed.is_set():
+            raise Unreachable(f"{name} did not echo a barrier within {BARRIER_TIMEOUT:g} s")
+
+    def _send_probe(self, pulse: _Pulse) -> None:
+        nonce = self._nonce()
+        pulse.sent(nonce, self._clock())
+        datagram = seal_tag(pulse.gpn.tag_key, Tag(TagKind.PROBE, nonce), hmac_sha256)
+        self._fabric.send(datagram, TAG_LENGTH, pulse.gpn.address)
+
+    def _echo(self, pulse: _Pulse, datagram: memoryview) -> None:
+        try:
+            tag = open_tag(pulse.gpn.tag_key, datagram, hmac_sha256)
+        except Malformed:
+            self._counters[self._dropped] += 1
+            return
+        if tag.kind is TagKind.PROBE_ECHO:
+            pulse.echoed(tag.nonce, self._clock())
+        elif tag.kind is TagKind.BARRIER_ECHO:
+            # A barrier that was sent twice is echoed twice: the second echo finds nobody, which is no fault.
+            if waiting := self._barriers.get((pulse.gpn.name, tag.nonce)):
+                waiting.set()
+        else:
+            self._counters[self._dropped] += 1
+
+    def _nonce(self) -> int:
+        return int.from_bytes(self._random(8))
