@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from pathlib import Path
 
 from protego_cli.config.fields import join
 from protego_cli.config.model import Cluster, Node, TenantConfig, TunnelConfig
 from protego_cli.config.secrets import read_secret
 from protego_cli.config.values import AnyNetwork
 from protego_cli.errors import EnvironmentFault, Problem
-
-T = TypeVar("T")
 
 
 def check_cluster(cluster: Cluster) -> Iterator[Problem]:
@@ -36,6 +34,8 @@ def check_cluster(cluster: Cluster) -> Iterator[Problem]:
 def check_secrets(cluster: Cluster) -> Iterator[Problem]:
     """The files only the GMN needs, so other nodes do without them."""
     for tunnel in cluster.tunnels():
+        if tunnel.auth.file == Path():
+            continue
         try:
             read_secret(tunnel.auth.file)
         except EnvironmentFault as fault:
@@ -167,11 +167,6 @@ def _tunnel(cluster: Cluster, tenant: TenantConfig, tunnel: TunnelConfig) -> Ite
         yield Problem(
             tunnel_key(tunnel, "peer"), f"{tunnel.peer} is one of cluster.vips: that is our own side"
         )
-    elif tunnel.peer and tunnel.vip and _version(tunnel.peer) != _version(tunnel.vip):
-        yield Problem(
-            tunnel_key(tunnel, "peer"),
-            f"expected an IPv{_version(tunnel.vip)} address like the VIP {tunnel.vip}, got {tunnel.peer}",
-        )
     if tunnel.start == "auto" and tunnel.peer is None:
         yield Problem(
             tunnel_key(tunnel, "start"),
@@ -234,7 +229,3 @@ def _peers(cluster: Cluster) -> Iterator[Problem]:
                     "so the two could be confused: give them different remote_ids or peers",
                 )
         by_id[tunnel.remote_id].append(tunnel)
-
-
-def _version(text: str) -> int:
-    return ipaddress.ip_address(text).version

@@ -142,29 +142,32 @@ def _read(path: Path, plugged: _Plugged) -> tuple[Cluster, list[Problem]]:
     file = path.absolute()
     base = file.parent
     section = top.table("cluster", needed="a table [cluster] with name and vips")
+    name, vips = "", cast("tuple[str, ...]", ())
     if "cluster" in top:
         name = section.need("name", values.name, "", example='a name such as "demo"')
         vips = section.sequence(
             "vips", values.address, example='a list of addresses such as ["203.0.113.10"]'
         )
-    else:
-        name, vips = "", ()
+    pki = section.take("pki", values.path(base), base / "pki")
+    state = section.take("state", values.path(base), base / "state")
+    ingress = section.take("ingress", _named(plugged.ingress, "a steering backend"), "mux")
+    packing = section.take("packing", _named(plugged.packing, "a packing policy"), "spread")
+    section.done()
     cluster = Cluster(
         name=name,
         file=file,
         vips=vips,
-        pki=section.take("pki", values.path(base), base / "pki"),
-        state=section.take("state", values.path(base), base / "state"),
+        pki=pki,
+        state=state,
         nodes=_nodes(top.table("nodes", needed="a table [nodes.NAME] for each node")),
         tenants=tuple(
-            _tenant(name, table, vips, base, plugged) for name, table in top.table("tenants").named()
+            _tenant(own, table, base, vips, plugged) for own, table in top.table("tenants").named()
         ),
-        ingress=section.take("ingress", _named(plugged.ingress, "a steering backend"), "mux"),
-        packing=section.take("packing", _named(plugged.packing, "a packing policy"), "spread"),
+        ingress=ingress,
+        packing=packing,
         ike=_ike(top.table("ike")),
         plugins=_plugins(top, base),
     )
-    section.done()
     top.done()
     problems.extend(check_cluster(cluster))
     return cluster, problems
@@ -202,7 +205,7 @@ def _ports(table: Table) -> Ports:
     return ports
 
 
-def _tenant(name: str, table: Table, vips: tuple[str, ...], base: Path, plugged: _Plugged) -> TenantConfig:
+def _tenant(name: str, table: Table, base: Path, vips: tuple[str, ...], plugged: _Plugged) -> TenantConfig:
     _check_name(table, name)
     attach = table.table("attach", needed='a table such as { kind = "vxlan", vteps = [...] }')
     tenant = TenantConfig(
@@ -215,7 +218,7 @@ def _tenant(name: str, table: Table, vips: tuple[str, ...], base: Path, plugged:
         ),
         attach=_attach(attach) if "attach" in table else VxlanAttach(vteps=()),
         tunnels=tuple(
-            _tunnel(name, own, entry, vips, base, plugged) for own, entry in table.table("tunnels").named()
+            _tunnel(name, own, entry, base, vips, plugged) for own, entry in table.table("tunnels").named()
         ),
     )
     table.done()
@@ -250,7 +253,7 @@ def _attach(table: Table) -> VxlanAttach:
 
 
 def _tunnel(
-    tenant: str, name: str, table: Table, vips: tuple[str, ...], base: Path, plugged: _Plugged
+    tenant: str, name: str, table: Table, base: Path, vips: tuple[str, ...], plugged: _Plugged
 ) -> TunnelConfig:
     _check_name(table, name)
     unread: str | None = ""
@@ -283,9 +286,9 @@ def _tunnel(
 
 def _auth(table: Table, there: bool, base: Path) -> PskAuth:
     if not there:
-        return PskAuth(file=base)
+        return PskAuth(file=Path())
     table.need("kind", values.choice(["psk"]), "psk", example='"psk"')
-    file = table.need("file", values.path(base), base, example='a path such as "secrets/NAME.psk"')
+    file = table.need("file", values.path(base), Path(), example='a path such as "secrets/NAME.psk"')
     table.done()
     return PskAuth(file=file)
 

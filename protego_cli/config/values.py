@@ -49,12 +49,12 @@ def name(value: object) -> str:
 
 
 def address(value: object) -> str:
-    """A unicast IP address in its canonical spelling."""
+    """The address of a machine outside the tunnels, where Protego speaks IPv4; IPv6 is carried inside."""
     try:
-        parsed = ipaddress.ip_address(value if isinstance(value, str) else "")
+        parsed = ipaddress.IPv4Address(value if isinstance(value, str) else "")
     except ValueError:
-        raise ValueError(f'expected an IP address such as "10.10.0.1", got {shown(value)}') from None
-    if parsed.is_multicast or parsed.is_unspecified or parsed == BROADCAST or "%" in str(parsed):
+        raise ValueError(f'expected an IPv4 address such as "10.10.0.1", got {shown(value)}') from None
+    if parsed.is_multicast or parsed.is_unspecified or parsed == BROADCAST:
         raise ValueError(f"expected the address of one machine, got {shown(value)}")
     return str(parsed)
 
