@@ -1,0 +1,139 @@
+"""The frame of both endpoint processes: sockets that receive at once, a pacer that sends, commands on stdin.
+
+1. One task per site waits for its socket, drains a bounded number of batches and hands them to the site.
+2. One task ticks every 5 ms and sends what is due: numbers follow from the time since the start, so the rate
+   holds without drift whatever the ticks do.
+3. Commands come on stdin; when it closes the process ends, so it cannot outlive the orchestrator.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import msgspec
+import trio
+
+from protego_cli.lab.protocol import Command, Snapshot
+from protego_cli.lab.traffic import MAX_NUMBER
+from protego_cli.net.gso import runs
+from protego_cli.net.udp import Address, Batch, UdpSocket
+
+TICK = 0.005
+_BATCHES = 32  # received per turn of one site
+_MAX_LINE = 1 << 16
+_AT_ONCE = 128  # packets of all flows that one tick may send beyond what the rate asks for
+
+
+class SiteEnd(Protocol):
+    """One end of one site: a peer or a tenant's VTEP."""
+
+    socket: UdpSocket
+    sent: int
+
+    def connect(self, now: float) -> None:
+        """Bring the tunnel up, where that is this end's part."""
+
+    def tick(self, now: float) -> None:
+        """Called every tick, before anything is sent."""
+
+    def send(self, numbers: range) -> None:
+        """Send these numbered packets."""
+
+    def receive(self, batch: Batch, now: float) -> None:
+        """Take what has arrived; the batch is valid during the call."""
+
+
+class Pacer:
+    """Which numbers are due: `pps` per flow from the start on.
+
+    `burst` bounds how many become due at once, so that an endpoint that was not scheduled for a while does
+    not flood the sockets behind it; what is late follows in the next ticks.
+    """
+
+    def __init__(self, pps: int, flows: int) -> None:
+        self.pps = pps
+        self.burst = max(_AT_ONCE // max(flows, 1), 2 + int(2 * pps * TICK))
+        self.began: float | None = None
+        self.seconds = 0.0
+        self.running = False
+
+    def start(self, now: float) -> None:
+        if self.began is None:
+            self.began, self.running = now, True
+
+    def due(self, sent: int, now: float) -> range:
+        """The numbers to send now, of a flow that has sent `sent` so far."""
+        if not self.running or self.began is None:
+            return range(0)
+        self.seconds = now - self.began
+        until = min(1 + int(self.seconds * self.pps), sent + self.burst, MAX_NUMBER)
+        return range(sent, max(until, sent))
+
+
+async def run(ends: Sequence[SiteEnd], pacer: Pacer, look: Callable[[], Snapshot]) -> None:
+    """Run until stdin closes."""
+    async with trio.open_nursery() as nursery:
+        for end in ends:
+            nursery.start_soon(_receive, end)
+        nursery.start_soon(_pace, ends, pacer)
+        await _serve(ends, pacer, look)
+        nursery.cancel_scope.cancel()
+    for end in ends:
+        end.socket.close()
+
+
+def transmit(socket: UdpSocket, packets: Sequence[bytes], dest: Address) -> int:
+    """Send packets with as few calls as their sizes allow; returns how many the kernel refused."""
+    refused = 0
+    for start, stop in runs([len(packet) for packet in packets]):
+        if not socket.send(b"".join(packets[start:stop]), len(packets[start]), dest):
+            refused += stop - start
+    return refused
+
+
+async def _receive(end: SiteEnd) -> None:
+    while True:
+        await end.socket.wait_readable()
+        now = trio.current_time()
+        for _ in range(_BATCHES):
+            batch = end.socket.receive()
+            if batch is None:
+                break
+            end.receive(batch, now)
+
+
+async def _pace(ends: Sequence[SiteEnd], pacer: Pacer) -> None:
+    tick = trio.current_time()
+    while True:
+        now = trio.current_time()
+        for end in ends:
+            end.tick(now)
+            if numbers := pacer.due(end.sent, now):
+                end.send(numbers)
+        tick = max(tick + TICK, now)
+        await trio.sleep_until(tick)
+
+
+async def _serve(ends: Sequence[SiteEnd], pacer: Pacer, look: Callable[[], Snapshot]) -> None:
+    decoder = msgspec.json.Decoder(Command)
+    buffer = bytearray()
+    stdin = trio.lowlevel.FdStream(sys.stdin.fileno())
+    stdout = trio.lowlevel.FdStream(sys.stdout.fileno())
+    async for chunk in stdin:
+        buffer += chunk
+        if len(buffer) > _MAX_LINE:
+            raise ValueError("a command line is too long")
+        while (end := buffer.find(b"\n")) >= 0:
+            command = decoder.decode(buffer[:end])
+            del buffer[: end + 1]
+            now = trio.current_time()
+            if command.do == "connect":
+                for site in ends:
+                    site.connect(now)
+            elif command.do == "start":
+                pacer.start(now)
+            elif command.do == "stop":
+                pacer.running = False
+            await stdout.send_all(msgspec.json.encode(look()) + b"\n")

@@ -1,0 +1,157 @@
+"""The cluster that `protego local` makes up: addresses, cluster file, keys, and the plan of its endpoints.
+
+1. `claim()` takes a block of 1024 loopback addresses, 127.A.B.0/22, for as long as its socket is open, so
+   that several runs on one machine never meet. Linux treats all of 127.0.0.0/8 as local: no root is needed.
+2. `plan()` assigns the addresses (pure): nodes in 127.A.B, peers in 127.A.B+1, tenants' VTEPs in 127.A.B+2.
+3. `write()` puts the cluster file, the PSKs, the PKI and the plan into a directory.
+
+Every node has an address of its own, so every one listens on the standard ports, except UDP 500, which
+needs privilege: peers dial 4500 (RFC 7296 2.23). All tenants have the same inner subnets.
+"""
+
+from __future__ import annotations
+
+import secrets
+import socket
+from pathlib import Path
+
+import msgspec
+
+from protego_cli.config.load import load
+from protego_cli.control import pki
+from protego_cli.errors import EnvironmentFault
+
+MAX_TENANTS = 200
+MAX_GPNS = 100
+LOCAL_TS = ("10.1.0.0/24", "fd00:1::/64")
+REMOTE_TS = ("10.2.0.0/24", "fd00:2::/64")
+
+_ATTEMPTS = 64
+_CLAIM_PORT = 7443
+
+
+class Site(msgspec.Struct, frozen=True):
+    """One tenant with its tunnel: the two endpoints whose traffic is counted."""
+
+    tenant: int  # 1, 2, …: the number in its payloads
+    tunnel: str  # "t1/hq"
+    vni: int
+    peer: str  # address of the on-premises gateway
+    vtep: str  # address of the tenant's VTEP
+    vtep_mac: bytes
+    gateway_mac: bytes
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What the endpoint processes need beyond the cluster file."""
+
+    cluster_file: str
+    vip: str
+    nodes: dict[str, str]  # name -> address
+    sites: tuple[Site, ...]
+    pps: int
+
+    @property
+    def gen(self) -> str:
+        return self.nodes["gen-1"]
+
+    @property
+    def gpns(self) -> list[str]:
+        return [name for name in self.nodes if name.startswith("gpn-")]
+
+
+def claim() -> tuple[str, socket.socket]:
+    """A free block's first three octets ("127.A.B") and the socket that holds the claim on it."""
+    for _ in range(_ATTEMPTS):
+        second, third = 1 + secrets.randbelow(254), 4 * secrets.randbelow(64)
+        holder = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        try:
+            holder.bind((f"127.{second}.{third + 3}.1", _CLAIM_PORT))
+        except OSError:
+            holder.close()
+            continue
+        return f"127.{second}.{third}", holder
+    raise EnvironmentFault(
+        "no loopback addresses are free: none of 127.0.0.0/8 that was tried can be bound; "
+        "`ip -4 route show table local` should list `local 127.0.0.0/8 dev lo`"
+    )
+
+
+def plan(directory: Path, block: str, *, tenants: int, gpns: int, pps: int) -> Plan:
+    """Assign an address to everything."""
+    prefix, third = block.rsplit(".", 1)
+    nodes = {"gmn-1": f"{block}.2", "gin-1": f"{block}.3", "gen-1": f"{block}.4"}
+    nodes |= {f"gpn-{i}": f"{block}.{10 + i}" for i in range(1, gpns + 1)}
+    sites = tuple(
+        Site(
+            tenant=i,
+            tunnel=f"t{i}/hq",
+            vni=1000 + i,
+            peer=f"{prefix}.{int(third) + 1}.{i}",
+            vtep=f"{prefix}.{int(third) + 2}.{i}",
+            vtep_mac=bytes((2, 0, 0, 0, 1, i)),
+            gateway_mac=bytes((2, 0x50, 0, 0, 1, i)),
+        )
+        for i in range(1, tenants + 1)
+    )
+    return Plan(str(directory / "cluster.toml"), f"{block}.1", nodes, sites, pps)
+
+
+def cluster_toml(plan: Plan) -> str:
+    """The cluster file, in the format that every cluster file has."""
+    lines = ["[cluster]", 'name = "local"', f'vips = ["{plan.vip}"]', 'pki = "pki"', 'state = "state"']
+    for name, address in plan.nodes.items():
+        role = name.partition("-")[0]
+        lines += ["", f"[nodes.{name}]", f'role = "{role}"', f'address = "{address}"']
+        if role == "gin":
+            lines.append("ports = { ike = 0 }")
+    for site in plan.sites:
+        name, _, tunnel = site.tunnel.partition("/")
+        vteps = ", ".join(
+            f'{{ prefix = "{prefix}", address = "{site.vtep}", mac = "{site.vtep_mac.hex(":")}" }}'
+            for prefix in LOCAL_TS
+        )
+        lines += [
+            "",
+            f"[tenants.{name}]",
+            f"vni = {site.vni}",
+            f'gateway_mac = "{site.gateway_mac.hex(":")}"',
+            f'attach = {{ kind = "vxlan", vteps = [{vteps}] }}',
+            "",
+            f"[tenants.{name}.tunnels.{tunnel}]",
+            f'peer = "{site.peer}"',
+            f'local_id = "{plan.vip}"',
+            f'remote_id = "{site.peer}"',
+            f'auth = {{ kind = "psk", file = "{_psk(site)}" }}',
+            f"local_ts = {_toml_list(LOCAL_TS)}",
+            f"remote_ts = {_toml_list(REMOTE_TS)}",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def write(plan: Plan) -> Path:
+    """Write everything next to the cluster file; returns the path of the plan."""
+    file = Path(plan.cluster_file)
+    directory = file.parent
+    file.write_text(cluster_toml(plan))
+    (directory / "secrets").mkdir(mode=0o700)
+    for site in plan.sites:
+        psk = directory / _psk(site)
+        psk.touch(mode=0o600)
+        psk.write_text(secrets.token_urlsafe(32) + "\n")
+    pki.init(load(file))
+    path = directory / "plan.json"
+    path.write_bytes(msgspec.json.encode(plan))
+    return path
+
+
+def read(path: Path) -> Plan:
+    return msgspec.json.decode(path.read_bytes(), type=Plan)
+
+
+def _psk(site: Site) -> str:
+    return f"secrets/{site.tunnel.replace('/', '-')}.psk"
+
+
+def _toml_list(items: tuple[str, ...]) -> str:
+    return "[" + ", ".join(f'"{item}"' for item in items) + "]"

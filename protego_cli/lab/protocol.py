@@ -1,0 +1,40 @@
+"""What the orchestrator asks its two endpoint processes, and what they answer: JSON, a line each.
+
+Every `Command` gets one `Snapshot` back.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Verb = Literal["look", "connect", "start", "stop"]
+
+
+class Command(msgspec.Struct, frozen=True):
+    """`look` only asks; `connect`: peers initiate; `start` begins to send numbered packets; `stop` ends
+    sending, not receiving.
+    """
+
+    do: Verb
+
+
+class SiteCount(msgspec.Struct, frozen=True):
+    """One tunnel, as this endpoint sees it."""
+
+    up: bool = True  # its SA stands (peers)
+    error: str | None = None  # why it does not
+    sent: int = 0
+    received: int = 0
+    duplicated: int = 0
+    reordered: int = 0
+    via: dict[str, int] = {}  # packets received per GPN (tenants)
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    sites: tuple[SiteCount, ...]  # in the plan's order
+    misdelivered: int = 0
+    corrupted: int = 0
+    seconds: float = 0.0  # how long numbered packets have been sent
+    drops: dict[str, int] = {}  # the endpoint's own, by reason, for the diagnosis

@@ -1,0 +1,217 @@
+"""One run of `protego local`, from the first child process to the last count.
+
+Everything here happens inside one nursery; a child that ends by itself, or any fault, cancels it all.
+"""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import trio
+
+from protego_cli.config.model import Cluster
+from protego_cli.control.client import ask
+from protego_cli.control.messages import GetStatus, Migrate, Migrated, Status
+from protego_cli.errors import ProtegoError, Unreachable
+from protego_cli.lab.children import Child, Children
+from protego_cli.lab.layout import Plan
+from protego_cli.lab.receipt import Move, Receipt, make_receipt
+from protego_cli.lab.schedule import Schedule, next_gpn
+from protego_cli.lab.show import Show
+
+SETTLE = 2.0  # seconds that a packet may still be on its way after the last was sent
+_PATIENCE = 20.0  # seconds for the cluster, and for the tunnels, to come up
+_POLL = 0.05
+_LOOK = 0.25  # seconds between looks at the endpoints
+_STATUS = 0.5  # seconds between looks at the control node
+
+
+class Interrupted(ProtegoError):
+    """Ctrl-C before there was anything to count."""
+
+
+class Run:
+    """The run's state: who takes part, and what has moved."""
+
+    def __init__(self, cluster: Cluster, plan: Plan, timetable: Schedule, show: Show) -> None:
+        self.cluster = cluster
+        self.plan = plan
+        self.timetable = timetable
+        self.show = show
+        self.tunnels = tuple(site.tunnel for site in plan.sites)
+        self.moves: list[Move] = []
+        self._stop_early = trio.Event()
+
+    async def go(self, plan_file: Path) -> Receipt:
+        """Carry the run out. Raises ProtegoError for what keeps it from being counted."""
+        async with trio.open_nursery() as nursery:
+            children = Children(nursery, plan_file.parent)
+            try:
+                nursery.start_soon(self._signals, nursery)
+                nursery.start_soon(self.show.frames)
+                peers, tenants = await self._start(children, plan_file)
+                await self._until_nodes_up()
+                await self._connect(peers)
+                return await self._under_load(peers, tenants)
+            finally:
+                nursery.cancel_scope.cancel()  # the watchers first: from here on, children may end
+                await children.stop()
+
+    async def _signals(self, nursery: trio.Nursery) -> None:
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as received:
+            async for _ in received:
+                if self._stop_early.is_set() or not self.show.scene.ends:
+                    raise Interrupted("interrupted")
+                self._stop_early.set()
+                self.show.say("interrupted: ending early")
+
+    async def _start(self, children: Children, plan_file: Path) -> tuple[Child, Child]:
+        """All processes at once: most of a start is the interpreter's own."""
+        started: dict[str, Child] = {}
+
+        async def start(name: str, arguments: list[str], answers: bool) -> None:
+            started[name] = await children.start(name, arguments, answers=answers)
+
+        async with trio.open_nursery() as nursery:
+            for node in self.cluster.nodes:
+                up = [
+                    "up",
+                    "--role",
+                    node.role,
+                    "--name",
+                    node.name,
+                    "-c",
+                    str(self.cluster.file),
+                    "--lifeline",
+                ]
+                nursery.start_soon(start, node.name, up, False)
+            for name in ("lab-peers", "lab-tenants"):
+                nursery.start_soon(start, name, [name, str(plan_file)], True)
+        self.show.say(f"started {len(self.cluster.nodes)} nodes, the peers and the tenants' endpoints")
+        return started["lab-peers"], started["lab-tenants"]
+
+    async def _until_nodes_up(self) -> None:
+        with trio.move_on_after(_PATIENCE):
+            while True:
+                status = await self._status()
+                if status and len(status.nodes) == len(self.cluster.nodes) and not _down(status):
+                    self.show.say("every node is up")
+                    return
+                await trio.sleep(_POLL)
+        status = self.show.scene.status
+        missing = ", ".join(_down(status)) if status else "the control node"
+        raise ProtegoError(f"not up within {_PATIENCE:.0f} s: {missing}")
+
+    async def _connect(self, peers: Child) -> None:
+        self.show.scene.phase = "bringing tunnels up"
+        with trio.move_on_after(_PATIENCE):
+            snapshot = await peers.ask("connect")
+            while True:
+                self.show.scene.peers = snapshot
+                failed = [(n, s.error) for n, s in zip(self.tunnels, snapshot.sites, strict=True) if s.error]
+                if failed:
+                    raise ProtegoError(f"{failed[0][0]} did not come up: {failed[0][1]}")
+                if all(site.up for site in snapshot.sites):
+                    status = await self._status()
+                    if status and all(tunnel.state == "up" for tunnel in status.tunnels):
+                        self.show.say(f"{len(self.tunnels)} tunnels are up")
+                        return
+                await trio.sleep(_POLL)
+                snapshot = await peers.ask("look")
+        late = [name for name, site in zip(self.tunnels, snapshot.sites, strict=True) if not site.up]
+        raise ProtegoError(
+            f"not up within {_PATIENCE:.0f} s: {', '.join(late) or 'the gateway side of the tunnels'}"
+        )
+
+    async def _under_load(self, peers: Child, tenants: Child) -> Receipt:
+        scene = self.show.scene
+        await tenants.ask("start")
+        await peers.ask("start")
+        began = trio.current_time()
+        scene.phase, scene.ends = "under load", self.timetable.ends
+        self.show.say(f"traffic: {self.plan.pps} packets per second, tunnel and direction")
+        async with trio.open_nursery() as watchers:
+            watchers.start_soon(self._watch_counts, peers, tenants, began)
+            watchers.start_soon(self._watch_status)
+            await self._migrate_all(tenants, began)
+            await self._pause_until(began + self.timetable.ends)
+            watchers.cancel_scope.cancel()
+        await peers.ask("stop")
+        await tenants.ask("stop")
+        scene.phase = "waiting for the last packets"
+        self.show.say(f"stopped sending; what is missing in {SETTLE:.0f} s is lost")
+        await trio.sleep(SETTLE)
+        scene.peers, scene.tenants = await peers.ask("look"), await tenants.ask("look")
+        await self._status()
+        return make_receipt(scene.peers, scene.tenants, self.tunnels, self.moves)
+
+    async def _migrate_all(self, tenants: Child, began: float) -> None:
+        status = await self._status()
+        if status is None:
+            raise Unreachable("the control node stopped answering")
+        at = {tunnel.id: tunnel.gpn for tunnel in status.tunnels}
+        for turn in self.timetable.turns:
+            await self._pause_until(began + turn.at)
+            if self._stop_early.is_set():
+                return
+            current = at[turn.tunnel]
+            if current is None:
+                raise ProtegoError(f"{turn.tunnel} has no GPN to migrate from")
+            at[turn.tunnel] = await self._migrate(tenants, turn.tunnel, next_gpn(current, self.plan.gpns))
+
+    async def _migrate(self, tenants: Child, tunnel: str, to: str) -> str:
+        scene = self.show.scene
+        counts = await tenants.ask("look")
+        scene.moving = tunnel
+        reply = await ask(self.cluster, Migrate(tunnel=tunnel, to=to))
+        scene.moving = None
+        if not isinstance(reply, Migrated):
+            raise ProtegoError(f"migrating {tunnel} to {to}: unexpected answer {type(reply).__name__}")
+        before = counts.sites[self.tunnels.index(tunnel)].via
+        self.moves.append(Move(tunnel, reply.source, reply.to, reply.total_ms, before))
+        scene.done = len(self.moves)
+        self.show.say(f"{tunnel} moved from {reply.source} to {reply.to} in {reply.total_ms:.1f} ms")
+        return reply.to
+
+    async def _pause_until(self, when: float) -> None:
+        """Sleep, unless the run is to end early."""
+        with trio.move_on_at(when):
+            await self._stop_early.wait()
+
+    async def _watch_counts(self, peers: Child, tenants: Child, began: float) -> None:
+        scene = self.show.scene
+        while True:
+            scene.peers, scene.tenants = await peers.ask("look"), await tenants.ask("look")
+            scene.elapsed = trio.current_time() - began
+            await trio.sleep(_LOOK)
+
+    async def _watch_status(self) -> None:
+        while True:
+            await self._status()
+            await trio.sleep(_STATUS)
+
+    async def _status(self) -> Status | None:
+        """Ask the control node; None while it does not answer."""
+        try:
+            reply = await ask(self.cluster, GetStatus())
+        except Unreachable:
+            return None
+        if not isinstance(reply, Status):
+            return None
+        self.show.scene.status = reply
+        return reply
+
+
+def _down(status: Status) -> list[str]:
+    return [node.name for node in status.nodes if node.state != "up"]
+
+
+def drops(status: Status | None) -> list[str]:
+    """Where packets were dropped, by the nodes' own counters."""
+    return [
+        f"{node.name}: {name}={count}"
+        for node in (status.nodes if status else ())
+        for name, count in node.counters.items()
+        if "_drop_" in name and count
+    ]
