@@ -31,13 +31,14 @@ def runs(lengths: Sequence[int]) -> list[tuple[int, int]]:
     start = 0
     while start < len(lengths):
         size = lengths[start]
-        limit = min(len(lengths), start + segments_per_send(size))
+        full = start + segments_per_send(size)
         stop = start + 1
-        while stop < limit and lengths[stop] == size and size:
+        while stop < min(len(lengths), full) and lengths[stop] == size and size:
             stop += 1
-        room = MAX_BYTES - (stop - start) * size
-        if stop < limit and 0 < lengths[stop] < size and lengths[stop] <= room:
-            stop += 1
+        if stop < min(len(lengths), start + MAX_SEGMENTS):
+            room = MAX_BYTES - (stop - start) * size
+            if 0 < lengths[stop] < size and lengths[stop] <= room:
+                stop += 1
         found.append((start, stop))
         start = stop
     return found

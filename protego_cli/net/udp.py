@@ -22,7 +22,7 @@ from typing import NamedTuple
 import trio
 
 from protego_cli.errors import EnvironmentFault
-from protego_cli.net.gso import MAX_BYTES, segments_per_send
+from protego_cli.net.gso import MAX_BYTES, MAX_SEGMENTS, segments_per_send
 
 logger = logging.getLogger(__name__)
 
@@ -143,12 +143,12 @@ class UdpSocket:
         if not self._gso or size > ceiling:
             return self._send_singly(data, size, dest, source, tos)
         control = self._control_for(size, source, tos)
-        step = segments_per_send(size) * size
-        if length <= step:
+        if length <= MAX_BYTES and length <= MAX_SEGMENTS * size:
             fault = self._transmit(data, dest, control)
             return fault == 0 or self._refused(fault, data, size, dest, source, tos)
         sent = True
         view = memoryview(data)
+        step = segments_per_send(size) * size
         for start in range(0, length, step):
             part = view[start : start + step]
             if len(part) <= size:

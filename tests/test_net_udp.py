@@ -1,0 +1,210 @@
+"""The batching socket, over real loopback sockets: what goes out segmented comes in merged."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+
+import pytest
+import trio
+import trio.testing
+
+from protego_cli.errors import EnvironmentFault
+from protego_cli.net.gso import segments
+from protego_cli.net.udp import UDP_SEGMENT, Batch, UdpSocket
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[UdpSocket, UdpSocket]]:
+    with ExitStack() as stack:
+        left, right = (UdpSocket.bind(address, 0) for address in ("127.0.0.2", "127.0.0.3"))
+        stack.callback(left.close)
+        stack.callback(right.close)
+        yield left, right
+
+
+def everything(sock: UdpSocket) -> list[tuple[bytes, int, tuple[str, int], int]]:
+    """All that waits at a socket, copied out of its buffer."""
+    found = []
+    while (batch := sock.receive()) is not None:
+        found.append((bytes(batch.view), batch.size, batch.source, batch.tos))
+    return found
+
+
+def datagrams(sock: UdpSocket) -> list[bytes]:
+    return [bytes(part) for view, size, _, _ in everything(sock) for part in segments(memoryview(view), size)]
+
+
+class Refusing:
+    """A socket whose segmented sends fail with one errno, as an unfit path makes them."""
+
+    def __init__(self, sock: socket.socket, fault: int) -> None:
+        self._sock = sock
+        self._fault = fault
+        self.segmented = 0
+
+    def sendmsg(self, buffers, ancillary, flags, dest):  # type: ignore[no-untyped-def]  # as socket.sendmsg
+        if any(kind == UDP_SEGMENT for _, kind, _ in ancillary):
+            self.segmented += 1
+            raise OSError(self._fault, os.strerror(self._fault))
+        return self._sock.sendmsg(buffers, ancillary, flags, dest)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._sock, name)
+
+
+def numbered(count: int, size: int) -> bytes:
+    return b"".join(number.to_bytes(4) + bytes(size - 4) for number in range(count))
+
+
+def test_a_batch_of_equal_segments_arrives_as_one(pair: tuple[UdpSocket, UdpSocket]) -> None:
+    left, right = pair
+    data = numbered(44, 1400)
+    assert left.send(data, 1400, right.address)
+    assert everything(right) == [(data, 1400, left.address, 0)]
+
+
+def test_the_last_segment_may_be_shorter(pair: tuple[UdpSocket, UdpSocket]) -> None:
+    left, right = pair
+    data = numbered(3, 1000)[:-500]
+    assert left.send(data, 1000, right.address)
+    assert everything(right) == [(data, 1000, left.address, 0)]
+
+
+@pytest.mark.parametrize(("count", "size"), [(150, 200), (65, 1400), (3, 40_000), (64, 1400)])
+def test_what_exceeds_one_send_is_split(pair: tuple[UdpSocket, UdpSocket], count: int, size: int) -> None:
+    left, right = pair
+    data = numbered(count, size)
+    assert left.send(data, size, right.address)
+    assert b"".join(datagrams(right)) == data
+
+
+def test_one_datagram_of_any_length(pair: tuple[UdpSocket, UdpSocket]) -> None:
+    left, right = pair
+    for length in (0, 1, 65_507):
+        assert left.send(bytes(length), length, right.address)
+        assert everything(right) == [(bytes(length), length, left.address, 0)]
+    assert not left.send(bytes(65_508), 65_508, right.address)
+
+
+def test_source_and_tos_go_with_the_send(pair: tuple[UdpSocket, UdpSocket]) -> None:
+    left, right = pair
+    data = numbered(4, 100)
+    assert left.send(data, 100, right.address, source="127.0.0.77", tos=0xB8)
+    assert everything(right) == [(data, 100, ("127.0.0.77", left.address[1]), 0xB8)]
+
+
+def test_nothing_to_receive(pair: tuple[UdpSocket, UdpSocket]) -> None:
+    assert pair[0].receive() is None
+
+
+def test_an_address_nobody_listens_on_stops_nothing(pair: tuple[UdpSocket, UdpSocket]) -> None:
+    left, right = pair
+    closed = right.address[0], 9
+    for _ in range(3):
+        left.send(b"nobody", 6, closed)
+        assert left.receive() is None
+    assert left.send(b"somebody", 8, right.address)
+    assert datagrams(right) == [b"somebody"]
+
+
+def test_a_refused_destination_is_told(pair: tuple[UdpSocket, UdpSocket]) -> None:
+    assert not pair[0].send(b"data", 4, ("127.0.0.3", 0))
+    assert not pair[0].send(b"data", 4, ("255.255.255.255", 9))
+
+
+@pytest.mark.parametrize("fault", [errno.EIO, errno.EINVAL, errno.EMSGSIZE])
+def test_where_segmentation_is_refused_datagrams_go_singly(fault: int) -> None:
+    with closing(UdpSocket.bind("127.0.0.3", 0)) as right:
+        raw = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        raw.bind(("127.0.0.2", 0))
+        refusing = Refusing(raw, fault)
+        left = UdpSocket(refusing, gro=False, gso=True)  # type: ignore[arg-type]  # stands in for a socket
+        data = numbered(5, 1400)[:-100]
+        assert left.send(data, 1400, right.address)
+        assert left.send(data, 1400, right.address)
+        assert b"".join(datagrams(right)) == data + data
+        assert refusing.segmented == 1, "the path's refusal is remembered"
+        raw.close()
+
+
+def test_a_size_refused_for_one_destination_leaves_smaller_sizes_and_others_alone() -> None:
+    raw = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    refusing = Refusing(raw, errno.EMSGSIZE)
+    left = UdpSocket(refusing, gro=False, gso=True)  # type: ignore[arg-type]  # stands in for a socket
+    left.send(numbered(2, 1400), 1400, ("127.0.0.3", 9))
+    left.send(numbered(2, 1200), 1200, ("127.0.0.3", 9))
+    left.send(numbered(2, 1400), 1400, ("127.0.0.4", 9))
+    assert refusing.segmented == 3
+    raw.close()
+
+
+def test_without_offload_everything_still_arrives(pair: tuple[UdpSocket, UdpSocket]) -> None:
+    raw = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    raw.bind(("127.0.0.2", 0))
+    plain = UdpSocket(raw, gro=False, gso=False)
+    data = numbered(7, 300)
+    assert plain.send(data, 300, pair[1].address)
+    assert b"".join(datagrams(pair[1])) == data
+    assert pair[1].send(numbered(1, 300), 300, plain.address)
+    batch = plain.receive()
+    assert isinstance(batch, Batch)
+    assert batch.size == 300
+    plain.close()
+
+
+def test_an_occupied_port_is_named_with_the_remedy(pair: tuple[UdpSocket, UdpSocket]) -> None:
+    address, port = pair[0].address
+    with pytest.raises(EnvironmentFault, match=rf"{address} UDP port {port} is in use: stop the process"):
+        UdpSocket.bind(address, port)
+
+
+def test_a_missing_address_is_named_with_the_remedy() -> None:
+    with pytest.raises(EnvironmentFault, match=r"192\.0\.2\.1 is not an address of this machine; add it"):
+        UdpSocket.bind("192.0.2.1", 0)
+
+
+def test_a_privileged_port_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(sock: socket.socket, address: tuple[str, int]) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(socket.socket, "bind", refuse)
+    with pytest.raises(EnvironmentFault, match="port 500 needs privilege: run as root"):
+        UdpSocket.bind("127.0.0.2", 500)
+
+
+def test_what_a_full_buffer_loses_is_counted() -> None:
+    with (
+        closing(UdpSocket.bind("127.0.0.2", 0)) as left,
+        closing(UdpSocket.bind("127.0.0.3", 0, buffer=1)) as right,
+    ):
+        for _ in range(100):
+            left.send(bytes(1000), 1000, right.address)
+        assert right.overflow() + len(datagrams(right)) == 100
+        assert right.overflow() > 0
+
+
+async def test_wait_readable(pair: tuple[UdpSocket, UdpSocket], autojump_clock: object) -> None:
+    left, right = pair
+    with trio.move_on_after(1) as waited:
+        await right.wait_readable()
+    assert waited.cancelled_caught
+    left.send(b"data", 4, right.address)
+    await right.wait_readable()
+    assert datagrams(right) == [b"data"]
+
+
+async def test_close_wakes_who_waits() -> None:
+    sock = UdpSocket.bind("127.0.0.2", 0)
+
+    async def wait() -> None:
+        with pytest.raises(trio.ClosedResourceError):
+            await sock.wait_readable()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait)
+        await trio.testing.wait_all_tasks_blocked()
+        sock.close()
