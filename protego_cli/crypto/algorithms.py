@@ -88,7 +88,7 @@ Algorithm = Encryption | Prf | KeGroup
 
 
 class Registry:
-    """All algorithms of the loaded plugins. Raises PluginError when two claim one keyword."""
+    """All algorithms of the loaded plugins. Raises PluginError when two claim one keyword or transform."""
 
     def __init__(self, algorithms: Iterable[tuple[str, Algorithm]]) -> None:
         """`algorithms`: (name of the plugin, algorithm)."""
@@ -96,14 +96,22 @@ class Registry:
         self._by_transform: dict[tuple[int, int, int | None], Algorithm] = {}
         owner: dict[str, str] = {}
         for plugin, algorithm in algorithms:
-            if algorithm.keyword in owner:
+            keyword = algorithm.keyword
+            if keyword in owner:
                 raise PluginError(
-                    f"plugins {owner[algorithm.keyword]!r} and {plugin!r} both provide the algorithm "
-                    f"{algorithm.keyword!r}; remove one of them"
+                    f"plugins {owner[keyword]!r} and {plugin!r} both provide the algorithm {keyword!r}; "
+                    "remove one of them"
                 )
-            owner[algorithm.keyword] = plugin
-            self._by_keyword[algorithm.keyword] = algorithm
-            self._by_transform[algorithm.type, algorithm.transform_id, algorithm.key_bits] = algorithm
+            transform = (algorithm.type, algorithm.transform_id, algorithm.key_bits)
+            if (other := self._by_transform.get(transform)) is not None:
+                raise PluginError(
+                    f"{other.keyword!r} of plugin {owner[other.keyword]!r} and {keyword!r} of plugin {plugin!r} "
+                    f"are one transform on the wire (type {algorithm.type}, ID {algorithm.transform_id}, "
+                    f"key bits {algorithm.key_bits}); remove one of them"
+                )
+            owner[keyword] = plugin
+            self._by_keyword[keyword] = algorithm
+            self._by_transform[transform] = algorithm
 
     def keywords(self) -> list[str]:
         return sorted(self._by_keyword)
