@@ -162,7 +162,8 @@ class TagLink:
             pulse.echoed(tag.nonce, self._clock())
         elif tag.kind is TagKind.BARRIER_ECHO:
             # A barrier that was sent twice is echoed twice: the second echo finds nobody, which is no fault.
-            if waiting := self._barriers.get((pulse.gpn.name, tag.nonce)):
+            waiting = self._barriers.get((pulse.gpn.name, tag.nonce))
+            if waiting is not None:
                 waiting.set()
         else:
             self._counters[self._dropped] += 1

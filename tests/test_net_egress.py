@@ -1,0 +1,202 @@
+"""A GEN's data path: whose VNI it is, which tunnel the destination belongs to, and what is dropped why."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import NamedTuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protego_cli.counters import Counters
+from protego_cli.net import egress
+from protego_cli.net.egress import MuxEgress, fields
+from protego_cli.net.steering import Gpn
+from protego_cli.net.udp import Address, Batch
+from tests.support.senders import RecordingSender
+
+GPN1 = Gpn("gpn-1", ("10.10.0.21", 4789), bytes(32))
+GPN2 = Gpn("gpn-2", ("10.10.0.22", 4789), bytes(32))
+VTEP = ("10.20.0.5", 51111)
+ACME, GLOBEX = 1001, 1002
+
+
+class Gen(NamedTuple):
+    fabric: RecordingSender
+    counters: Counters
+    steering: MuxEgress
+
+    def receive(self, *packets: bytes, source: Address = VTEP, tos: int = 0) -> None:
+        """A batch: equal packets, the last perhaps shorter."""
+        self.steering.forward(Batch(memoryview(b"".join(packets)), len(packets[0]), source, tos))
+
+    def goes_to(self, destination: str, vni: int = ACME) -> Address | None:
+        self.fabric.sent.clear()
+        self.receive(packet(destination, vni))
+        return self.fabric.sent[0][2] if self.fabric.sent else None
+
+
+@pytest.fixture
+def gen() -> Gen:
+    fabric, counters = RecordingSender(), Counters()
+    steering = MuxEgress(fabric, counters)
+    for gpn in (GPN1, GPN2):
+        steering.put_gpn(gpn)
+    steering.put_tenant(ACME, [VTEP[0]])
+    steering.put_tenant(GLOBEX, ["10.20.0.6"])
+    steering.put_route("acme/hq", ACME, ["10.2.0.0/24", "2001:db8:2::/48"], "gpn-1")
+    steering.put_route("acme/lab", ACME, ["10.3.0.0/24"], "gpn-2")
+    return Gen(fabric, counters, steering)
+
+
+def packet(destination: str, vni: int = ACME, length: int = 120, ethertype: int | None = None) -> bytes:
+    """A VXLAN packet to an inner destination."""
+    address = ipaddress.ip_address(destination)
+    head = bytes([8, 0, 0, 0]) + vni.to_bytes(3) + bytes(1) + bytes(12)
+    if address.version == 4:
+        head += (ethertype or 0x0800).to_bytes(2) + bytes([0x45]) + bytes(15) + address.packed
+    else:
+        head += (ethertype or 0x86DD).to_bytes(2) + bytes([0x60]) + bytes(23) + address.packed
+    return head + bytes(length - len(head))
+
+
+def test_a_batch_of_one_flow_goes_on_whole_and_untouched(gen: Gen) -> None:
+    packets = [packet("10.2.0.9")] * 43 + [packet("10.2.0.9", length=80)]
+    gen.receive(*packets, tos=0x28)
+    assert gen.fabric.sent == [(b"".join(packets), 120, GPN1.address, 0x28)]
+    assert gen.counters.nonzero() == {"gen_forwarded": 44}
+
+
+def test_several_flows_are_sorted_each_in_order(gen: Gen) -> None:
+    hq, lab = packet("10.2.0.1"), packet("10.3.0.1")
+    short = packet("10.3.0.1", length=70)
+    gen.receive(hq, lab, hq, short)
+    assert sorted(gen.fabric.sent) == sorted(
+        [(hq + hq, 120, GPN1.address, 0), (lab + short, 120, GPN2.address, 0)]
+    )
+
+
+@pytest.mark.parametrize("first", [4, 6])
+def test_both_versions_in_one_batch(gen: Gen, first: int) -> None:
+    packets = [packet("10.2.0.1"), packet("2001:db8:2::1"), packet("2001:db8:3::1")]
+    gen.receive(*(packets if first == 4 else packets[1:] + packets[:1]))
+    assert gen.counters.nonzero() == {"gen_forwarded": 2, "gen_drop_no_route": 1}
+
+
+def test_ipv6(gen: Gen) -> None:
+    assert gen.goes_to("2001:db8:2::1") == GPN1.address
+    assert gen.goes_to("2001:db8:3::1") is None
+
+
+def test_the_longest_prefix_decides_and_the_lower_tunnel_id_breaks_a_tie(gen: Gen) -> None:
+    gen.steering.put_route("acme/default", ACME, ["0.0.0.0/0"], "gpn-2")
+    gen.steering.put_route("acme/host", ACME, ["10.2.0.7/32"], "gpn-2")
+    gen.steering.put_route("acme/zulu", ACME, ["10.2.0.0/24"], "gpn-2")
+    assert gen.goes_to("10.2.0.7") == GPN2.address
+    assert gen.goes_to("10.2.0.8") == GPN1.address
+    assert gen.goes_to("192.0.2.1") == GPN2.address
+    gen.steering.put_route("acme/alpha", ACME, ["10.2.0.0/24"], "gpn-2")
+    assert gen.goes_to("10.2.0.8") == GPN2.address
+
+
+def test_a_route_is_replaced_as_a_whole(gen: Gen) -> None:
+    assert gen.goes_to("10.2.0.1") == GPN1.address
+    gen.steering.put_route("acme/hq", ACME, ["10.4.0.0/24"], "gpn-2")
+    assert gen.goes_to("10.2.0.1") is None
+    assert gen.goes_to("10.4.0.1") == GPN2.address
+    gen.steering.drop_route("acme/hq")
+    gen.steering.drop_route("acme/hq")
+    assert gen.goes_to("10.4.0.1") is None
+    assert gen.goes_to("10.3.0.1") == GPN2.address
+
+
+def test_a_route_moves_between_vnis(gen: Gen) -> None:
+    gen.steering.put_route("acme/hq", GLOBEX, ["10.2.0.0/24"], "gpn-1")
+    assert gen.goes_to("10.2.0.1") is None
+
+
+def test_a_route_to_a_gpn_that_goes_and_comes_back_elsewhere(gen: Gen) -> None:
+    assert gen.goes_to("10.2.0.1") == GPN1.address
+    gen.steering.drop_gpn("gpn-1")
+    assert gen.goes_to("10.2.0.1") is None
+    moved = Gpn("gpn-1", ("10.10.0.31", 4789), bytes(32))
+    gen.steering.put_gpn(moved)
+    assert gen.goes_to("10.2.0.1") == moved.address
+
+
+def test_tenants_with_the_same_addresses_stay_apart(gen: Gen) -> None:
+    gen.steering.put_route("globex/hq", GLOBEX, ["10.2.0.0/24"], "gpn-2")
+    gen.receive(packet("10.2.0.1", ACME), packet("10.2.0.1", ACME))
+    gen.receive(packet("10.2.0.1", GLOBEX), source=("10.20.0.6", 40000))
+    assert [dest for _, _, dest, _ in gen.fabric.sent] == [GPN1.address, GPN2.address]
+    gen.receive(packet("10.2.0.1", GLOBEX))  # acme's VTEP speaking globex's VNI
+    assert gen.counters["gen_drop_vtep"] == 1
+
+
+def test_what_a_gpn_passes_on_is_routed_but_never_back(gen: Gen) -> None:
+    gen.receive(packet("10.2.0.1"), source=GPN2.address)
+    assert gen.fabric.sent == [(packet("10.2.0.1"), 120, GPN1.address, 0)]
+    gen.receive(packet("10.2.0.1"), source=GPN1.address)
+    assert len(gen.fabric.sent) == 1
+    assert gen.counters.nonzero() == {"gen_forwarded": 1, "gen_drop_no_route": 1}
+    gen.receive(packet("10.2.0.1"), source=(GPN2.address[0], 9))  # its address, not its socket
+    assert gen.counters["gen_drop_vtep"] == 1
+
+
+@pytest.mark.parametrize(
+    ("data", "source", "counted"),
+    [
+        (packet("10.2.0.1"), ("10.20.0.99", 51111), "gen_drop_vtep"),
+        (packet("10.2.0.1", 7), VTEP, "gen_drop_vtep"),
+        (packet("10.9.0.1"), VTEP, "gen_drop_no_route"),
+        (packet("10.2.0.1", ethertype=0x0806), VTEP, "gen_drop_not_ip"),
+        (packet("10.2.0.1")[:41], VTEP, "gen_drop_malformed"),
+        (packet("2001:db8:2::1")[:61], VTEP, "gen_drop_malformed"),
+        (packet("10.2.0.1")[:12], VTEP, "gen_drop_malformed"),
+        (b"", VTEP, "gen_drop_malformed"),
+        (bytes(120), VTEP, "gen_drop_malformed"),
+        (bytes([0, 0, 0, 3]) + bytes(28), VTEP, "gen_drop_tag"),
+    ],
+)
+def test_what_is_dropped_is_counted_by_its_reason(
+    gen: Gen, data: bytes, source: Address, counted: str
+) -> None:
+    for _ in range(2):  # decided, and then out of the cache
+        gen.receive(data, source=source)
+    assert gen.counters.nonzero() == {counted: 2}
+
+
+def test_a_dropped_tenant_is_no_longer_taken(gen: Gen) -> None:
+    assert gen.goes_to("10.2.0.1") == GPN1.address
+    gen.steering.drop_tenant(ACME)
+    assert gen.goes_to("10.2.0.1") is None
+    assert gen.counters["gen_drop_vtep"] == 1
+
+
+def test_what_the_kernel_refuses_is_counted(gen: Gen) -> None:
+    gen.fabric.accepting = False
+    gen.receive(packet("10.2.0.1"), packet("10.2.0.1"))
+    assert gen.counters.nonzero() == {"gen_drop_send": 2}
+
+
+def test_the_flow_cache_is_bounded(gen: Gen, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(egress, "MAX_FLOWS", 8)
+    for host in range(100):
+        assert gen.goes_to(f"10.2.0.{host}") == GPN1.address
+    assert len(gen.steering._flows) <= 8
+
+
+@given(st.binary(max_size=400), st.integers(1, 150))
+def test_every_packet_of_a_hostile_batch_is_counted_once(data: bytes, size: int) -> None:
+    counters = Counters()
+    steering = MuxEgress(RecordingSender(), counters)
+    steering.forward(Batch(memoryview(data), min(size, len(data)), VTEP))
+    assert sum(counters.values()) == max(1, -(-len(data) // size))
+
+
+@given(st.lists(st.ip_addresses(v=4) | st.ip_addresses(v=6), min_size=1, max_size=50), st.integers(62, 130))
+def test_the_fields_of_a_batch_are_those_of_its_packets(addresses: list[object], size: int) -> None:
+    packets = [packet(str(address), length=size) for address in addresses]
+    found = fields(memoryview(b"".join(packets)), size)
+    assert [destination for _, _, destination in found] == [address.packed for address in addresses]  # type: ignore[attr-defined]
