@@ -1,0 +1,97 @@
+"""The `protego` command: its commands, and how every failure leaves the process.
+
+Commands live in the modules named below and import what they need when they run, so that `--help` and
+completion answer at once. An error that Protego raises on purpose becomes one sentence on stderr and the
+exit code of its class (`errors.Exit`); anything else is a bug and shows its traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Annotated
+
+import typer
+
+from protego_cli import __version__
+from protego_cli.cli import check, lab, node, operate
+from protego_cli.errors import ConfigError, Exit, ProtegoError
+
+EPILOG = (
+    "Exit codes: 0 done; 1 tried and failed; 2 wrong arguments or cluster file; 3 no control node answered; "
+    "4 no such tunnel or node; 5 this machine lacks something."
+)
+
+app = typer.Typer(
+    name="protego",
+    help="A cloud-scale, multitenant IPsec gateway whose tunnels migrate without losing a packet.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"protego {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _protego(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+config = typer.Typer(help="Check the cluster file.", no_args_is_help=True)
+pki = typer.Typer(help="The cluster's certificates.", no_args_is_help=True)
+psk = typer.Typer(help="Pre-shared keys of tunnels.", no_args_is_help=True)
+
+app.command()(node.up)
+app.command()(operate.status)
+app.command()(operate.migrate)
+app.command()(lab.local)
+app.command()(check.plugins)
+app.add_typer(config, name="config")
+app.add_typer(pki, name="pki")
+app.add_typer(psk, name="psk")
+config.command("check")(check.config_check)
+pki.command("init")(check.pki_init)
+psk.command("generate")(check.psk_generate)
+app.command("lab-peers", hidden=True)(lab.lab_peers)
+app.command("lab-tenants", hidden=True)(lab.lab_tenants)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line (that of the process unless given); always ends in SystemExit."""
+    try:
+        app(args=None if arguments is None else list(arguments), prog_name="protego")
+    except (ProtegoError, BaseExceptionGroup) as error:
+        faults = list(_leaves(error))
+        if not all(isinstance(fault, ProtegoError) for fault in faults):
+            raise
+        sys.exit(_report([fault for fault in faults if isinstance(fault, ProtegoError)]))
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    """The errors inside trio's groups, in order."""
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error
+
+
+def _report(faults: Sequence[ProtegoError]) -> int:
+    """Tell each fault once; the first one decides the exit code."""
+    for text in dict.fromkeys(str(fault) for fault in faults):
+        typer.echo(f"protego: {text}", err=True)
+    if isinstance(faults[0], ConfigError):
+        count = len(faults[0].problems)
+        typer.echo(f"protego: {count} problem{'s' if count > 1 else ''} in {faults[0].path}", err=True)
+    return int(faults[0].exit_code if faults else Exit.FAILED)

@@ -1,0 +1,54 @@
+"""Asking the control node, once or again and again."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import trio
+from rich.console import Console
+from rich.live import Live
+
+from protego_cli.cli.render import print_status, status_view
+from protego_cli.config.model import Cluster
+from protego_cli.control.client import ask
+from protego_cli.control.messages import GetStatus, Reply, Request, Status
+from protego_cli.errors import ProtegoError
+
+R = TypeVar("R", bound=Reply)
+
+WATCH_INTERVAL = 1.0  # seconds: as often as nodes report
+
+
+def ask_once(cluster: Cluster, request: Request, expected: type[R]) -> R:
+    """Ask with the operator's certificate. Raises what the control node answered, or Unreachable."""
+    return trio.run(_ask, cluster, request, expected)
+
+
+async def _ask(cluster: Cluster, request: Request, expected: type[R]) -> R:
+    reply = await ask(cluster, request)
+    if not isinstance(reply, expected):
+        raise ProtegoError(
+            f"the control node answered {type(reply).__name__} to {type(request).__name__}; "
+            "it may run another version"
+        )
+    return reply
+
+
+def watch_status(cluster: Cluster, *, as_json: bool) -> None:
+    """Show the status every second until Ctrl-C."""
+    try:
+        trio.run(_watch, cluster, as_json)
+    except KeyboardInterrupt:
+        return
+
+
+async def _watch(cluster: Cluster, as_json: bool) -> None:
+    console = Console()
+    if as_json or not console.is_terminal:
+        while True:
+            print_status(await _ask(cluster, GetStatus(), Status), as_json=as_json)
+            await trio.sleep(WATCH_INTERVAL)
+    with Live(console=console, auto_refresh=False) as live:
+        while True:
+            live.update(status_view(await _ask(cluster, GetStatus(), Status)), refresh=True)
+            await trio.sleep(WATCH_INTERVAL)

@@ -1,0 +1,81 @@
+"""`protego up`: run one node of the cluster in this process until SIGTERM or SIGINT.
+
+1. Read the cluster file and load the plugins it names.
+2. Settle which node this is.
+3. Set up logging: lines to read on a terminal, JSON elsewhere.
+4. Run the role; a signal ends it cleanly, with exit code 0.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from protego_cli.cli.options import ClusterFile, complete_node
+
+if TYPE_CHECKING:
+    from protego_cli.config.model import Cluster, Node
+
+
+class RoleName(StrEnum):
+    GMN = "gmn"
+    GIN = "gin"
+    GEN = "gen"
+    GPN = "gpn"
+
+
+class LogLevel(StrEnum):
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+def up(
+    role: Annotated[RoleName | None, typer.Option(help="What this node does.", show_default=False)] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            help="Which node this is; may be left out when the role has one.",
+            show_default=False,
+            autocompletion=complete_node,
+        ),
+    ] = None,
+    cluster: ClusterFile = None,
+    lifeline: Annotated[bool, typer.Option("--lifeline", hidden=True, help="End when stdin closes.")] = False,
+    log_level: Annotated[LogLevel, typer.Option(help="How much to log, to stderr.")] = LogLevel.INFO,
+) -> None:
+    """Run one node of the cluster until SIGTERM or SIGINT."""
+    from protego_cli.cli.clusters import load_with_plugins
+    from protego_cli.cli.logs import configure_logging
+    from protego_cli.cli.serve import serve
+
+    loaded, plugins = load_with_plugins(cluster)
+    node = choose(loaded, role, name)
+    configure_logging(log_level.upper())
+    serve(loaded, node, plugins, lifeline=lifeline)
+
+
+def choose(cluster: Cluster, role: str | None, name: str | None) -> Node:
+    """The node that role and name mean. Raises NotFound, or UsageError where they leave it open."""
+    from protego_cli.errors import NotFound, UsageError
+
+    if name is not None:
+        node = cluster.node(name)
+        if node is None:
+            known = ", ".join(node.name for node in cluster.nodes)
+            raise NotFound(f"{cluster.file} has no node {name!r}; it has {known}")
+        if role is not None and node.role != role:
+            raise UsageError(f"{name} is a {node.role} in {cluster.file}, not a {role}")
+        return node
+    if role is None:
+        raise UsageError("say which node this is: --role, or --name")
+    nodes = [node for node in cluster.nodes if node.role == role]
+    if not nodes:
+        raise NotFound(f"{cluster.file} has no node whose role is {role}")
+    if len(nodes) > 1:
+        known = ", ".join(node.name for node in nodes)
+        raise UsageError(f"the role {role} has {len(nodes)} nodes, so say which with --name: {known}")
+    return nodes[0]

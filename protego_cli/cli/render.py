@@ -1,0 +1,133 @@
+"""What commands print: tables for people, and the JSON that docs/cli.md promises."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import msgspec
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from protego_cli.control.messages import Migrated, Status
+from protego_cli.plugins.manager import PluginInfo
+
+GOOD = frozenset({"up"})
+NONE = "-"
+UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+def print_json(document: object) -> None:
+    """One document, on one line, at once."""
+    sys.stdout.write(json.dumps(document) + "\n")
+    sys.stdout.flush()
+
+
+def print_status(status: Status, *, as_json: bool) -> None:
+    if as_json:
+        document = msgspec.to_builtins(status)
+        document.pop("type", None)  # the tag of the control channel
+        print_json(document)
+    else:
+        Console().print(status_view(status))
+
+
+def status_view(status: Status) -> RenderableType:
+    """Nodes and tunnels as tables, and why tunnels that failed did."""
+    nodes = _table("node", "role", "state", "tunnels>", "CPU>", title=f"epoch {status.epoch}")
+    for node in status.nodes:
+        nodes.add_row(node.name, node.role, _state(node.state), str(node.tunnels), f"{node.cpu:.0%}")
+    tunnels = _table(
+        "tunnel",
+        "state",
+        "GPN",
+        "peer",
+        "SPI in",
+        "SPI out",
+        "suite",
+        "packets in>",
+        "out>",
+        "bytes in>",
+        "out>",
+    )
+    for tunnel in status.tunnels:
+        tunnels.add_row(
+            tunnel.id,
+            _state(tunnel.state),
+            tunnel.gpn or NONE,
+            tunnel.peer or NONE,
+            tunnel.spi_in or NONE,
+            tunnel.spi_out or NONE,
+            tunnel.suite or NONE,
+            f"{tunnel.packets_in:,}",
+            f"{tunnel.packets_out:,}",
+            size(tunnel.bytes_in),
+            size(tunnel.bytes_out),
+        )
+    errors = [Text(f"{tunnel.id}: {tunnel.error}", style="red") for tunnel in status.tunnels if tunnel.error]
+    return Group(nodes, tunnels, *errors)
+
+
+def print_migrated(moved: Migrated, *, as_json: bool) -> None:
+    if as_json:
+        print_json(
+            {
+                "tunnel": moved.tunnel,
+                "from": moved.source,
+                "to": moved.to,
+                "method": moved.method,
+                "rekey_ms": moved.rekey_ms,
+                "distribute_ms": moved.distribute_ms,
+                "total_ms": moved.total_ms,
+            }
+        )
+    else:
+        Console(highlight=False).print(
+            f"{moved.tunnel} moved from {moved.source} to {moved.to} by {moved.method} "
+            f"in {moved.total_ms:.1f} ms (rekey {moved.rekey_ms:.1f} ms, distribution {moved.distribute_ms:.1f} ms)",
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+def print_plugins(listing: list[PluginInfo], *, as_json: bool) -> None:
+    if as_json:
+        print_json(
+            [
+                {
+                    "name": info.name,
+                    "version": info.version,
+                    "source": str(info.source),
+                    "hooks": list(info.hooks),
+                }
+                for info in listing
+            ]
+        )
+        return
+    table = _table("plugin", "version", "source", "hooks")
+    for info in listing:
+        table.add_row(info.name, info.version or NONE, str(info.source), ", ".join(info.hooks))
+    Console().print(table)
+
+
+def size(count: int) -> str:
+    """Bytes in the largest unit that leaves at least one of it."""
+    value, index = float(count), 0
+    while value >= 1024 and index < len(UNITS) - 1:
+        value, index = value / 1024, index + 1
+    return f"{count} B" if index == 0 else f"{value:.1f} {UNITS[index]}"
+
+
+def _state(state: str) -> Text:
+    return Text(state, style="green" if state in GOOD else "yellow" if state == "connecting" else "red")
+
+
+def _table(*columns: str, title: str | None = None) -> Table:
+    """A table; a column whose heading ends in ">" holds numbers."""
+    table = Table(title=title, title_justify="left", box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(
+            column.rstrip(">"), justify="right" if column.endswith(">") else "left", no_wrap=True
+        )
+    return table

@@ -1,0 +1,66 @@
+"""Runs a role under trio: signals, the frozen heap, and secrets that must be readable before it starts."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+import trio
+
+from protego_cli.config.checks import check_secrets
+from protego_cli.config.model import Cluster, Node
+from protego_cli.errors import EnvironmentFault
+
+if TYPE_CHECKING:
+    from protego_cli.plugins.manager import Plugins
+
+logger = logging.getLogger(__name__)
+
+RunRole = Callable[..., Awaitable[None]]  # roles.*.run(cluster, node, plugins, *, task_status)
+
+
+def serve(cluster: Cluster, node: Node, plugins: Plugins, *, lifeline: bool = False) -> None:
+    """Run the node until a signal, or until stdin closes with `lifeline`. Raises what stops it before."""
+    if node.role == "gmn" and (problems := list(check_secrets(cluster))):
+        raise EnvironmentFault("\n".join(map(str, problems)))
+    run: RunRole = import_module(f"protego_cli.roles.{node.role}").run
+    trio.run(run_until_told, run, cluster, node, plugins, lifeline)
+
+
+async def run_until_told(
+    run: RunRole, cluster: Cluster, node: Node, plugins: Plugins, lifeline: bool
+) -> None:
+    """The role's nursery, and what cancels it."""
+    async with trio.open_nursery() as nursery:
+        await nursery.start(_cancel_on_signal, nursery.cancel_scope)
+        if lifeline:
+            nursery.start_soon(_cancel_on_eof, nursery.cancel_scope)
+        await nursery.start(run, cluster, node, plugins)
+        logger.info("started role=%s node=%s address=%s", node.role, node.name, node.address)
+        gc.collect()
+        gc.freeze()  # what exists now lives on: keep later collections from walking it
+
+
+async def _cancel_on_signal(
+    scope: trio.CancelScope, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        task_status.started()
+        async for number in signals:
+            logger.info("stopping signal=%s", signal.Signals(number).name)
+            scope.cancel()
+            return  # a second signal then ends the process at once
+
+
+async def _cancel_on_eof(scope: trio.CancelScope) -> None:
+    """Whoever started this process holds the other end of its stdin, and is gone when it closes."""
+    async with trio.lowlevel.FdStream(os.dup(0)) as stdin:
+        while await stdin.receive_some():
+            pass
+    logger.info("stopping reason='stdin closed'")
+    scope.cancel()
