@@ -5,12 +5,13 @@ sends `Sync` (everything) when a node connects and `Update` (what changed) after
 and a revision, applying one twice is harmless, and an epoch below the highest ever seen is refused. The
 answer `Applied` means: the data path acts on it from now on.
 
-Node addresses are text, SPIs and VNIs integers, times wall-clock seconds, MACs and keys bytes.
+Node addresses are text, SPIs and VNIs integers, times wall-clock seconds, MACs and keys bytes. The
+fields in `SECRETS` hold key material and never show in a repr.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -19,9 +20,21 @@ from protego_cli.wire.selectors import TrafficSelector
 Role = Literal["gmn", "gin", "gen", "gpn"]
 
 
+SECRETS = frozenset({"tag_key", "envelope_key", "key_in", "key_out"})
 
 
-class Record(msgspec.Struct, frozen=True, tag=True, array_like=True):
+class Message(msgspec.Struct, frozen=True):
+    """Base of all below: a struct that may hold keys and shows none, in logs or in rich's tracebacks."""
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [(name, "..." if name in SECRETS else getattr(self, name)) for name in self.__struct_fields__]
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
+        return f"{type(self).__name__}({fields})"
+
+
+class Record(Message, frozen=True, tag=True, array_like=True):
     """One piece of desired state; `key` names it within its type."""
 
     @property
@@ -166,11 +179,11 @@ Key = tuple[str, int | str]
 # ---- GMN -> node
 
 
-class Request(msgspec.Struct, frozen=True, tag=True):
+class Request(Message, frozen=True, tag=True):
     """Base of what may be asked over the control channel; every request has one reply."""
 
 
-class Reply(msgspec.Struct, frozen=True, tag=True):
+class Reply(Message, frozen=True, tag=True):
     """Base of the answers."""
 
 
@@ -350,6 +363,16 @@ class Names(Reply, frozen=True):
 
 
 AnyRequest = (
-    Sync | Update | GetMarks | Hello | Report | FirstPacket | PeerAddress | RangeLow | GetStatus | Migrate | ListNames
+    Sync
+    | Update
+    | GetMarks
+    | Hello
+    | Report
+    | FirstPacket
+    | PeerAddress
+    | RangeLow
+    | GetStatus
+    | Migrate
+    | ListNames
 )
 AnyReply = Applied | Stale | Marks | Failed | Welcome | Noted | Status | Migrated | Names
