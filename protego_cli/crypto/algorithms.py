@@ -105,7 +105,7 @@ class Registry:
             transform = (algorithm.type, algorithm.transform_id, algorithm.key_bits)
             if (other := self._by_transform.get(transform)) is not None:
                 raise PluginError(
-                    f"{other.keyword!r} of plugin {owner[other.keyword]!r} and {keyword!r} of plugin {plugin!r} "
+                    f"{other.keyword!r} of plugin {owner[other.keyword]!r} and {keyword!r} of {plugin!r} "
                     f"are one transform on the wire (type {algorithm.type}, ID {algorithm.transform_id}, "
                     f"key bits {algorithm.key_bits}); remove one of them"
                 )

@@ -1,0 +1,14 @@
+"""Built-in algorithms: AES-GCM, ChaCha20-Poly1305, HMAC-SHA-2, Curve25519, ECP and MODP groups."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from protego_cli.crypto.algorithms import Algorithm
+from protego_cli.crypto.builtin import ALGORITHMS
+from protego_cli.hookspecs import hookimpl
+
+
+@hookimpl
+def protego_crypto_suites() -> Sequence[Algorithm]:
+    return ALGORITHMS
