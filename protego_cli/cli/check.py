@@ -13,7 +13,11 @@ from protego_cli.cli.options import AsJson, ClusterFile
 def config_check(
     file: Annotated[
         Path | None,
-        typer.Argument(help="The cluster file [default: as for -c of other commands].", show_default=False),
+        typer.Argument(
+            metavar="[FILE]",
+            help="The cluster file [default: as for -c of other commands].",
+            show_default=False,
+        ),
     ] = None,
 ) -> None:
     """Check a cluster file and the secrets it names.
@@ -50,7 +54,9 @@ def pki_init(cluster: ClusterFile = None) -> None:
 
 
 def psk_generate(
-    file: Annotated[Path, typer.Argument(help="The file to write; it must not exist.", show_default=False)],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="The file to write; it must not exist.", show_default=False)
+    ],
 ) -> None:
     """Write a new pre-shared key of 256 bits to a file that only you can read."""
     from protego_cli.config.secrets import generate_secret

@@ -9,7 +9,7 @@ import typer
 
 from protego_cli.cli.options import AsJson
 
-PlanFile = Annotated[Path, typer.Argument(help="The plan that `protego local` wrote.")]
+PlanFile = Annotated[Path, typer.Argument(metavar="PLAN", help="The plan that `protego local` wrote.")]
 
 
 def local(
@@ -17,11 +17,11 @@ def local(
     headless: Annotated[
         bool, typer.Option("--headless", help="Plain lines instead of the live view.")
     ] = False,
-    duration: Annotated[float, typer.Option(help="Seconds of traffic.")] = 20.0,
-    tenants: Annotated[int, typer.Option(help="Tenants, each with one tunnel.")] = 8,
-    gpns: Annotated[int, typer.Option(help="Gateway Processing Nodes.")] = 3,
-    migrations: Annotated[int, typer.Option(help="Migrations during the traffic.")] = 100,
-    pps: Annotated[int, typer.Option(help="Packets per second, tunnel and direction.")] = 200,
+    duration: Annotated[float, typer.Option(metavar="S", help="Seconds of traffic.")] = 20.0,
+    tenants: Annotated[int, typer.Option(metavar="N", help="Tenants, each with one tunnel.")] = 8,
+    gpns: Annotated[int, typer.Option(metavar="N", help="Gateway Processing Nodes.")] = 3,
+    migrations: Annotated[int, typer.Option(metavar="N", help="Migrations during the traffic.")] = 100,
+    pps: Annotated[int, typer.Option(metavar="P", help="Packets per second, tunnel and direction.")] = 200,
 ) -> None:
     """Run a whole cluster on this machine; count every packet.
 

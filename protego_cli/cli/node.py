@@ -38,6 +38,7 @@ def up(
     name: Annotated[
         str | None,
         typer.Option(
+            metavar="NODE",
             help="Which node this is; may be left out when the role has one.",
             show_default=False,
             autocompletion=complete_node,

@@ -29,9 +29,14 @@ def status(
 
 def migrate(
     tunnel: Annotated[
-        str, typer.Argument(help="The tunnel's id, TENANT/TUNNEL.", autocompletion=complete_tunnel)
+        str,
+        typer.Argument(
+            metavar="TUNNEL", help="The tunnel's id, TENANT/NAME.", autocompletion=complete_tunnel
+        ),
     ],
-    to: Annotated[str, typer.Option("--to", help="The GPN to move it to.", autocompletion=complete_gpn)],
+    to: Annotated[
+        str, typer.Option("--to", metavar="NODE", help="The GPN to move it to.", autocompletion=complete_gpn)
+    ],
     cluster: ClusterFile = None,
     as_json: AsJson = False,
 ) -> None:

@@ -23,6 +23,7 @@ ClusterFile = Annotated[
     typer.Option(
         "--cluster",
         "-c",
+        metavar="FILE",
         help="The cluster file [default: $PROTEGO_CLUSTER, ./cluster.toml, /etc/protego/cluster.toml].",
         show_default=False,
     ),

@@ -77,15 +77,16 @@ def print_migrated(moved: Migrated, *, as_json: bool) -> None:
                 "from": moved.source,
                 "to": moved.to,
                 "method": moved.method,
-                "rekey_ms": moved.rekey_ms,
-                "distribute_ms": moved.distribute_ms,
-                "total_ms": moved.total_ms,
+                "rekey_ms": round(moved.rekey_ms, 3),
+                "distribute_ms": round(moved.distribute_ms, 3),
+                "total_ms": round(moved.total_ms, 3),
             }
         )
     else:
         Console(highlight=False).print(
             f"{moved.tunnel} moved from {moved.source} to {moved.to} by {moved.method} "
-            f"in {moved.total_ms:.1f} ms (rekey {moved.rekey_ms:.1f} ms, distribution {moved.distribute_ms:.1f} ms)",
+            f"in {moved.total_ms:.1f} ms "
+            f"(rekey {moved.rekey_ms:.1f} ms, distribution {moved.distribute_ms:.1f} ms)",
             markup=False,
             soft_wrap=True,
         )

@@ -54,6 +54,8 @@ __all__ = [
 ENVIRONMENT = "PROTEGO_CLUSTER"
 PLACES = (Path("cluster.toml"), Path("/etc/protego/cluster.toml"))
 
+PKI_NAMES = frozenset({"ca", "operator"})  # beside NODE.pem in cluster.pki
+
 CheckProposal = Callable[[str, Literal["ike", "esp"]], str | None]
 """Says what is wrong with a proposal, or None."""
 
@@ -181,6 +183,8 @@ def _nodes(collection: Table) -> tuple[Node, ...]:
     nodes = []
     for name, table in collection.named():
         _check_name(table, name)
+        if name in PKI_NAMES:
+            table.fault(f'"{name}" names other files of the PKI; give the node another name')
         role = table.need("role", values.choice(ROLES), "", example=f"one of {', '.join(ROLES)}")
         address = table.need("address", values.address, "", example='an IP address such as "10.10.0.1"')
         nodes.append(

@@ -1,0 +1,67 @@
+# make local        set everything up and run a whole cluster on this machine (ARGS="--json --headless")
+# make test         set everything up and run the tests (ARGS="-k config")
+# make lint         ruff and mypy
+# make bench        what a packet costs (docs/benchmarks.md)
+# make completions  write completions/ anew
+# make clean        remove what these made
+#
+# Needs Python 3.11 or later; name another one with  make PYTHON=python3.13 local
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
+
+.DEFAULT_GOAL := local
+.DELETE_ON_ERROR:
+.PHONY: local test lint bench completions clean
+
+local: $(VENV)/.installed
+	@$(BIN)/protego local $(ARGS)
+
+test: $(VENV)/.installed-test
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+bench: $(VENV)/.installed
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+completions: $(VENV)/.installed
+	@for shell in bash zsh fish; do \
+	  _PROTEGO_COMPLETE=source_$$shell $(BIN)/protego > completions/protego.$$shell || exit; \
+	done
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Each stamp is newer than pyproject.toml: a second run installs nothing. The package is installed editable,
+# so the code is always that of this directory.
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	@echo "installing protego into $(VENV)"
+	@$(INSTALL) .
+	@touch $@
+
+$(VENV)/.installed-test: pyproject.toml | $(BIN)/python
+	@echo "installing protego and its tests' requirements into $(VENV)"
+	@$(INSTALL) '.[test]'
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
+	@echo "installing protego and its developers' tools into $(VENV)"
+	@$(INSTALL) '.[dev]'
+	@touch $@ $(VENV)/.installed-test $(VENV)/.installed
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Protego needs Python 3.11 or later, and '$(PYTHON)' is not: name one with  make PYTHON=python3.13 $(MAKECMDGOALS)" >&2; \
+	  exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { \
+	  rm -rf $(VENV); \
+	  echo "'$(PYTHON) -m venv' failed; on Debian and Ubuntu:  apt install python3-venv" >&2; \
+	  exit 1; }

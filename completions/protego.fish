@@ -1,0 +1,1 @@
+complete --command protego --no-files --arguments "(env _PROTEGO_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=get-args _TYPER_COMPLETE_ARGS=(commandline -cp) protego)" --condition "env _PROTEGO_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=is-args _TYPER_COMPLETE_ARGS=(commandline -cp) protego"
