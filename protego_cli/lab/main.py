@@ -79,7 +79,7 @@ async def _local(options: Options, json: bool, headless: bool) -> int:
             sys.stdout.write(msgspec.json.encode(receipt).decode() + "\n")
             sys.stdout.flush()
         if faults := receipt.faults():
-            raise Failed("\n".join((f"FAILED: {'; '.join(faults)}", *_diagnosis(scene))))
+            raise Failed("\n".join((f"the run failed: {'; '.join(faults)}", *_diagnosis(scene))))
     return Exit.OK
 
 
