@@ -1,0 +1,74 @@
+"""The anti-replay window (RFC 4303 3.4.3), in two steps: `check`, open the packet, then `commit`.
+
+A number that was only checked leaves no trace: a forger cannot move the window. The bitmap is one integer
+whose bit i stands for number `top - i`, so that a run of consecutive numbers costs one shift.
+
+1. `fresh` says in one pass that a row of numbers is ascending and right of the window: the usual batch, which
+   needs no further checks, for none of them can have been seen.
+2. `check` answers for a single number.
+3. `commit` and `commit_row` mark what opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from operator import lt
+
+
+class ReplayWindow:
+    """Numbers at or below `floor` count as seen; 0 always does (the first packet is 1)."""
+
+    __slots__ = ("_bitmap", "_mask", "size", "top")
+
+    def __init__(self, size: int, floor: int = 0) -> None:
+        if size < 1:
+            raise ValueError("a replay window needs at least one number")
+        self.size = size
+        self.top = floor  # the highest number committed
+        self._mask = (1 << size) - 1
+        self._bitmap = self._mask
+
+    def check(self, number: int) -> bool:
+        """Whether the number may be opened: never seen, and not left of the window."""
+        behind = self.top - number
+        if behind < 0:
+            return True
+        return behind < self.size and not self._bitmap >> behind & 1
+
+    def fresh(self, numbers: Sequence[int]) -> bool:
+        """Whether the numbers are strictly ascending and all right of the window."""
+        return numbers[0] > self.top and (len(numbers) == 1 or all(map(lt, numbers, numbers[1:])))
+
+    def commit(self, number: int) -> None:
+        """Mark a number whose packet opened; `check` must just have admitted it."""
+        ahead = number - self.top
+        if ahead <= 0:
+            self._bitmap |= 1 << -ahead & self._mask
+        else:
+            self._shift(ahead, 1)
+            self.top = number
+
+    def commit_row(self, numbers: Sequence[int]) -> None:
+        """Mark numbers that `fresh` admitted and whose packets all opened."""
+        last, count = numbers[-1], len(numbers)
+        if last - numbers[0] == count - 1:
+            self._shift(last - self.top, (1 << count) - 1)
+            self.top = last
+        else:
+            for number in numbers:
+                self.commit(number)
+
+    def raise_floor(self, floor: int) -> None:
+        """Count every number up to `floor` as seen. Never lowers anything."""
+        if floor >= self.top:
+            self.top = floor
+            self._bitmap = self._mask
+        else:
+            behind = self.top - floor
+            if behind < self.size:
+                self._bitmap |= self._mask >> behind << behind
+
+    def _shift(self, ahead: int, bits: int) -> None:
+        """Move the window right by `ahead` and set the lowest `bits`."""
+        kept = self._bitmap << ahead if ahead < self.size else 0
+        self._bitmap = (kept | bits) & self._mask
