@@ -30,8 +30,12 @@ from protego_cli.errors import ProtegoError
 
 log = logging.getLogger(__name__)
 
-# A record may name those of the types before its own: a Sync puts in this order and drops in the reverse one.
+# A record may name those of the types before its own: puts go in this order, drops in the reverse one.
 _ORDER: tuple[type[AnyRecord], ...] = (Neighbour, Tenant, Park, Sa, Rule, Steer, Route)
+
+
+def _rank(record: AnyRecord) -> int:
+    return _ORDER.index(type(record))
 
 
 class Target(Protocol):
@@ -47,13 +51,10 @@ class Target(Protocol):
 
 
 def difference(held: dict[Key, AnyRecord], wanted: Iterable[AnyRecord]) -> tuple[list[AnyRecord], list[Key]]:
-    """The puts and drops that lead from `held` to `wanted`, in an order in which they can be applied."""
+    """The puts and drops that lead from `held` to `wanted`."""
     target = {record.key: record for record in wanted}
     puts = [record for key, record in target.items() if held.get(key) != record]
-    gone = [record for key, record in held.items() if key not in target]
-    puts.sort(key=lambda record: _ORDER.index(type(record)))
-    gone.sort(key=lambda record: _ORDER.index(type(record)), reverse=True)
-    return puts, [record.key for record in gone]
+    return puts, [key for key in held if key not in target]
 
 
 class Holding:
@@ -98,6 +99,8 @@ class Holding:
 
     def _apply(self, revision: int, puts: list[AnyRecord], drops: list[Key]) -> Applied | Failed:
         """One record that cannot be acted on does not keep the others from it; a Sync tries it again."""
+        puts.sort(key=_rank)
+        drops.sort(key=lambda key: _rank(self.records[key]), reverse=True)
         problems: list[str] = []
         for record in puts:
             try:

@@ -51,6 +51,10 @@ class LinkClosed(Unreachable):
     """The connection closed before the reply came."""
 
 
+class Unanswered(Unreachable):
+    """The connection stands, but the reply did not come in time."""
+
+
 _ERRORS: dict[int, type[ProtegoError]] = {
     Exit.FAILED: Refused,
     Exit.USAGE: UsageError,
@@ -111,7 +115,7 @@ class Link:
     async def call(self, request: Request, timeout: float = SILENCE) -> AnyReply:
         """Send a request and return its reply. The request is queued, in order, before the first await.
 
-        Raises the error that a `Failed` carries, LinkClosed, or Unreachable after `timeout` seconds.
+        Raises the error that a `Failed` carries, LinkClosed, or Unanswered after `timeout` seconds.
         """
         if self.closed is not None:
             raise LinkClosed(f"{self.peer.name}: {self.closed}")
@@ -132,7 +136,7 @@ class Link:
             return call.reply
         if self.closed is not None:
             raise LinkClosed(f"{self.peer.name}: {self.closed}")
-        raise Unreachable(f"{self.peer.name}: no answer to {type(request).__name__} within {timeout:g} s")
+        raise Unanswered(f"{self.peer.name}: no answer to {type(request).__name__} within {timeout:g} s")
 
     def close(self, reason: str) -> None:
         """Close at once; `run` returns. Idempotent: the first reason stands."""

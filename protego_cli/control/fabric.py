@@ -1,0 +1,284 @@
+"""The GMN's side of the control channel: who is there, and what each node should hold.
+
+1. `serve` listens. A certificate of a data node opens a session, the operator's a line to `operator_handler`.
+2. A session (`session.py`): `Hello` -> `Welcome`; the observer may still change what is desired
+   (`node_connecting`); `Sync`; `node_up`; what the node reports; `node_down` when its link is gone.
+3. `desire` and `apply` change what a node should hold (`member.py` delivers it). It outlives connections.
+4. From the cluster file the fabric itself desires, with fresh keys at every start of the GMN:
+   `Neighbour` records for every pair of a GPN with a GIN or GEN, and `Tenant` records for GENs and GPNs.
+   A GIN gets the key of its envelopes with `Welcome`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from protego_cli.config.model import Cluster, Node, Role, TenantConfig
+from protego_cli.control.frames import NODE_LIMIT
+from protego_cli.control.listener import Listener, TlsStream
+from protego_cli.control.member import DEADLINE, Member, NodeDown
+from protego_cli.control.messages import (
+    AnyRecord,
+    AnyRequest,
+    Failed,
+    GetMarks,
+    GetStatus,
+    Hello,
+    Key,
+    ListNames,
+    Marks,
+    Migrate,
+    Neighbour,
+    Reply,
+    Report,
+    Tenant,
+    Vtep,
+    Welcome,
+)
+from protego_cli.control.pki import OPERATOR, Identity, server_context
+from protego_cli.control.rpc import SILENCE, Link
+from protego_cli.control.session import FabricObserver, Reported, Session
+from protego_cli.crypto.algorithms import RandomSource
+from protego_cli.errors import NotFound, ProtegoError, Refused
+
+__all__ = ["Fabric", "FabricObserver", "NodeDown", "NodeState", "OperatorRequest", "Reported"]
+
+log = logging.getLogger(__name__)
+
+OperatorRequest = GetStatus | Migrate | ListNames
+OperatorHandler = Callable[[OperatorRequest], Awaitable[Reply]]
+
+OPERATORS: Final = 32  # connections at once
+OPERATIONS: Final = 64  # operator requests at once
+OPERATOR_SILENCE: Final = 300.0
+_KEY_LENGTH: Final = 32
+
+
+@dataclass(frozen=True)
+class NodeState:
+    """A data node as it is now."""
+
+    name: str
+    role: Role
+    address: str
+    connected: bool  # and its Sync applied
+    boot: str | None  # random per process of the node
+    report: Report | None  # the last, also of a node that is gone
+    silent: tuple[str, ...]  # GPNs whose probes it misses
+
+
+class _NoObserver:
+    async def node_connecting(self, node: str, restarted: bool) -> None:
+        pass
+
+    async def node_up(self, node: str) -> None:
+        pass
+
+    async def reported(self, node: str, request: Reported) -> None:
+        pass
+
+    async def node_down(self, node: str) -> None:
+        pass
+
+
+class Fabric:
+    """Membership and desired state of all data nodes."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        epoch: int,
+        random: RandomSource,
+        *,
+        node: Node | None = None,
+        deadline: float = DEADLINE,
+        silence: float = SILENCE,
+    ) -> None:
+        """`node` is this GMN (the first of the file when left out); `deadline`, seconds for an apply."""
+        self.epoch = epoch
+        self.observer: FabricObserver = _NoObserver()
+        self.operator_handler: OperatorHandler | None = None
+        self._silence = silence
+        self._cluster = cluster
+        self._node = node or cluster.nodes_of("gmn")[0]
+        data_nodes = [node for node in cluster.nodes if node.role != "gmn"]
+        self._members = {node.name: Member(node, epoch, deadline) for node in data_nodes}
+        self._sessions: dict[str, Session] = {}
+        self._envelope_keys = {gin.name: random(_KEY_LENGTH) for gin in cluster.nodes_of("gin")}
+        self._operators = 0
+        self._operations = 0
+        for name, record in _static_records(cluster, random):
+            self._members[name].desire((record,), ())
+
+    # ---- what the GMN asks
+
+    def nodes(self) -> list[NodeState]:
+        """All data nodes of the cluster file, in its order."""
+        return [
+            NodeState(
+                name=member.node.name,
+                role=member.node.role,
+                address=member.node.address,
+                connected=member.up,
+                boot=member.boot,
+                report=member.report,
+                silent=member.report.silent if member.report else (),
+            )
+            for member in self._members.values()
+        ]
+
+    def connected(self, role: Role) -> list[str]:
+        """The nodes of this role whose Sync is applied and whose link stands."""
+        return [name for name, member in self._members.items() if member.up and member.node.role == role]
+
+    def envelope_key(self, gin: str) -> bytes:
+        """The key of the envelopes between this GMN and a GIN."""
+        return self._envelope_keys[gin]
+
+    def desire(self, node: str, put: Iterable[AnyRecord] = (), drop: Iterable[Key] = ()) -> None:
+        """Change what a node should hold; it hears of it with the next `apply` or Sync. Puts before drops."""
+        self._member(node).desire(put, drop)
+
+    async def apply(
+        self,
+        node: str,
+        put: Iterable[AnyRecord] = (),
+        drop: Iterable[Key] = (),
+        barriers: Sequence[str] = (),
+    ) -> None:
+        """Change what a node should hold; return when its data path acts on it and the barriers are passed.
+
+        Sends nothing where nothing changes. Raises NodeDown when the node is not there, goes, or misses the
+        deadline (it is desired all the same, and comes with the next Sync); Refused when a record cannot be
+        acted on or a barrier is not echoed; NotFound for a node that the cluster file does not have.
+        """
+        member = self._member(node)
+        member.desire(put, drop)
+        await member.flush(tuple(barriers))
+
+    async def marks(self, spis: Sequence[int]) -> dict[int, int]:
+        """The highest ESP number that any connected GIN has forwarded for each SPI; empty without GINs.
+
+        Raises NodeDown when one of them goes or does not answer: a mark that is missing may be the highest.
+        """
+        highest: dict[int, int] = {}
+        failures: list[ProtegoError] = []
+
+        async def ask(name: str) -> None:
+            try:
+                reply = await self._members[name].live().call(GetMarks(tuple(spis)), DEADLINE)
+            except ProtegoError as error:
+                failures.append(error)
+                return
+            marks = reply.marks if isinstance(reply, Marks) else {}
+            for spi in spis:
+                highest[spi] = max(highest.get(spi, 0), marks.get(spi, 0))
+
+        async with trio.open_nursery() as nursery:
+            for name in self.connected("gin"):
+                nursery.start_soon(ask, name)
+        if failures:
+            raise NodeDown(str(failures[0])) from failures[0]
+        return highest
+
+    def _member(self, name: str) -> Member:
+        try:
+            return self._members[name]
+        except KeyError:
+            raise NotFound(f"no data node {name!r} in {self._cluster.file}") from None
+
+    # ---- serving
+
+    async def serve(
+        self, *, task_status: trio.TaskStatus[tuple[str, int]] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Serve for ever; started with the address and port that are bound. Raises EnvironmentFault."""
+        context = server_context(self._cluster, self._node)
+        async with trio.open_nursery() as tasks:
+
+            async def welcome(stream: TlsStream, identity: Identity) -> None:
+                if identity.role == OPERATOR:
+                    await self._serve_operator(stream, identity, tasks)
+                else:
+                    member = self._members[identity.name]
+                    session = Session(member, self.observer, self._sessions, self._greet)
+                    await session.run(stream, identity, self._silence)
+
+            listener = Listener(self._cluster, context, welcome)
+            task_status.started(
+                await tasks.start(listener.serve, self._node.address, self._node.ports.control)
+            )
+
+    def _greet(self, hello: Hello, node: Node) -> Reply:
+        if hello.epoch > self.epoch:
+            log.error("node=%s has seen epoch %d, above ours, %d", node.name, hello.epoch, self.epoch)
+            raise Refused(
+                f"this GMN's epoch {self.epoch} is below {hello.epoch}, which {node.name} has seen: another "
+                "GMN is active, or the state directory was lost; stop this one, or raise the number in its "
+                "`epoch` file"
+            )
+        return Welcome(self.epoch, self._envelope_keys.get(node.name, b""))
+
+    # ---- operators
+
+    async def _serve_operator(self, stream: TlsStream, identity: Identity, tasks: trio.Nursery) -> None:
+        if self._operators >= OPERATORS:
+            log.warning("operator turned away: %d are connected", OPERATORS)
+            return
+        self._operators += 1
+        try:
+            link = Link(stream, identity, self._operate, tasks, limit=NODE_LIMIT, silence=OPERATOR_SILENCE)
+            await link.run()
+        finally:
+            self._operators -= 1
+
+    def _operate(self, request: AnyRequest) -> Reply | Awaitable[Reply]:
+        if not isinstance(request, OperatorRequest):
+            return Failed(f"an operator may not send {type(request).__name__}")
+        if self.operator_handler is None:
+            return Failed("this GMN is still starting; try again")
+        if self._operations >= OPERATIONS:
+            return Failed(f"{OPERATIONS} operator requests are being worked on; try again")
+        return self._work(self.operator_handler(request))
+
+    async def _work(self, answer: Awaitable[Reply]) -> Reply:
+        self._operations += 1
+        try:
+            return await answer
+        finally:
+            self._operations -= 1
+
+
+def _static_records(cluster: Cluster, random: RandomSource) -> Iterator[tuple[str, AnyRecord]]:
+    """(node, record) of what follows from the cluster file alone."""
+    tenants = [_tenant_record(tenant) for tenant in cluster.tenants]
+    gpns = cluster.nodes_of("gpn")
+    for node in cluster.nodes_of("gen") + gpns:
+        for tenant in tenants:
+            yield node.name, tenant
+    for node in cluster.nodes_of("gin") + cluster.nodes_of("gen"):
+        for gpn in gpns:
+            key = random(_KEY_LENGTH)
+            yield node.name, _neighbour(gpn, key)
+            yield gpn.name, _neighbour(node, key)
+
+
+def _neighbour(node: Node, key: bytes) -> Neighbour:
+    return Neighbour(
+        name=node.name,
+        role=node.role,
+        address=node.address,
+        esp_port=node.ports.esp if node.role == "gpn" else 0,
+        vxlan_port=node.ports.vxlan if node.role in ("gpn", "gen") else 0,
+        tag_key=key,
+    )
+
+
+def _tenant_record(tenant: TenantConfig) -> Tenant:
+    vteps = tuple(Vtep(vtep.prefix, vtep.address, vtep.port, vtep.mac) for vtep in tenant.attach.vteps)
+    return Tenant(tenant.name, tenant.vni, tenant.gateway_mac, vteps)
