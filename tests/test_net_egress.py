@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from typing import NamedTuple
 
 import pytest
@@ -14,6 +13,7 @@ from protego_cli.net import egress
 from protego_cli.net.egress import MuxEgress, fields
 from protego_cli.net.steering import Gpn
 from protego_cli.net.udp import Address, Batch
+from tests.support.datagrams import vxlan
 from tests.support.senders import RecordingSender
 
 GPN1 = Gpn("gpn-1", ("10.10.0.21", 4789), bytes(32))
@@ -51,14 +51,7 @@ def gen() -> Gen:
 
 
 def packet(destination: str, vni: int = ACME, length: int = 120, ethertype: int | None = None) -> bytes:
-    """A VXLAN packet to an inner destination."""
-    address = ipaddress.ip_address(destination)
-    head = bytes([8, 0, 0, 0]) + vni.to_bytes(3) + bytes(1) + bytes(12)
-    if address.version == 4:
-        head += (ethertype or 0x0800).to_bytes(2) + bytes([0x45]) + bytes(15) + address.packed
-    else:
-        head += (ethertype or 0x86DD).to_bytes(2) + bytes([0x60]) + bytes(23) + address.packed
-    return head + bytes(length - len(head))
+    return vxlan(destination, vni, length, ethertype)
 
 
 def test_a_batch_of_one_flow_goes_on_whole_and_untouched(gen: Gen) -> None:

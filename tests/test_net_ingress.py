@@ -17,6 +17,7 @@ from protego_cli.net.steering import Gpn
 from protego_cli.net.udp import Address, Batch
 from protego_cli.net.vip import VipPort, first_words, native_word
 from protego_cli.wire.tags import ORIGIN_LENGTH, Tag, TagKind, open_tag
+from tests.support.datagrams import esp
 from tests.support.senders import RecordingSender
 
 KEY = bytes(range(32))
@@ -50,10 +51,6 @@ def gin() -> Gin:
     messages: list[tuple[bytes, Address]] = []
     port = VipPort(lambda data, source: messages.append((bytes(data), source)), steering, counters)
     return Gin(fabric, counters, steering, port, messages)
-
-
-def esp(spi: int, seq: int, length: int = 100) -> bytes:
-    return struct.pack("!II", spi, seq) + bytes(length - 8)
 
 
 def test_a_batch_of_one_spi_goes_on_whole_and_untouched(gin: Gin) -> None:

@@ -35,9 +35,9 @@ class Relay(NamedTuple):
 @pytest.fixture
 def bench() -> Relay:
     counters = Counters()
-    fabric, natt, ike = RecordingSender(), RecordingSender(), RecordingSender()
-    relay = IkeRelay(fabric, GMN, 4500, counters)
-    relay.attach({(VIP, 4500): natt, (VIP, 500): ike})
+    fabric, natt, ike = RecordingSender(), RecordingSender((VIP, 4500)), RecordingSender((VIP, 500))
+    relay = IkeRelay(fabric, GMN, counters)
+    relay.attach([natt], [ike])
     relay.key = KEY
     return Relay(relay, counters, fabric, natt, ike)
 
@@ -68,7 +68,7 @@ def test_several_envelopes_in_one_batch(bench: Relay) -> None:
 
 
 def test_without_an_ike_port_the_other_takes_its_place(bench: Relay) -> None:
-    bench.relay.attach({(VIP, 4500): bench.natt})
+    bench.relay.attach([bench.natt], [])
     bench.from_fabric(envelope(500))
     assert bench.natt.sent == [(bytes(4) + MESSAGE, 104, PEER, 0)]
 

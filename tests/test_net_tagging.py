@@ -48,6 +48,10 @@ class Bench:
             self.fabric, self.counters, "gen_drop_tag", random=lambda length: next(numbers).to_bytes(length)
         )
         self.link.put_gpn(GPN)
+        self.noticed = 0
+
+    def notices(self) -> None:
+        self.noticed += 1
 
     def receive(self, data: bytes, source: Address = GPN.address) -> list[bytes]:
         """Hand a datagram to the link; what it leaves to others."""
@@ -71,7 +75,7 @@ async def test_probes_go_out_five_times_a_second_and_their_echo_gives_the_time(
 
     async with trio.open_nursery() as nursery:
         bench.fabric.answer = lambda tag: nursery.start_soon(echo_later, tag)
-        nursery.start_soon(bench.link.probe)
+        nursery.start_soon(bench.link.probe, bench.notices)
         await trio.sleep(4.1)
         assert len(bench.fabric.tags) == 21
         assert len({tag.nonce for tag in bench.fabric.tags}) == 21
@@ -84,21 +88,24 @@ async def test_a_gpn_without_echo_is_silent_after_a_second_until_it_echoes(
     bench: Bench, autojump_clock: Clock
 ) -> None:
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(bench.link.probe)
+        nursery.start_soon(bench.link.probe, bench.notices)
         await trio.sleep(0.95)
         assert bench.link.silent() == ()
         await trio.sleep(0.1)
         assert bench.link.silent() == ("gpn-1",)
         await trio.sleep(10)
         assert bench.link.silent() == ("gpn-1",)
+        assert bench.noticed == 1
         bench.echo(bench.fabric.tags[-1])
         assert bench.link.silent() == ()
+        await trio.sleep(0.3)
+        assert bench.noticed == 2
         nursery.cancel_scope.cancel()
 
 
 async def test_who_was_stopped_blames_nobody(bench: Bench, autojump_clock: Clock) -> None:
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(bench.link.probe)
+        nursery.start_soon(bench.link.probe, bench.notices)
         await trio.testing.wait_all_tasks_blocked()
         autojump_clock.jump(30)  # stopped: the echo of the only probe waits in the socket meanwhile
         assert bench.link.silent() == ()
@@ -107,7 +114,7 @@ async def test_who_was_stopped_blames_nobody(bench: Bench, autojump_clock: Clock
 
 async def test_a_dropped_gpn_is_neither_probed_nor_silent(bench: Bench, autojump_clock: Clock) -> None:
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(bench.link.probe)
+        nursery.start_soon(bench.link.probe, bench.notices)
         await trio.sleep(2)
         bench.link.drop_gpn("gpn-1")
         before = len(bench.fabric.tags)

@@ -3,13 +3,14 @@
 Peer to GMN: an IKE message (its non-ESP marker removed by `vip.py`) is wrapped with its outer addresses and
 sent from the fabric socket.
 GMN to peer: an envelope from the GMN's own address and with a good MAC leaves from the VIP's socket that it
-names, behind a non-ESP marker on the NAT traversal port (RFC 3948 2.2). Where the node does not listen on
-the IKE port, the NAT traversal port takes its place.
+names: as it is on the IKE port, behind a non-ESP marker on the NAT traversal port (RFC 3948 2.2), which also
+takes the IKE port's place where the node does not listen on that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
+from typing import Protocol
 
 from protego_cli.counters import Counters
 from protego_cli.crypto.mac import hmac_sha256
@@ -22,20 +23,27 @@ from protego_cli.wire.envelope import Envelope, open_envelope, seal_envelope
 from protego_cli.wire.tags import is_tag
 
 
+class VipSocket(Sender, Protocol):
+    """The part of a VIP's `UdpSocket` that the relay needs."""
+
+    address: Address
+
+
 class IkeRelay:
     """Carries IKE between peers and the GMN at `gmn`. `key` is that of the pair, None until known."""
 
-    def __init__(self, fabric: Sender, gmn: Address, natt_port: int, counters: Counters) -> None:
+    def __init__(self, fabric: Sender, gmn: Address, counters: Counters) -> None:
         self.key: bytes | None = None
         self._fabric = fabric
         self._gmn = gmn
-        self._natt_port = natt_port
         self._counters = counters
-        self._vips: dict[Address, Sender] = {}
+        self._natt: dict[str, Sender] = {}
+        self._ike: dict[Address, Sender] = {}
 
-    def attach(self, vips: Mapping[Address, Sender]) -> None:
-        """The sockets that messages to peers leave from, by their address."""
-        self._vips = dict(vips)
+    def attach(self, natt: Iterable[VipSocket], ike: Iterable[VipSocket]) -> None:
+        """The VIPs' sockets, which messages to peers leave from."""
+        self._natt = {sock.address[0]: sock for sock in natt}
+        self._ike = {sock.address: sock for sock in ike}
 
     def from_peer(self, local: Address, message: memoryview | bytes, source: Address) -> None:
         if self.key is None:
@@ -62,15 +70,13 @@ class IkeRelay:
         except Malformed:
             self._counters["gin_drop_envelope"] += 1
             return
-        local = envelope.local, envelope.local_port
-        if local not in self._vips:
-            local = envelope.local, self._natt_port
-        vip = self._vips.get(local)
+        data = envelope.data
+        vip = self._ike.get((envelope.local, envelope.local_port))
+        if vip is None:
+            vip = self._natt.get(envelope.local)
+            data = b"".join((NON_ESP_MARKER, data))
         if vip is None:
             self._counters["gin_drop_envelope"] += 1
             return
-        data = envelope.data
-        if local[1] == self._natt_port:
-            data = b"".join((NON_ESP_MARKER, data))
         sent = vip.send(data, len(data), (envelope.remote, envelope.remote_port))
         self._counters["gin_ike_out" if sent else "gin_drop_send"] += 1

@@ -120,12 +120,17 @@ class TagLink:
         pulse = self._pulses.get(name)
         return pulse.rtt if pulse else None
 
-    async def probe(self) -> None:
-        """Probe every GPN, for ever."""
+    async def probe(self, noticed: Callable[[], None]) -> None:
+        """Probe every GPN, for ever; `noticed` is called when one has fallen silent or come back."""
+        before = self.silent()
         while True:
-            for pulse in list(self._pulses.values()):
+            for pulse in self._pulses.values():
                 self._send_probe(pulse)
             await trio.sleep(PROBE_INTERVAL)
+            silent = self.silent()
+            if silent != before:
+                noticed()
+            before = silent
 
     async def barrier(self, name: str) -> None:
         """Return once the GPN has sent on all that was forwarded to it. Raises Unreachable."""

@@ -8,7 +8,8 @@ from protego_cli.net.udp import Address, Buffer
 class RecordingSender:
     """Remembers what was sent: (data, segment size, destination, TOS)."""
 
-    def __init__(self) -> None:
+    def __init__(self, address: Address = ("127.0.0.1", 0)) -> None:
+        self.address = address
         self.sent: list[tuple[bytes, int, Address, int]] = []
         self.accepting = True
 

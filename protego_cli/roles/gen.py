@@ -1,0 +1,109 @@
+"""The Gateway Egress Node: takes tenants' packets to the GPN that seals for their destination.
+
+    VTEP ─▶ address:vxlan ─▶ steering ─▶ GPN address:vxlan
+    barriers and probes leave by the same socket, and their echoes come back to it
+
+It holds no keys of tunnels. Desired state: Neighbour (GPNs), Tenant and Route. What tenants send before the
+first Sync waits in the socket.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
+
+import trio
+
+from protego_cli.config.model import Cluster, Node
+from protego_cli.control.agent import Agent
+from protego_cli.control.messages import AnyRecord, Key, Neighbour, Report, Route, Tenant, Welcome
+from protego_cli.counters import Counters
+from protego_cli.errors import EnvironmentFault
+from protego_cli.net.pump import pump
+from protego_cli.net.steering import Egress, Gpn, SteeringBackend
+from protego_cli.net.tagging import TagLink
+from protego_cli.net.udp import Batch, UdpSocket
+from protego_cli.plugins.manager import Plugins
+from protego_cli.roles.cpu import CpuMeter
+
+
+class GenPlane:
+    """A GEN without its control channel: the socket, and what the desired state acts on."""
+
+    def __init__(self, node: Node, backend: SteeringBackend, stack: ExitStack) -> None:
+        """Bind the socket; `stack` closes it. Raises EnvironmentFault."""
+        self.counters = Counters()
+        self.informed = trio.Event()  # the first Sync was applied
+        self.vxlan = stack.enter_context(closing(UdpSocket.bind(node.address, node.ports.vxlan)))
+        self._steering: Egress = backend.egress(self.vxlan, self.counters)
+        self._tags = TagLink(self.vxlan, self.counters, "gen_drop_tag")
+        self._cpu = CpuMeter()
+
+    async def serve(self, noticed: Callable[[], None]) -> None:
+        """The data path, for ever; `noticed` is called when a GPN has fallen silent or come back."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pump, self.vxlan, self._receive)
+            nursery.start_soon(self._tags.probe, noticed)
+
+    def _receive(self, batch: Batch) -> None:
+        for rest in self._tags.take(batch):
+            self._steering.forward(rest)
+
+    # ---- control.agent.DataPlane
+
+    def welcome(self, welcome: Welcome) -> None:
+        """Nothing in it concerns a GEN."""
+
+    def put(self, record: AnyRecord) -> None:
+        match record:
+            case Neighbour(role="gpn"):
+                gpn = Gpn(record.name, (record.address, record.vxlan_port), record.tag_key)
+                self._steering.put_gpn(gpn)
+                self._tags.put_gpn(gpn)
+            case Tenant():
+                self._steering.put_tenant(record.vni, [vtep.address for vtep in record.vteps])
+            case Route():
+                self._steering.put_route(record.tunnel, record.vni, record.prefixes, record.gpn)
+        self.informed.set()  # a Sync is applied in one go: who waits runs after its last record
+
+    def drop(self, key: Key) -> None:
+        match key:
+            case "neighbour", str(name):
+                self._steering.drop_gpn(name)
+                self._tags.drop_gpn(name)
+            case "tenant", int(vni):
+                self._steering.drop_tenant(vni)
+            case "route", str(tunnel):
+                self._steering.drop_route(tunnel)
+
+    async def barrier(self, gpn: str) -> None:
+        await self._tags.barrier(gpn)
+
+    def marks(self, spis: Sequence[int]) -> dict[int, int]:
+        """A GEN forwards no ESP."""
+        return {}
+
+    def report(self) -> Report:
+        self.counters["gen_drop_overflow"] = self.vxlan.overflow()
+        return Report(self._cpu(), counters=self.counters.nonzero(), silent=self._tags.silent())
+
+
+async def run(
+    cluster: Cluster,
+    node: Node,
+    plugins: Plugins,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve as this GEN until cancelled; started once its socket is bound."""
+    backend = plugins.steering_backends()[cluster.ingress]
+    if reason := backend.unavailable():
+        raise EnvironmentFault(f"steering backend {backend.name}: {reason}")
+    with ExitStack() as stack:
+        plane = GenPlane(node, backend, stack)
+        agent = Agent(cluster, node, plane)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(agent.run)
+            task_status.started()
+            await plane.informed.wait()
+            nursery.start_soon(plane.serve, agent.report_now)

@@ -1,0 +1,125 @@
+"""The Gateway Ingress Node: owns the VIPs; IKE goes to the GMN, ESP to the GPN that holds its SPI.
+
+    peer ─▶ VIP:natt ─┬─ ESP ─▶ steering ─▶ GPN address:esp      all from address:fabric
+            VIP:ike  ─┴─ IKE ─▶ relay ───▶ GMN address:fabric
+    address:fabric ◀─ envelopes of the GMN ─▶ VIP ─▶ peer;  echoes of the GPNs ─▶ tags
+
+It holds no keys of tunnels. Desired state: Neighbour (GPNs) and Steer. What peers send before the first Sync
+waits in the sockets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
+from functools import partial
+
+import trio
+
+from protego_cli.config.model import Cluster, Node
+from protego_cli.control.agent import Agent
+from protego_cli.control.messages import AnyRecord, Key, Neighbour, Report, Steer, Welcome
+from protego_cli.counters import Counters
+from protego_cli.errors import EnvironmentFault, Refused
+from protego_cli.net.pump import pump
+from protego_cli.net.relay import IkeRelay
+from protego_cli.net.steering import Gpn, Ingress, SteeringBackend
+from protego_cli.net.tagging import TagLink
+from protego_cli.net.udp import Address, Batch, UdpSocket
+from protego_cli.net.vip import VipPort
+from protego_cli.plugins.manager import Plugins
+from protego_cli.roles.cpu import CpuMeter
+
+
+class GinPlane:
+    """A GIN without its control channel: the sockets, and what the desired state acts on."""
+
+    def __init__(self, cluster: Cluster, node: Node, backend: SteeringBackend, stack: ExitStack) -> None:
+        """Bind everything; `stack` closes it. Raises EnvironmentFault."""
+
+        def bind(address: str, port: int) -> UdpSocket:
+            return stack.enter_context(closing(UdpSocket.bind(address, port)))
+
+        self.counters = Counters()
+        self.informed = trio.Event()  # the first Sync was applied
+        ports, gmn = node.ports, cluster.nodes_of("gmn")[0]
+        self.fabric = bind(node.address, ports.fabric)
+        self.natt = [bind(vip, ports.natt) for vip in cluster.vips]
+        self._ike = [bind(vip, ports.ike) for vip in cluster.vips] if ports.ike else []
+        self._steering: Ingress = backend.ingress(self.fabric, self.counters)
+        self._tags = TagLink(self.fabric, self.counters, "gin_drop_tag")
+        self._relay = IkeRelay(self.fabric, (gmn.address, gmn.ports.fabric), self.counters)
+        self._relay.attach(self.natt, self._ike)
+        self._cpu = CpuMeter()
+
+    async def serve(self, noticed: Callable[[], None]) -> None:
+        """The data path, for ever; `noticed` is called when a GPN has fallen silent or come back."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pump, self.fabric, self._from_fabric)
+            nursery.start_soon(self._tags.probe, noticed)
+            for sock in self.natt:
+                nursery.start_soon(pump, sock, self._port(sock.address).receive_natt)
+            for sock in self._ike:
+                nursery.start_soon(pump, sock, self._port(sock.address).receive_ike)
+
+    def _port(self, local: Address) -> VipPort:
+        return VipPort(partial(self._relay.from_peer, local), self._steering, self.counters)
+
+    def _from_fabric(self, batch: Batch) -> None:
+        for rest in self._tags.take(batch):
+            self._relay.from_fabric(rest)
+
+    # ---- control.agent.DataPlane
+
+    def welcome(self, welcome: Welcome) -> None:
+        self._relay.key = welcome.envelope_key
+
+    def put(self, record: AnyRecord) -> None:
+        match record:
+            case Neighbour(role="gpn"):
+                gpn = Gpn(record.name, (record.address, record.esp_port), record.tag_key)
+                self._steering.put_gpn(gpn)
+                self._tags.put_gpn(gpn)
+            case Steer():
+                self._steering.steer(record.spi, record.gpn, (record.peer, record.peer_port))
+        self.informed.set()  # a Sync is applied in one go: who waits runs after its last record
+
+    def drop(self, key: Key) -> None:
+        match key:
+            case "neighbour", str(name):
+                self._steering.drop_gpn(name)
+                self._tags.drop_gpn(name)
+            case "steer", int(spi):
+                self._steering.unsteer(spi)
+
+    async def barrier(self, gpn: str) -> None:
+        raise Refused(f"a GIN sends no barriers, so none to {gpn}")
+
+    def marks(self, spis: Sequence[int]) -> dict[int, int]:
+        return self._steering.marks(spis)
+
+    def report(self) -> Report:
+        sockets = self.fabric, *self.natt, *self._ike
+        self.counters["gin_drop_overflow"] = sum(sock.overflow() for sock in sockets)
+        return Report(self._cpu(), counters=self.counters.nonzero(), silent=self._tags.silent())
+
+
+async def run(
+    cluster: Cluster,
+    node: Node,
+    plugins: Plugins,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve as this GIN until cancelled; started once its sockets are bound."""
+    backend = plugins.steering_backends()[cluster.ingress]
+    if reason := backend.unavailable():
+        raise EnvironmentFault(f"steering backend {backend.name}: {reason}")
+    with ExitStack() as stack:
+        plane = GinPlane(cluster, node, backend, stack)
+        agent = Agent(cluster, node, plane)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(agent.run)
+            task_status.started()
+            await plane.informed.wait()
+            nursery.start_soon(plane.serve, agent.report_now)

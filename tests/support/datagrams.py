@@ -1,0 +1,67 @@
+"""Datagrams as peers, tenants and nodes send them, and a socket to speak them with."""
+
+from __future__ import annotations
+
+import ipaddress
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import trio
+
+from protego_cli.net.gso import segments
+from protego_cli.net.udp import Address, UdpSocket
+
+
+def esp(spi: int, seq: int, length: int = 100) -> bytes:
+    """An ESP packet by its header; the rest is zero."""
+    return struct.pack("!II", spi, seq) + bytes(length - 8)
+
+
+def vxlan(destination: str, vni: int, length: int = 120, ethertype: int | None = None) -> bytes:
+    """A VXLAN packet to an inner destination; what steering does not look at is zero."""
+    address = ipaddress.ip_address(destination)
+    head = bytes([8, 0, 0, 0]) + vni.to_bytes(3) + bytes(1) + bytes(12)
+    if address.version == 4:
+        head += (ethertype or 0x0800).to_bytes(2) + bytes([0x45]) + bytes(15) + address.packed
+    else:
+        head += (ethertype or 0x86DD).to_bytes(2) + bytes([0x60]) + bytes(23) + address.packed
+    return head + bytes(length - len(head))
+
+
+class Station:
+    """A UDP socket that says and hears single datagrams."""
+
+    def __init__(self, sock: UdpSocket) -> None:
+        self._sock = sock
+        self._heard: list[tuple[bytes, Address]] = []
+        self.address = sock.address
+
+    def say(self, dest: Address, *datagrams: bytes) -> None:
+        for datagram in datagrams:
+            assert self._sock.send(datagram, len(datagram), dest)
+
+    def say_batch(self, dest: Address, *datagrams: bytes) -> None:
+        """Datagrams of one length, the last perhaps shorter, in one segmented send."""
+        assert self._sock.send(b"".join(datagrams), len(datagrams[0]), dest)
+
+    async def hear(self) -> tuple[bytes, Address]:
+        """The next datagram and where it came from."""
+        with trio.fail_after(10):
+            while not self._heard:
+                batch = self._sock.receive()
+                if batch is None:
+                    await self._sock.wait_readable()
+                else:
+                    parts = segments(batch.view, batch.size)
+                    self._heard += [(bytes(part), batch.source) for part in parts]
+            return self._heard.pop(0)
+
+
+@contextmanager
+def station(address: str, port: int = 0) -> Iterator[Station]:
+    sock = UdpSocket.bind(address, port)
+    try:
+        yield Station(sock)
+    finally:
+        sock.close()

@@ -1,0 +1,62 @@
+"""The loop of the data path: bounded turns, and air for the other tasks."""
+
+from __future__ import annotations
+
+import trio
+import trio.testing
+
+from protego_cli.net.pump import BATCHES_PER_TURN, drain, pump
+from protego_cli.net.udp import Batch
+from protego_cli.roles.cpu import CpuMeter
+
+
+class Flood:
+    """A socket that always has more, or `left` batches."""
+
+    def __init__(self, left: float = float("inf")) -> None:
+        self.left = left
+
+    def receive(self) -> Batch | None:
+        if self.left <= 0:
+            return None
+        self.left -= 1
+        return Batch(memoryview(b"data"), 4, ("127.0.0.1", 9))
+
+    async def wait_readable(self) -> None:
+        if self.left <= 0:
+            await trio.sleep_forever()
+        await trio.lowlevel.checkpoint()
+
+
+def test_a_turn_is_bounded() -> None:
+    handled: list[Batch] = []
+    assert drain(Flood(), handled.append)
+    assert len(handled) == BATCHES_PER_TURN
+    assert not drain(Flood(3), handled.append)
+    assert len(handled) == BATCHES_PER_TURN + 3
+
+
+async def test_a_flood_leaves_the_other_tasks_air() -> None:
+    handled: list[Batch] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pump, Flood(), handled.append)
+        for _ in range(10):
+            await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
+    assert handled
+
+
+async def test_everything_that_came_is_handled() -> None:
+    handled: list[Batch] = []
+    source = Flood(1000)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pump, source, handled.append)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert len(handled) == 1000
+
+
+def test_the_cpu_meter_tells_the_share_since_the_last_call() -> None:
+    now, used = iter([10.0, 12.0, 12.0, 13.0]), iter([1.0, 1.5, 1.5, 2.5])
+    meter = CpuMeter(clock=lambda: next(now), cpu=lambda: next(used))
+    assert [meter(), meter(), meter()] == [0.25, 0.0, 1.0]
