@@ -20,11 +20,17 @@ from protego_cli.lab.tally import Tally
 from protego_cli.lab.traffic import Direction, Flow, build
 from protego_cli.net.gso import segments
 from protego_cli.net.udp import Batch, UdpSocket
-from protego_cli.wire import vxlan
+from protego_cli.wire.vxlan import (
+    ETHERTYPE_IPV4,
+    ETHERTYPE_IPV6,
+    FRAME_LENGTH,
+    HEADER_LENGTH,
+    build_frame_header,
+    parse,
+)
 
 VXLAN_PORT = 4789
-_ETHERTYPES = {4: b"\x08\x00", 6: b"\x86\xdd"}
-_FRAME = 8 + 14  # VXLAN and Ethernet headers
+_ETHERTYPES = {4: ETHERTYPE_IPV4, 6: ETHERTYPE_IPV6}
 
 
 class Vtep:
@@ -38,13 +44,13 @@ class Vtep:
         self.via = dict.fromkeys(gpns.values(), 0)
         self._gen = (gen, VXLAN_PORT)
         self._gpns = gpns
-        self._tally = tally
+        self.tally = tally
         self._vni = site.vni
         self._sends = Flow(site.tenant, 0, Direction.OUT)
         self.receives = Flow(site.tenant, 0, Direction.IN)
-        header, out, back = vxlan.build_header(site.vni), site.gateway_mac, site.vtep_mac
-        self._headers = {version: header + out + back + kind for version, kind in _ETHERTYPES.items()}
-        self._expected = {version: back + out + kind for version, kind in _ETHERTYPES.items()}
+        there, here = site.gateway_mac, site.vtep_mac
+        self._headers = {v: build_frame_header(site.vni, there, here, t) for v, t in _ETHERTYPES.items()}
+        self._expected = {v: here + there + t for v, t in _ETHERTYPES.items()}
 
     def connect(self, now: float) -> None:
         """The peer connects; a VTEP has no state to set up."""
@@ -63,23 +69,23 @@ class Vtep:
         for segment in segments(batch.view, batch.size):
             frame = bytes(segment)
             try:
-                vni = vxlan.parse(segment)
+                vni = parse(segment)
             except Malformed:
-                self._tally.corrupted += 1
+                self.tally.corrupted += 1
                 continue
             if vni != self._vni or gpn is None or not self._framed(frame):
-                self._tally.misdelivered += 1
+                self.tally.misdelivered += 1
                 continue
             self.via[gpn] += 1
-            self._tally.add(self.receives, frame[_FRAME:])
+            self.tally.add(self.receives, frame[FRAME_LENGTH:])
 
     def _framed(self, frame: bytes) -> bool:
         """Whether the Ethernet header is what this VTEP expects of its gateway."""
-        version = frame[_FRAME] >> 4 if len(frame) > _FRAME else 0
-        return frame[8:_FRAME] == self._expected.get(version)
+        version = frame[FRAME_LENGTH] >> 4 if len(frame) > FRAME_LENGTH else 0
+        return frame[HEADER_LENGTH:FRAME_LENGTH] == self._expected.get(version)
 
     def count(self) -> SiteCount:
-        flow = self._tally.flows[self.receives]
+        flow = self.tally.flows[self.receives]
         return SiteCount(
             sent=self.sent,
             received=flow.received,
