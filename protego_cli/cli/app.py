@@ -89,9 +89,10 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
 
 def _report(faults: Sequence[ProtegoError]) -> int:
     """Tell each fault once; the first one decides the exit code."""
-    for text in dict.fromkeys(str(fault) for fault in faults):
-        typer.echo(f"protego: {text}", err=True)
-    if isinstance(faults[0], ConfigError):
-        count = len(faults[0].problems)
-        typer.echo(f"protego: {count} problem{'s' if count > 1 else ''} in {faults[0].path}", err=True)
+    for fault in {str(fault): fault for fault in faults}.values():
+        if isinstance(fault, ConfigError):
+            count = len(fault.problems)
+            typer.echo(f"{fault}\nprotego: {count} problem{'s' if count > 1 else ''} in {fault.path}", err=True)
+        else:
+            typer.echo(f"protego: {fault}", err=True)
     return int(faults[0].exit_code if faults else Exit.FAILED)

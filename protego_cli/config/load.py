@@ -126,10 +126,15 @@ def load_plugins_section(path: Path) -> PluginsConfig:
 
 
 def _parse(path: Path) -> dict[str, Any]:
+    text = ""
     try:
-        return tomli.loads(path.read_bytes().decode())
-    except tomli.TOMLDecodeError as error:  # its text names line and column
-        raise ConfigError(str(path), [Problem("", f"is not valid TOML: {error}")]) from None
+        text = path.read_bytes().decode()
+        return tomli.loads(text)
+    except tomli.TOMLDecodeError as error:  # its text names line and column, but for the very end
+        lines = text.split("\n")
+        end = f"at line {len(lines)}, column {len(lines[-1]) + 1}"
+        what = str(error).replace("at end of document", end)
+        raise ConfigError(str(path), [Problem("", f"is not valid TOML: {what}")]) from None
     except UnicodeDecodeError as error:
         raise ConfigError(str(path), [Problem("", f"is not UTF-8 text at byte {error.start}")]) from None
     except FileNotFoundError:

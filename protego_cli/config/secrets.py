@@ -33,10 +33,10 @@ def read_secret(path: Path) -> bytes:
             if not stat.S_ISREG(mode):
                 raise EnvironmentFault(f"{path} is not a regular file, so no secret is read from it")
             if mode & (stat.S_IRWXG | stat.S_IRWXO):
-                raise EnvironmentFault(f"{path} can be read by others: run  chmod 600 {path}")
+                raise EnvironmentFault(f"{path} can be read by others: run `chmod 600 {path}`")
             content = file.read(MAX_FILE + 1)
     except FileNotFoundError:
-        raise EnvironmentFault(f"{path} does not exist: run  protego psk generate {path}") from None
+        raise EnvironmentFault(f"{path} does not exist: run `protego psk generate {path}`") from None
     except OSError as error:
         raise EnvironmentFault(f"{path} cannot be read: {error.strerror}") from None
     if len(content) > MAX_FILE:
@@ -44,7 +44,7 @@ def read_secret(path: Path) -> bytes:
     secret = _decode(path, content.strip())
     if not secret:
         raise EnvironmentFault(
-            f"{path} is empty: run  protego psk generate  with another name, or write the key"
+            f"{path} is empty: write the key into it, or remove it and run `protego psk generate {path}`"
         )
     if len(secret) < SHORT:
         logger.warning("short pre-shared key file=%s bytes=%d recommended=%d", path, len(secret), SHORT)
@@ -65,18 +65,15 @@ def _decode(path: Path, content: bytes) -> bytes:
 
 def generate_secret(path: Path) -> None:
     """Write a new pre-shared key of 256 bits, of letters and digits: that fits every vendor's form."""
-    letters = string.ascii_letters + string.digits
-    secret = secrets.choice(
-        string.ascii_letters
-    )  # no digit: 0x and 0s would mean something else, and some refuse 0
-    secret += "".join(secrets.choice(letters) for _ in range(GENERATED - 1))
+    secret = secrets.choice(string.ascii_letters)  # no digit: a key that starts with 0x or 0s is encoded
+    secret += "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(GENERATED - 1))
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
+        if not path.parent.is_dir():
+            path.parent.mkdir(mode=0o700, parents=True)
+        with open(os.open(path, flags, 0o600), "w") as file:
             file.write(secret + "\n")
-    except FileExistsError:
-        raise UsageError(
-            f"{path} exists already, and a secret is never overwritten: remove it first"
-        ) from None
     except OSError as error:
+        if path.exists():
+            raise UsageError(f"{path} exists, and a secret is never overwritten: remove it first") from None
         raise EnvironmentFault(f"{path} cannot be written: {error.strerror}") from None
