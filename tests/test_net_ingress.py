@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from typing import NamedTuple
 
 import pytest
@@ -12,10 +11,10 @@ from hypothesis import strategies as st
 from protego_cli.counters import Counters
 from protego_cli.crypto.mac import hmac_sha256
 from protego_cli.net.gso import segments
-from protego_cli.net.ingress import MuxIngress, highest_sequence
+from protego_cli.net.ingress import MuxIngress
 from protego_cli.net.steering import Gpn
 from protego_cli.net.udp import Address, Batch
-from protego_cli.net.vip import VipPort, first_words, native_word
+from protego_cli.net.vip import VipPort
 from protego_cli.wire.tags import ORIGIN_LENGTH, Tag, TagKind, open_tag
 from tests.support.datagrams import esp
 from tests.support.senders import RecordingSender
@@ -177,11 +176,3 @@ def test_every_packet_of_a_hostile_batch_is_counted_once(data: bytes, size: int)
     port.receive_natt(Batch(memoryview(data), min(size, len(data)), PEER))
     packets = max(1, -(-len(data) // size))
     assert sum(counters.values()) + len(ike) == packets
-
-
-@given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=70), st.integers(16, 90), st.integers(0, 74))
-def test_classification_reads_what_is_there(words: list[int], size: int, missing: int) -> None:
-    data = b"".join(struct.pack("!II", word, word ^ 0x5A5A5A5A) + bytes(size - 8) for word in words)
-    view = memoryview(data[: len(data) - min(missing, size - 16)])
-    assert first_words(view, size) == [native_word(word) for word in words]
-    assert highest_sequence(view, size) == max(word ^ 0x5A5A5A5A for word in words)

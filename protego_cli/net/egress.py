@@ -23,12 +23,11 @@ from protego_cli.errors import Malformed
 from protego_cli.net.gso import grouped
 from protego_cli.net.steering import Gpn, Sender
 from protego_cli.net.udp import Address, Batch
-from protego_cli.wire import vxlan
 from protego_cli.wire.tags import is_tag
+from protego_cli.wire.vxlan import ETHERTYPE_IPV4, ETHERTYPE_IPV6, parse
 
 MAX_FLOWS = 1 << 16
 
-_IPV4, _IPV6 = b"\x08\x00", b"\x86\xdd"
 # VXLAN header (8), MACs (12), EtherType (2), then into the IP header: its destination
 _V4_LENGTH, _V4_FIELDS = 42, "8s12x2s16x4s"
 _V6_LENGTH, _V6_FIELDS = 62, "8s12x2s24x16s"
@@ -144,13 +143,13 @@ class MuxEgress:
         if is_tag(header[:4]):
             return "gen_drop_tag"
         try:
-            vni = vxlan.parse(memoryview(header))
+            vni = parse(header)
         except Malformed:
             return "gen_drop_malformed"
         back = None if isinstance(origin, str) else self._returning[origin]
         if back is None and origin not in self._vteps.get(vni, frozenset()):
             return "gen_drop_vtep"
-        if ethertype not in (_IPV4, _IPV6):
+        if ethertype not in (ETHERTYPE_IPV4, ETHERTYPE_IPV6):
             return "gen_drop_not_ip" if ethertype else "gen_drop_malformed"
         if not destination:
             return "gen_drop_malformed"
@@ -192,13 +191,13 @@ def fields(view: memoryview, size: int) -> list[Fields]:
 @lru_cache(maxsize=4096)
 def _layout(size: int, ethertype: bytes) -> struct.Struct | None:
     """How packets of this size and EtherType are laid out; None when they are too short."""
-    length, text = (_V6_LENGTH, _V6_FIELDS) if ethertype == _IPV6 else (_V4_LENGTH, _V4_FIELDS)
+    length, text = (_V6_LENGTH, _V6_FIELDS) if ethertype == ETHERTYPE_IPV6 else (_V4_LENGTH, _V4_FIELDS)
     return struct.Struct(f"{text}{size - length}x") if size >= length else None
 
 
 def _fields_of(packet: memoryview) -> Fields:
     """The deciding fields of one packet, whatever its length."""
     ethertype = bytes(packet[20:22])
-    start, stop = (46, 62) if ethertype == _IPV6 else (38, 42)
+    start, stop = (46, 62) if ethertype == ETHERTYPE_IPV6 else (38, 42)
     destination = bytes(packet[start:stop]) if len(packet) >= stop else b""
     return bytes(packet[:8]), ethertype, destination

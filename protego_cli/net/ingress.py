@@ -11,16 +11,13 @@
 from __future__ import annotations
 
 import socket
-import struct
 from collections.abc import Iterable
-from functools import cache
 
 from protego_cli.counters import Counters
 from protego_cli.crypto.mac import hmac_sha256
-from protego_cli.net.gso import segments
-from protego_cli.net.steering import Gpn, Run, Sender
+from protego_cli.net.gso import column, segments
+from protego_cli.net.steering import Gpn, Sender
 from protego_cli.net.udp import Address
-from protego_cli.net.vip import native_word
 from protego_cli.wire.tags import MAX_RESERVED_SPI, ORIGIN_LENGTH, Tag, TagKind, seal_tag
 
 
@@ -49,7 +46,7 @@ class MuxIngress:
     """`steering.Ingress` in user space."""
 
     def __init__(self, fabric: Sender, counters: Counters) -> None:
-        self._fabric = fabric
+        self._send = fabric.send
         self._counters = counters
         self._targets: dict[str, _Target] = {}
         self._steered: dict[int, _Steered] = {}
@@ -69,57 +66,40 @@ class MuxIngress:
         if spi <= MAX_RESERVED_SPI:
             raise ValueError(f"SPI {spi} is reserved and cannot be steered")
         target = self._targets.setdefault(gpn, _Target())
-        steered = self._steered.setdefault(native_word(spi), _Steered(target, peer))
+        steered = self._steered.setdefault(spi, _Steered(target, peer))
         steered.target, steered.peer = target, peer
 
     def unsteer(self, spi: int) -> None:
-        self._steered.pop(native_word(spi), None)
+        self._steered.pop(spi, None)
 
-    def forward(self, word: int, run: Run) -> bool:
-        steered = self._steered.get(word)
+    def forward(
+        self, spi: int, data: memoryview | bytes, size: int, count: int, source: Address, tos: int
+    ) -> bool:
+        steered = self._steered.get(spi)
         if steered is None or (dest := steered.target.dest) is None:
             return False
-        data, size, packets, source, tos = run
-        mark = highest_sequence(data, size)
+        mark = max(column(size, count).unpack_from(data, 4))
         if mark > steered.mark:
             steered.mark = mark
         if source != steered.peer:
-            data = _tagged(steered.target.key, run)
+            data = _tagged(steered.target.key, data, size, source)
             size += ORIGIN_LENGTH
-        if self._fabric.send(data, size, dest, tos=tos):
-            self._counters["gin_esp_forwarded"] += packets
+        if self._send(data, size, dest, tos=tos):
+            self._counters["gin_esp_forwarded"] += count
         else:
-            self._counters["gin_drop_send"] += packets
+            self._counters["gin_drop_send"] += count
         return True
 
     def marks(self, spis: Iterable[int]) -> dict[int, int]:
-        found = {spi: self._steered.get(native_word(spi)) for spi in spis}
+        found = {spi: self._steered.get(spi) for spi in spis}
         return {spi: steered.mark if steered else 0 for spi, steered in found.items()}
 
 
-def highest_sequence(data: memoryview | bytes, size: int) -> int:
-    """The highest ESP sequence number of a run; each packet has its eight bytes of header."""
-    view = memoryview(data)
-    if len(view) <= size:
-        return int.from_bytes(view[4:8])
-    if size % 4 == 0:
-        words = view[: len(view) & ~3].cast("I")[1 :: size // 4].tobytes()
-        numbers: tuple[int, ...] = _big_endian(len(words) // 4).unpack(words)
-        return max(numbers)
-    return max(int.from_bytes(view[at + 4 : at + 8]) for at in range(0, len(view), size))
-
-
-@cache
-def _big_endian(count: int) -> struct.Struct:
-    """`count` 32-bit numbers in network order; the counts are those of packets in one datagram buffer."""
-    return struct.Struct(f"!{count}I")
-
-
-def _tagged(key: bytes, run: Run) -> bytes:
-    """Each packet of the run behind an ORIGIN tag; again segments of one size, the last perhaps shorter."""
-    address, port = run.source
+def _tagged(key: bytes, data: memoryview | bytes, size: int, source: Address) -> bytes:
+    """Each packet behind an ORIGIN tag; again segments of one size, the last perhaps shorter."""
+    address, port = source
     packed = socket.inet_aton(address)
     return b"".join(
         seal_tag(key, Tag(TagKind.ORIGIN, 0, packed, port, bytes(segment)), hmac_sha256)
-        for segment in segments(memoryview(run.data), run.size)
+        for segment in segments(memoryview(data), size)
     )

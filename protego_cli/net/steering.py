@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from protego_cli.counters import Counters
 from protego_cli.net.udp import Address, Batch, Buffer
@@ -25,16 +25,6 @@ class Gpn:
     name: str
     address: Address
     tag_key: bytes = field(repr=False)
-
-
-class Run(NamedTuple):
-    """ESP packets of one SPI in one GRO batch; `data` is valid until the call returns."""
-
-    data: memoryview | bytes  # segments of `size` bytes, the last perhaps shorter
-    size: int
-    packets: int
-    source: Address
-    tos: int = 0
 
 
 class Sender(Protocol):
@@ -58,8 +48,14 @@ class Ingress(Protocol):
 
     def unsteer(self, spi: int) -> None: ...
 
-    def forward(self, word: int, run: Run) -> bool:
-        """Pass on packets whose first four bytes are `word` (`native_word`); False for an unknown SPI."""
+    def forward(
+        self, spi: int, data: memoryview | bytes, size: int, count: int, source: Address, tos: int
+    ) -> bool:
+        """Pass on `count` packets of one SPI and source; False when the SPI is not steered.
+
+        `data` is segments of `size` bytes, the last perhaps shorter, each with a whole ESP header; it is
+        valid until the call returns.
+        """
         ...
 
     def marks(self, spis: Iterable[int]) -> dict[int, int]:

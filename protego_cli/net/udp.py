@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 Address = tuple[str, int]
 Buffer = bytes | bytearray | memoryview
+Control = list[tuple[int, int, bytes]]
 
 # Linux numbers that the socket module does not name (linux/udp.h, linux/in.h, asm-generic/socket.h)
 UDP_SEGMENT = 103
@@ -43,7 +44,7 @@ MEMINFO_DROPS = 8  # index of the drop count among the 32-bit words of SO_MEMINF
 RECEIVE_BYTES = 1 << 16  # no UDP payload, merged or not, is longer
 CONTROL_BYTES = socket.CMSG_SPACE(4) + socket.CMSG_SPACE(1)
 WRITABLE_WAIT_MS = 5  # how long a full send buffer may hold the role up before the packets are dropped
-MAX_CEILINGS = 1024  # destinations whose largest segment is remembered
+MAX_REMEMBERED = 1024  # destinations with a largest segment; combinations of control messages
 
 _INT = struct.Struct("=i")
 _U16 = struct.Struct("=H")
@@ -80,12 +81,14 @@ class UdpSocket:
 
     def __init__(self, sock: socket.socket, *, gro: bool, gso: bool) -> None:
         self._sock = sock
+        self._sendmsg = sock.sendmsg
+        self._recvmsg_into = sock.recvmsg_into
         self._gro = gro
         self._gso = gso
         self._buffer = memoryview(bytearray(RECEIVE_BYTES))
         self._buffers = [self._buffer]
         self._ceilings: dict[str, int] = {}
-        self._control: dict[tuple[int, str | None, int], list[tuple[int, int, bytes]]] = {}
+        self._control: dict[tuple[int, str | None, int], Control] = {}
         address, port = sock.getsockname()[:2]
         self.address: Address = (address, port)
 
@@ -114,7 +117,7 @@ class UdpSocket:
     def receive(self) -> Batch | None:
         """One non-blocking receive; None when there is nothing."""
         try:
-            count, control, _, source = self._sock.recvmsg_into(self._buffers, CONTROL_BYTES)
+            count, control, _, source = self._recvmsg_into(self._buffers, CONTROL_BYTES)
         except BlockingIOError:
             return None
         except OSError as error:
@@ -138,24 +141,32 @@ class UdpSocket:
         """
         length = len(data)
         if length <= size:
-            return self._transmit(data, dest, self._control_for(0, source, tos)) == 0
-        ceiling = self._ceilings.get(dest[0], MAX_BYTES) if self._ceilings else MAX_BYTES
-        if not self._gso or size > ceiling:
-            return self._send_singly(data, size, dest, source, tos)
-        control = self._control_for(size, source, tos)
-        if length <= MAX_BYTES and length <= MAX_SEGMENTS * size:
-            fault = self._transmit(data, dest, control)
-            return fault == 0 or self._refused(fault, data, size, dest, source, tos)
-        sent = True
-        view = memoryview(data)
-        step = segments_per_send(size) * size
-        for start in range(0, length, step):
-            part = view[start : start + step]
-            if len(part) <= size:
-                sent &= self._transmit(part, dest, self._control_for(0, source, tos)) == 0
-            elif fault := self._transmit(part, dest, control):
-                sent &= self._refused(fault, part, size, dest, source, tos)
-        return sent
+            key = 0, source, tos
+        elif (
+            not self._gso
+            or length > MAX_BYTES
+            or length > MAX_SEGMENTS * size
+            or (self._ceilings and size > self._ceilings.get(dest[0], MAX_BYTES))
+        ):
+            return self._send_in_parts(memoryview(data), size, dest, source, tos)
+        else:
+            key = size, source, tos
+        control = self._control.get(key)
+        if control is None:
+            control = self._make_control(key)
+        try:
+            self._sendmsg((data,), control, 0, dest)
+        except BlockingIOError:
+            fault = self._send_when_writable(data, control, dest)
+        except OSError as error:
+            fault = error.errno or errno.EIO
+        else:
+            return True
+        return not fault or (
+            length > size
+            and self._without_segmentation(fault, size, dest)
+            and self._send_in_parts(memoryview(data), size, dest, source, tos)
+        )
 
     async def wait_readable(self) -> None:
         await trio.lowlevel.wait_readable(self._sock)
@@ -171,60 +182,57 @@ class UdpSocket:
             trio.lowlevel.notify_closing(self._sock)
         self._sock.close()
 
-    def _transmit(self, data: Buffer, dest: Address, control: list[tuple[int, int, bytes]]) -> int:
-        """One `sendmsg`; 0 or the errno. Waits briefly, once, where the send buffer is full."""
+    def _send_when_writable(self, data: Buffer, control: Control, dest: Address) -> int:
+        """Try once more when the full send buffer has room, or after a moment; 0 or the errno."""
+        poll = select.poll()
+        poll.register(self._sock, select.POLLOUT)
+        poll.poll(WRITABLE_WAIT_MS)
         try:
-            self._sock.sendmsg((data,), control, 0, dest)
-        except BlockingIOError:
-            poll = select.poll()
-            poll.register(self._sock, select.POLLOUT)
-            poll.poll(WRITABLE_WAIT_MS)
-            try:
-                self._sock.sendmsg((data,), control, 0, dest)
-            except OSError as error:
-                return error.errno or errno.EIO
+            self._sendmsg((data,), control, 0, dest)
         except OSError as error:
             return error.errno or errno.EIO
         return 0
 
-    def _refused(
-        self, fault: int, data: Buffer, size: int, dest: Address, source: str | None, tos: int
-    ) -> bool:
-        """Send singly what a segmented send did not carry, if segmentation is what it was refused for."""
+    def _without_segmentation(self, fault: int, size: int, dest: Address) -> bool:
+        """Whether segmentation is what was refused; then it is not tried again where it cannot work."""
         if fault == errno.EIO:  # no checksum offload on the way out: never with this device
             if self._gso:
                 self._gso = False
                 logger.warning("segmentation offload refused, datagrams go singly dest=%s", dest[0])
         elif fault in (errno.EINVAL, errno.EMSGSIZE):  # a segment is longer than the path's MTU
-            if len(self._ceilings) >= MAX_CEILINGS:
+            if len(self._ceilings) >= MAX_REMEMBERED:
                 self._ceilings.clear()
             self._ceilings[dest[0]] = size - 1
         else:
             return False
-        return self._send_singly(data, size, dest, source, tos)
+        return True
 
-    def _send_singly(self, data: Buffer, size: int, dest: Address, source: str | None, tos: int) -> bool:
-        control = self._control_for(0, source, tos)
-        view = memoryview(data)
-        faults = [self._transmit(view[at : at + size], dest, control) for at in range(0, len(view), size)]
-        return not any(faults)
+    def _send_in_parts(
+        self, view: memoryview, size: int, dest: Address, source: str | None, tos: int
+    ) -> bool:
+        """Send what one segmented send cannot carry: in several, or singly."""
+        whole = self._gso and size <= self._ceilings.get(dest[0], MAX_BYTES)
+        step = size * segments_per_send(size) if whole else size
+        sent = [
+            self.send(view[at : at + step], size, dest, source=source, tos=tos)
+            for at in range(0, len(view), step)
+        ]
+        return all(sent)
 
-    def _control_for(self, size: int, source: str | None, tos: int) -> list[tuple[int, int, bytes]]:
+    def _make_control(self, key: tuple[int, str | None, int]) -> Control:
         """The control messages of a send, made once for each combination."""
-        key = (size, source, tos)
-        control = self._control.get(key)
-        if control is None:
-            control = []
-            if size:
-                control.append((socket.IPPROTO_UDP, UDP_SEGMENT, _U16.pack(size)))
-            if source is not None:
-                packed = _PKTINFO.pack(0, socket.inet_aton(source), bytes(4))
-                control.append((socket.IPPROTO_IP, IP_PKTINFO, packed))
-            if tos:
-                control.append((socket.IPPROTO_IP, socket.IP_TOS, _INT.pack(tos)))
-            if len(self._control) >= MAX_CEILINGS:
-                self._control.clear()
-            self._control[key] = control
+        size, source, tos = key
+        control: Control = []
+        if size:
+            control.append((socket.IPPROTO_UDP, UDP_SEGMENT, _U16.pack(size)))
+        if source is not None:
+            packed = _PKTINFO.pack(0, socket.inet_aton(source), bytes(4))
+            control.append((socket.IPPROTO_IP, IP_PKTINFO, packed))
+        if tos:
+            control.append((socket.IPPROTO_IP, socket.IP_TOS, _INT.pack(tos)))
+        if len(self._control) >= MAX_REMEMBERED:
+            self._control.clear()
+        self._control[key] = control
         return control
 
 

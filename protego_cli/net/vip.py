@@ -12,12 +12,11 @@ On the IKE port everything is IKE.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 
 from protego_cli.counters import Counters
-from protego_cli.net.gso import grouped, segments
-from protego_cli.net.steering import Ingress, Run
+from protego_cli.net.gso import column, grouped, segments
+from protego_cli.net.steering import Ingress
 from protego_cli.net.udp import Address, Batch
 from protego_cli.wire.tags import MAX_RESERVED_SPI
 
@@ -29,24 +28,12 @@ Ike = Callable[[memoryview | bytes, Address], None]
 """Takes one IKE message and where it came from."""
 
 
-def native_word(spi: int) -> int:
-    """The SPI as this machine reads its four bytes: the key of steering tables."""
-    return int.from_bytes(spi.to_bytes(4), sys.byteorder)
-
-
-def first_words(view: memoryview, size: int) -> list[int]:
-    """The first four bytes of every packet in a batch, in native order. Each has at least four."""
-    if size % 4 == 0 or len(view) <= size:
-        return view[: len(view) & ~3].cast("I")[:: (size + 3) // 4].tolist()
-    return [int.from_bytes(view[at : at + 4], sys.byteorder) for at in range(0, len(view), size)]
-
-
 class VipPort:
     """One VIP and port of a GIN."""
 
     def __init__(self, ike: Ike, esp: Ingress, counters: Counters) -> None:
         self._ike = ike
-        self._esp = esp
+        self._forward = esp.forward
         self._counters = counters
 
     def receive_natt(self, batch: Batch) -> None:
@@ -55,33 +42,37 @@ class VipPort:
         if size < MIN_ESP:
             self._short(view, max(size, 1))
             return
-        tail = len(view) % size
-        if 0 < tail < MIN_ESP:
+        count, tail = divmod(len(view), size)
+        if tail >= MIN_ESP:
+            count += 1
+        elif tail:
             self._short(view[-tail:], tail)
             view = view[:-tail]
-        words = first_words(view, size)
-        word, count = words[0], len(words)
+        words = column(size, count).unpack_from(view)
+        word = words[0]
         if words.count(word) == count:
-            self._sorted(word, Run(view, size, count, source, tos))
+            if not (word and self._forward(word, view, size, count, source, tos)):
+                self._not_steered(word, view, size, count, source)
         else:
-            for word, part, count in grouped(view, size, words):
-                self._sorted(word, Run(part, size, count, source, tos))
+            for word, part, packets in grouped(view, size, words):
+                if not (word and self._forward(word, part, size, packets, source, tos)):
+                    self._not_steered(word, part, size, packets, source)
 
     def receive_ike(self, batch: Batch) -> None:
         """A batch on the IKE port."""
         for segment in segments(batch.view, batch.size):
             self._message(segment, batch.source)
 
-    def _sorted(self, word: int, run: Run) -> None:
-        """Packets that begin with the same four bytes."""
+    def _not_steered(
+        self, word: int, data: memoryview | bytes, size: int, count: int, source: Address
+    ) -> None:
+        """Packets that begin with a word which is no SPI of ours."""
         if word == 0:
-            view = memoryview(run.data)
-            for segment in segments(view, run.size):
-                self._message(segment[4:], run.source)
-        elif not self._esp.forward(word, run):
-            spi = int.from_bytes(run.data[:4])
-            reserved = spi <= MAX_RESERVED_SPI
-            self._counters["gin_drop_tag_outside" if reserved else "gin_drop_unknown_spi"] += run.packets
+            for segment in segments(memoryview(data), size):
+                self._message(segment[len(NON_ESP_MARKER) :], source)
+        else:
+            reserved = word <= MAX_RESERVED_SPI
+            self._counters["gin_drop_tag_outside" if reserved else "gin_drop_unknown_spi"] += count
 
     def _message(self, message: memoryview, source: Address) -> None:
         if len(message) < MIN_IKE:
