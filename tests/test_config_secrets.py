@@ -80,7 +80,7 @@ def test_generate_writes_a_private_file_once(tmp_path: Path) -> None:
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
     secret = read_secret(file)
-    assert len(secret) == 43
+    assert len(secret) == 44
     assert secret.isalnum()
     assert secret[:1].isalpha()
     with pytest.raises(UsageError, match="never overwritten"):

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 MAX_FILE = 4096  # bytes; a longer file is some other file
 SHORT = 16  # bytes; a shorter key can be guessed from a recorded handshake (RFC 7296 5)
-GENERATED = 43  # letters and digits: 256 bits
+GENERATED = 44  # letters and digits: more than 256 bits
 
 
 def read_secret(path: Path) -> bytes:
