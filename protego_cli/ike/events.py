@@ -95,12 +95,17 @@ class ChildOffered:
 
 @dataclass(frozen=True)
 class ChildEstablished:
-    """Our request for a CHILD_SA (in IKE_AUTH, or a rekey) was answered."""
+    """Our request for a CHILD_SA (in IKE_AUTH, or a rekey) was answered.
+
+    `redundant`: the peer's rekey crossed ours and won (RFC 7296 2.8.1). Do not use this child: once the
+    peer's is accepted the engine deletes it by itself; ChildDeleted says so under a token of its own.
+    """
 
     token: int
     ike: int
     child: ChildSa
     replaces: int | None
+    redundant: bool = False
 
 
 @dataclass(frozen=True)

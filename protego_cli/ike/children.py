@@ -1,0 +1,141 @@
+"""CHILD_SAs: what was agreed, as responder and as initiator, and what becomes of it.
+
+The same terms are settled in IKE_AUTH and in CREATE_CHILD_SA; in IKE_AUTH without a group of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from protego_cli.crypto.proposal import EspProposal
+from protego_cli.errors import InvalidSyntax, NoProposalChosen, TsUnacceptable
+from protego_cli.ike.events import ChildSa
+from protego_cli.ike.keys import child_keys
+from protego_cli.ike.message import Payloads
+from protego_cli.ike.narrowing import covered, describe, narrow
+from protego_cli.ike.negotiation import ESP_SPI_LENGTH, choose, confirm, difference, without_groups
+from protego_cli.wire.payloads import Sa, TsI, TsR
+from protego_cli.wire.proposals import Proposal
+from protego_cli.wire.selectors import TrafficSelector
+
+if TYPE_CHECKING:
+    from protego_cli.ike.sa import IkeSa
+
+MAX_CHILDREN = 16  # per IKE_SA: rekeys of a peer that never deletes end here
+_RESERVED_SPIS = 256  # RFC 4303 2.1
+
+
+@dataclass
+class Attempt:
+    """The peer's rekey of a CHILD_SA, for the case that ours crosses it (RFC 7296 2.8.1)."""
+
+    lowest: bytes  # the lower of its two nonces
+    accepted: bool = False
+    redundant: int | None = None  # our inbound SPI of the SA that lost against it
+
+
+@dataclass
+class Child:
+    """A CHILD_SA in use. `proposal` is the one to ask for again."""
+
+    sa: ChildSa
+    proposal: EspProposal
+    deleting: bool = False  # we have decided to send DELETE, or have sent it
+    rekeyed: bool = False  # a rekey of ours replaced it
+    theirs: Attempt | None = None
+
+
+@dataclass(frozen=True)
+class Terms:
+    proposal: EspProposal
+    answer: Proposal  # without SPI
+    spi_out: int
+    local_ts: tuple[TrafficSelector, ...]
+    remote_ts: tuple[TrafficSelector, ...]
+
+
+def terms_for(sa: IkeSa, payloads: Payloads, *, in_auth: bool) -> Terms:
+    """What we grant a peer that asks. Raises NoProposalChosen and TsUnacceptable, saying what differed."""
+    policy, registry = sa.tunnel.policy, sa.context.registry
+    offered = payloads.one(Sa).proposals
+    ours = without_groups(sa.tunnel.esp) if in_auth else sa.tunnel.esp
+    chosen = choose(ours, offered, ESP_SPI_LENGTH, ignore_groups=in_auth)
+    if chosen is None:
+        raise NoProposalChosen(difference(ours, offered, registry, ignore_groups=in_auth))
+    theirs, wanted = payloads.one(TsI).selectors, payloads.one(TsR).selectors
+    remote_ts, local_ts = narrow(theirs, policy.remote_ts), narrow(wanted, policy.local_ts)
+    if not local_ts or not remote_ts:
+        raise TsUnacceptable(
+            f"ours: local {describe(policy.local_ts)}, remote {describe(policy.remote_ts)}; "
+            f"theirs: local {describe(wanted)}, remote {describe(theirs)}"
+        )
+    return Terms(chosen.suite, chosen.answer, _spi(chosen.spi), local_ts, remote_ts)
+
+
+def terms_answered(
+    payloads: Payloads,
+    suites: Sequence[EspProposal],
+    local_ts: Sequence[TrafficSelector],
+    remote_ts: Sequence[TrafficSelector],
+    *,
+    in_auth: bool,
+) -> Terms:
+    """What the peer granted of what we asked for. Raises InvalidSyntax when we did not ask for it."""
+    chosen = confirm(suites, payloads.one(Sa).proposals, ESP_SPI_LENGTH, ignore_groups=in_auth)
+    if chosen is None:
+        raise InvalidSyntax("the peer chose an ESP proposal that was not offered")
+    local, remote = payloads.one(TsI).selectors, payloads.one(TsR).selectors
+    if not local or not remote or not covered(local, local_ts) or not covered(remote, remote_ts):
+        raise InvalidSyntax(
+            f"the peer granted local {describe(local)}, remote {describe(remote)}, beyond "
+            f"what was proposed: local {describe(local_ts)}, remote {describe(remote_ts)}"
+        )
+    return Terms(chosen.suite, chosen.answer, _spi(chosen.spi), local, remote)
+
+
+def make_child(
+    sa: IkeSa,
+    terms: Terms,
+    spi_in: int,
+    nonces: tuple[bytes, bytes],
+    *,
+    initiator: bool,
+    shared: bytes = b"",
+) -> Child:
+    """The CHILD_SA of an exchange with these nonces, which we started if `initiator`."""
+    keys = sa.keys
+    from_initiator, from_responder = child_keys(
+        sa.suite.prf, keys.d, terms.proposal.encryption, nonces, shared
+    )
+    inbound, outbound = (from_responder, from_initiator) if initiator else (from_initiator, from_responder)
+    child = ChildSa(
+        tunnel=sa.name,
+        spi_in=spi_in,
+        spi_out=terms.spi_out,
+        encryption=terms.proposal.encryption.keyword,
+        key_in=inbound,
+        key_out=outbound,
+        local_ts=terms.local_ts,
+        remote_ts=terms.remote_ts,
+        path=sa.path,
+        suite=str(terms.proposal),
+    )
+    return Child(child, terms.proposal)
+
+
+def with_spi(proposal: Proposal, spi: bytes) -> Proposal:
+    """A chosen proposal as it goes into our answer."""
+    return Proposal(proposal.number, proposal.protocol, spi, proposal.transforms)
+
+
+def spi_bytes(spi: int) -> bytes:
+    return spi.to_bytes(ESP_SPI_LENGTH, "big")
+
+
+def _spi(data: bytes) -> int:
+    spi = int.from_bytes(data, "big")
+    if spi < _RESERVED_SPIS:
+        raise InvalidSyntax(f"ESP SPI {spi} is reserved")
+    return spi

@@ -1,0 +1,86 @@
+"""What all IKE_SAs of one engine share: settings, sources, tables, the way out for events and datagrams."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from protego_cli.config.model import IkeSettings
+from protego_cli.counters import Counters
+from protego_cli.crypto.algorithms import RandomSource, Registry
+from protego_cli.ike.cookies import Cookies
+from protego_cli.ike.events import Datagram, Event, NegotiationFailed, Path
+from protego_cli.ike.half_open import HalfOpen
+from protego_cli.ike.negotiation import IKE_SPI_LENGTH
+from protego_cli.ike.policies import Policies
+
+if TYPE_CHECKING:
+    from protego_cli.ike.sa import IkeSa
+
+NONCE_LENGTH = 32
+NO_SPI = bytes(IKE_SPI_LENGTH)
+_REPORTS_PER_SECOND = 10
+
+RequestKey = tuple[bytes, str, int]
+"""What tells one IKE_SA_INIT request from another: the initiator's SPI, address and port."""
+
+
+@dataclass
+class Context:
+    registry: Registry
+    settings: IkeSettings
+    random: RandomSource
+    allocate_spi: Callable[[], int]
+    epoch: int
+    counters: Counters
+    force_encapsulation: bool
+    policies: Policies
+    cookies: Cookies = field(init=False)
+    half_open: HalfOpen = field(init=False)
+    events: deque[Event] = field(default_factory=deque)
+    outbox: list[Datagram] = field(default_factory=list)
+    by_spi: dict[bytes, IkeSa] = field(default_factory=dict)  # our SPI
+    by_request: dict[RequestKey, IkeSa] = field(default_factory=dict)
+    by_handle: dict[int, IkeSa] = field(default_factory=dict)
+    by_tunnel: dict[str, list[IkeSa]] = field(default_factory=dict)  # those with a handle, oldest first
+    by_child: dict[int, IkeSa] = field(default_factory=dict)  # inbound SPI
+    by_ticket: dict[int, IkeSa] = field(default_factory=dict)
+    touched: dict[IkeSa, None] = field(default_factory=dict)  # whose deadline may have changed, in order
+    _numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
+    _reports: tuple[int, int] = (0, 0)  # (second, reports in it)
+
+    def __post_init__(self) -> None:
+        self.cookies = Cookies(self.random)
+        self.half_open = HalfOpen(self.settings.half_open_max)
+
+    def number(self) -> int:
+        """A fresh number, for a handle, a ticket or a token."""
+        return next(self._numbers)
+
+    def new_spi(self) -> bytes:
+        """An IKE SPI that is neither zero nor in use."""
+        while True:
+            spi = self.random(IKE_SPI_LENGTH)
+            if spi != NO_SPI and spi not in self.by_spi:
+                return spi
+
+    def new_nonce(self) -> bytes:
+        return self.random(NONCE_LENGTH)
+
+    def send(self, path: Path, data: bytes) -> None:
+        self.outbox.append(Datagram(path, data))
+
+    def emit(self, event: Event) -> None:
+        self.events.append(event)
+
+    def report_untrusted(self, event: NegotiationFailed, now: float) -> None:
+        """Emit what an unproven peer caused, no more often than a person could want to read."""
+        second, reports = self._reports
+        if int(now) != second:
+            second, reports = int(now), 0
+        if reports < _REPORTS_PER_SECOND:
+            self.events.append(event)
+        self._reports = (second, reports + 1)

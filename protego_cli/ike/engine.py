@@ -1,0 +1,251 @@
+"""The IKEv2 engine's public face: datagrams, time, commands in; datagrams, events and a deadline out.
+
+It has no socket, no clock and no randomness of its own. After each call, send `datagrams_to_send`, handle
+every `next_event`, and call `handle_timer` no later than at `timer`.
+
+Flow of a datagram: the header is parsed; an IKE_SA_INIT request goes to the responder's exchange, everything
+else by our SPI to its IKE_SA (`ike.inbound`). What does not parse, is of another version or bears no SPI of
+ours is dropped and counted: no answer, so nothing to amplify, and no state.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Callable, Iterable
+
+from protego_cli.config.model import IkeSettings
+from protego_cli.counters import Counters
+from protego_cli.crypto.algorithms import RandomSource, Registry
+from protego_cli.errors import Malformed, ProtocolError
+from protego_cli.ike.context import NO_SPI, Context
+from protego_cli.ike.events import ChildDeleted, Datagram, Event, ExchangeFailed, Path, Policy
+from protego_cli.ike.exchanges import init
+from protego_cli.ike.exchanges.alive import CheckAlive
+from protego_cli.ike.exchanges.base import Exchange
+from protego_cli.ike.exchanges.delete import DeleteChild, DeleteIke, closing
+from protego_cli.ike.exchanges.rekey_child import RekeyChild
+from protego_cli.ike.inbound import receive_untrusted
+from protego_cli.ike.policies import Policies
+from protego_cli.ike.sa import IkeSa
+from protego_cli.ike.transitions import Trigger
+from protego_cli.wire.ike import MAJOR_VERSION, Header, parse_header_untrusted
+from protego_cli.wire.payloads import ExchangeType
+
+
+class Engine:
+    def __init__(
+        self,
+        policies: Iterable[Policy],
+        registry: Registry,
+        settings: IkeSettings,
+        random: RandomSource,
+        allocate_spi: Callable[[], int],
+        epoch: int,
+        counters: Counters,
+        force_encapsulation: bool = True,
+    ) -> None:
+        """Raises ValueError when a policy's proposals or identities do not parse."""
+        self._context = Context(
+            registry=registry,
+            settings=settings,
+            random=random,
+            allocate_spi=allocate_spi,
+            epoch=epoch,
+            counters=counters,
+            force_encapsulation=force_encapsulation,
+            policies=Policies(policies, registry),
+        )
+        self._timers = _Timers()
+
+    def set_policies(self, policies: Iterable[Policy]) -> None:
+        """Replace all tunnels. IKE_SAs that stand go on, under their tunnel's new policy if it has one."""
+        context = self._context
+        context.policies = Policies(policies, context.registry)
+        for sa in context.by_spi.values():
+            tunnel = context.policies.get(sa.name)
+            if tunnel is not None:
+                sa.tunnel = tunnel
+
+    # ---- the five verbs
+
+    def receive_datagram(self, data: bytes, path: Path, now: float) -> None:
+        """An IKE message without non-ESP marker, as it came along `path`."""
+        context = self._context
+        try:
+            header = parse_header_untrusted(data)
+            if header.major != MAJOR_VERSION:
+                context.counters["ike_drop_version"] += 1
+            elif _opens_handshake(header):
+                init.answer_untrusted(context, header, data, path, now)
+            else:
+                sa = context.by_spi.get(header.spi_r if header.initiator else header.spi_i)
+                if sa is None:
+                    context.counters["ike_drop_unknown_spi"] += 1
+                else:
+                    receive_untrusted(sa, header, data, path, now)
+        except Malformed:
+            context.counters["ike_drop_malformed"] += 1
+        self._settle()
+
+    def datagrams_to_send(self) -> list[Datagram]:
+        """What is to be sent now, in order; each is handed out once."""
+        datagrams = self._context.outbox
+        self._context.outbox = []
+        return datagrams
+
+    def next_event(self) -> Event | None:
+        events = self._context.events
+        return events.popleft() if events else None
+
+    def timer(self) -> float | None:
+        """When `handle_timer` is to be called at the latest."""
+        return self._timers.next()
+
+    def handle_timer(self, now: float) -> None:
+        for sa in self._timers.due(now):
+            sa.handle_timer(now)
+        self._settle()
+
+    # ---- commands
+
+    def initiate(self, tunnel: str, path: Path, spi_in: int, now: float) -> int:
+        """IKE_SA_INIT and IKE_AUTH: IkeEstablished and then ChildEstablished, or ExchangeFailed."""
+        context = self._context
+        token = context.number()
+        policy = context.policies.get(tunnel)
+        if policy is None:
+            context.emit(ExchangeFailed(token, tunnel, None, "no such tunnel"))
+            return token
+        sa = IkeSa(context, path, context.new_spi(), NO_SPI, initiator=True)
+        sa.tunnel = policy
+        sa.move(Trigger.DIAL)
+        sa.start(init.Dial(token, policy, spi_in), now)
+        self._settle()
+        return token
+
+    def rekey_child(self, spi_in: int, new_spi: int, now: float) -> int:
+        """ChildEstablished or ExchangeFailed; the old CHILD_SA stays until it is deleted."""
+        token = self._context.number()
+        sa = self._context.by_child.get(spi_in)
+        if sa is None:
+            return self._failed(token, f"no CHILD_SA {spi_in:08x}")
+        return self._start(sa, RekeyChild(token, sa.children[spi_in], new_spi), token, now)
+
+    def delete_child(self, spi_in: int, now: float) -> int:
+        """ChildDeleted, at once when the peer has deleted it already, or ExchangeFailed."""
+        token = self._context.number()
+        sa = self._context.by_child.get(spi_in)
+        if sa is None:
+            self._context.emit(ChildDeleted(token, "", spi_in))
+            return token
+        child = sa.children[spi_in]
+        if child.deleting:
+            return self._failed(token, f"CHILD_SA {spi_in:08x} is being deleted", sa.name)
+        return self._start(sa, DeleteChild(token, child), token, now)
+
+    def check_alive(self, ike: int, now: float) -> int:
+        """Alive or ExchangeFailed."""
+        token = self._context.number()
+        sa = self._context.by_handle.get(ike)
+        if sa is None:
+            return self._failed(token, "no such IKE_SA")
+        return self._start(sa, CheckAlive(token), token, now)
+
+    def close(self, ike: int, now: float) -> int:
+        """DELETE of the IKE_SA; IkeClosed follows. What waits for its turn fails, what is under way ends."""
+        token = self._context.number()
+        sa = self._context.by_handle.get(ike)
+        if sa is None:
+            return self._failed(token, "no such IKE_SA")
+        if not closing(sa):
+            waiting = list(sa.queue)
+            sa.queue.clear()
+            for exchange in waiting:
+                exchange.fail(sa, "the IKE_SA is being closed")
+            sa.start(DeleteIke("closed by us"), now)
+            self._settle()
+        return token
+
+    def accept(self, ticket: int, now: float) -> None:
+        """Let the response go. A ticket whose IKE_SA has gone meanwhile is void."""
+        sa = self._context.by_ticket.get(ticket)
+        if sa is not None:
+            sa.decide(ticket, None, now)
+            self._settle()
+
+    def reject(self, ticket: int, error: ProtocolError, now: float) -> None:
+        """Answer by the error's NOTIFY instead."""
+        sa = self._context.by_ticket.get(ticket)
+        if sa is not None:
+            sa.decide(ticket, error, now)
+            self._settle()
+
+    def _start(self, sa: IkeSa, exchange: Exchange, token: int, now: float) -> int:
+        if closing(sa):
+            return self._failed(token, "the IKE_SA is being closed", sa.name)
+        sa.start(exchange, now)
+        self._settle()
+        return token
+
+    def _failed(self, token: int, detail: str, tunnel: str = "") -> int:
+        self._context.emit(ExchangeFailed(token, tunnel, None, detail))
+        return token
+
+    def _settle(self) -> None:
+        """Take up the deadlines of every IKE_SA that was touched."""
+        touched = self._context.touched
+        for sa in touched:
+            self._timers.set(sa)
+        touched.clear()
+
+
+def _opens_handshake(header: Header) -> bool:
+    return (
+        header.exchange == ExchangeType.IKE_SA_INIT
+        and not header.response
+        and header.initiator
+        and header.message_id == 0
+        and header.spi_r == NO_SPI
+        and header.spi_i != NO_SPI
+    )
+
+
+class _Timers:
+    """Deadlines in a heap. An IKE_SA whose deadline moved back is found early and put in again."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, IkeSa]] = []
+        self._order = itertools.count()
+        self._earliest: dict[IkeSa, float] = {}  # the entry of each that counts
+
+    def set(self, sa: IkeSa) -> None:
+        deadline = sa.deadline()
+        known = self._earliest.get(sa)
+        if deadline is not None and (known is None or deadline < known):
+            self._earliest[sa] = deadline
+            heapq.heappush(self._heap, (deadline, next(self._order), sa))
+
+    def next(self) -> float | None:
+        self._discard_stale()
+        return self._heap[0][0] if self._heap else None
+
+    def due(self, now: float) -> list[IkeSa]:
+        """Those whose deadline has passed; they are to be `set` again."""
+        found: list[IkeSa] = []
+        early: list[IkeSa] = []
+        self._discard_stale()
+        while self._heap and self._heap[0][0] <= now:
+            _, _, sa = heapq.heappop(self._heap)
+            del self._earliest[sa]
+            deadline = sa.deadline()
+            if deadline is not None:
+                (found if deadline <= now else early).append(sa)
+            self._discard_stale()
+        for sa in early:
+            self.set(sa)
+        return found
+
+    def _discard_stale(self) -> None:
+        while self._heap and self._earliest.get(self._heap[0][2]) != self._heap[0][0]:
+            heapq.heappop(self._heap)

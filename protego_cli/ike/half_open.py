@@ -1,0 +1,37 @@
+"""Limits on IKE_SAs whose peer has not proven itself, or that only linger to repeat a response.
+
+Beyond a tenth of the maximum every new handshake must bring a cookie; beyond a quarter, those from one
+address are dropped; beyond the maximum, all are (RFC 7296 2.6, RFC 8019 4.3).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+
+class HalfOpen:
+    def __init__(self, maximum: int) -> None:
+        self._maximum = maximum
+        self._by_address: Counter[str] = Counter()
+        self._total = 0
+
+    @property
+    def total(self) -> int:
+        return self._total
+
+    @property
+    def wants_cookie(self) -> bool:
+        return self._total >= self._maximum / 10
+
+    def admits(self, address: str) -> bool:
+        return self._total < self._maximum and self._by_address[address] <= self._maximum / 4
+
+    def add(self, address: str) -> None:
+        self._total += 1
+        self._by_address[address] += 1
+
+    def remove(self, address: str) -> None:
+        self._total -= 1
+        self._by_address[address] -= 1
+        if not self._by_address[address]:
+            del self._by_address[address]

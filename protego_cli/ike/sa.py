@@ -1,0 +1,381 @@
+"""One IKE_SA: its state, keys, windows, children, and the exchanges that wait for their turn.
+
+Flow of a request of ours: `start` queues an exchange; `pump` takes the next one when the window is free and
+the law allows its type, builds, seals and sends it; the response comes through `ike.inbound` to the exchange.
+Flow of a request of the peer: `ike.inbound` verifies it and calls the exchange's `answer` function, which
+calls `respond` at once, or `offer`s tickets and responds when the driver has accepted them.
+
+The peer's silence is measured here: an exchange of ours that is never answered closes the IKE_SA.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from protego_cli.crypto.proposal import IkeProposal
+from protego_cli.errors import ProtocolError, TemporaryFailure
+from protego_cli.ike.auth import Signer
+from protego_cli.ike.children import Child
+from protego_cli.ike.context import Context, RequestKey
+from protego_cli.ike.events import IkeClosed, IkeEstablished, Path, PeerMoved
+from protego_cli.ike.exchanges.alive import CheckAlive
+from protego_cli.ike.exchanges.base import Exchange
+from protego_cli.ike.keys import IkeKeys
+from protego_cli.ike.policies import Tunnel
+from protego_cli.ike.protect import Opener, Sealer
+from protego_cli.ike.transitions import SENDS, State, Trigger, after
+from protego_cli.ike.window import ReceiveWindow, SendWindow
+from protego_cli.wire.ike import Header, build_message
+from protego_cli.wire.payloads import Delete, ExchangeType, Notify, Payload
+from protego_cli.wire.proposals import Protocol
+
+MAX_SAS_PER_TUNNEL = 8  # a peer that dials again and again without INITIAL_CONTACT ends here
+_UNPROVEN = frozenset({State.HALF_OPEN, State.FINAL})  # what the half-open limits count
+
+
+@dataclass
+class Ticket:
+    """What to do when the driver has decided on something the peer asked for."""
+
+    accept: Callable[[float], None]
+    reject: Callable[[ProtocolError, float], None]
+
+
+@dataclass
+class Handshake:
+    """What IKE_AUTH signs; forgotten once the IKE_SA stands."""
+
+    nonce_i: bytes
+    nonce_r: bytes = b""
+    request: bytes = b""
+    response: bytes = b""
+
+
+@dataclass(frozen=True)
+class Security:
+    """What IKE_SA_INIT, or the rekey of an IKE_SA, agreed on."""
+
+    suite: IkeProposal
+    keys: IkeKeys
+    sealer: Sealer = field(repr=False)
+    opener: Opener = field(repr=False)
+
+
+class IkeSa:
+    def __init__(self, context: Context, path: Path, spi_i: bytes, spi_r: bytes, *, initiator: bool) -> None:
+        self.context = context
+        self.path = path
+        self.spi_i = spi_i
+        self.spi_r = spi_r
+        self.initiator = initiator  # the original initiator of this IKE_SA
+        self.origin = path.remote  # the address that the half-open limits count
+        self.state = State.START
+        self.request_key: RequestKey | None = None  # of the IKE_SA_INIT request that made us responder
+        self.handle: int | None = None  # the driver's name for it; a replaced IKE_SA has none
+        self.handshake: Handshake | None = None
+        self.security: Security | None = None
+        self.peer_natted = False
+        self.sender = SendWindow(context.settings)
+        self.receiver = ReceiveWindow()
+        self.children: dict[int, Child] = {}  # by inbound SPI
+        self.queue: deque[Exchange] = deque()
+        self.current: Exchange | None = None
+        self.tickets: dict[int, Ticket] = {}
+        self.reply_path = path  # where the request being answered came from
+        self.answering = 0  # its exchange type
+        self.last_heard = 0.0
+        self.expires: float | None = None
+        self._tunnel: Tunnel | None = None
+        self._held_until: float | None = None
+        context.by_spi[self.local_spi] = self
+
+    # ---- what is known
+
+    @property
+    def local_spi(self) -> bytes:
+        return self.spi_i if self.initiator else self.spi_r
+
+    @property
+    def name(self) -> str:
+        """The tunnel's name, empty before the peer has said who it is."""
+        return self._tunnel.name if self._tunnel else ""
+
+    @property
+    def tunnel(self) -> Tunnel:
+        if self._tunnel is None:
+            raise RuntimeError("the tunnel of this IKE_SA is not known yet")
+        return self._tunnel
+
+    @tunnel.setter
+    def tunnel(self, tunnel: Tunnel) -> None:
+        self._tunnel = tunnel
+
+    @property
+    def suite(self) -> IkeProposal:
+        return self._secured().suite
+
+    @property
+    def keys(self) -> IkeKeys:
+        return self._secured().keys
+
+    def signer(self, *, initiator: bool) -> Signer:
+        """What the AUTH of that side covers."""
+        if self.handshake is None:
+            raise RuntimeError("the handshake is over")
+        prf, keys, handshake = self.suite.prf, self.keys, self.handshake
+        if initiator:
+            return Signer(prf, handshake.request, handshake.nonce_r, keys.pi)
+        return Signer(prf, handshake.response, handshake.nonce_i, keys.pr)
+
+    def _secured(self) -> Security:
+        if self.security is None:
+            raise RuntimeError("this IKE_SA has no keys yet")
+        return self.security
+
+    # ---- state
+
+    def move(self, trigger: Trigger) -> None:
+        """Follow the law to the next state."""
+        before, self.state = self.state, after(self.state, trigger)
+        if before in _UNPROVEN:
+            self.context.half_open.remove(self.origin)
+        if self.state in _UNPROVEN:
+            self.context.half_open.add(self.origin)
+        self.context.touched[self] = None
+
+    def secure(self, suite: IkeProposal, keys: IkeKeys) -> None:
+        ours, theirs = (keys.ei, keys.er) if self.initiator else (keys.er, keys.ei)
+        sealer = Sealer(suite.encryption, ours, self.context.epoch)
+        self.security = Security(suite, keys, sealer, Opener(suite.encryption, theirs))
+
+    def report(self, token: int | None, now: float) -> None:
+        """The peer is authentic: give the IKE_SA its handle and tell the driver."""
+        context = self.context
+        self.handle = context.number()
+        self.last_heard = now
+        context.by_handle[self.handle] = self
+        siblings = context.by_tunnel.setdefault(self.name, [])
+        while len(siblings) >= MAX_SAS_PER_TUNNEL:
+            siblings[0].close("too many IKE_SAs of this tunnel")
+        context.by_tunnel.setdefault(self.name, siblings).append(self)
+        context.emit(
+            IkeEstablished(self.handle, self.name, self.path, self.initiator, str(self.suite), token)
+        )
+
+    def establish(self) -> None:
+        """Both sides are authentic; what served the handshake alone is dropped."""
+        self.move(Trigger.AUTHENTICATED)
+        self.handshake = None
+        self.expires = None
+
+    def heard(self, path: Path, now: float) -> None:
+        """An authentic new message came along `path` (RFC 7296 2.23)."""
+        self.last_heard = now
+        self.context.touched[self] = None
+        if path == self.path:
+            return
+        if self.state is State.HALF_OPEN:
+            self.path = path
+        elif self.peer_natted and self.handle is not None:
+            self.path = path
+            self.context.emit(PeerMoved(self.handle, self.name, path))
+
+    def close(self, reason: str) -> None:
+        """Nothing is left to say: forget the IKE_SA."""
+        self._end(reason)
+        self.move(Trigger.GONE)
+        self.context.by_spi.pop(self.local_spi, None)
+        if self.request_key is not None:
+            self.context.by_request.pop(self.request_key, None)
+        self.context.touched.pop(self, None)
+
+    def finish(self, reason: str, now: float) -> None:
+        """It is over, but stay for a while to repeat the last response."""
+        self._end(reason)
+        self.move(Trigger.ENDED)
+        self.expires = now + self.context.settings.half_open_timeout
+
+    def _end(self, reason: str) -> None:
+        context = self.context
+        failed = [self.current] if self.current else []
+        failed += self.queue
+        self.current = None
+        self.queue.clear()
+        self.sender.cancel()
+        for exchange in failed:
+            exchange.fail(self, reason)
+        for number in self.tickets:
+            context.by_ticket.pop(number, None)
+        self.tickets.clear()
+        children = tuple(self.children)
+        for spi_in in children:
+            self.drop_child(spi_in)
+        if self.handle is not None:
+            self.detach()
+            context.emit(IkeClosed(self.handle, self.name, reason, children))
+            self.handle = None
+
+    def detach(self) -> None:
+        """Take this IKE_SA out of the tables by which the driver finds it."""
+        if self.handle is None:
+            return
+        self.context.by_handle.pop(self.handle, None)
+        siblings = self.context.by_tunnel[self.name]
+        siblings.remove(self)
+        if not siblings:
+            del self.context.by_tunnel[self.name]
+
+    def successor(self, spi_i: bytes, spi_r: bytes) -> IkeSa:
+        """The IKE_SA by which the peer rekeys this one; it starts to live when it has inherited."""
+        new = IkeSa(self.context, self.path, spi_i, spi_r, initiator=False)
+        new._tunnel = self._tunnel
+        return new
+
+    def inherit(self, old: IkeSa, now: float) -> None:
+        """Take over all that the driver knows of `old`: handle, children, and what waits to be sent."""
+        context = self.context
+        self.peer_natted, self.last_heard = old.peer_natted, now
+        self.handle, old.handle = old.handle, None
+        if self.handle is not None:
+            context.by_handle[self.handle] = self
+            siblings = context.by_tunnel[self.name]
+            siblings[siblings.index(old)] = self
+        for child in old.children.values():
+            self.add_child(child)
+        self.queue.extend(old.queue)
+        old.children.clear()
+        old.queue.clear()
+        self.move(Trigger.INHERITED)
+
+    # ---- children
+
+    def add_child(self, child: Child) -> None:
+        self.children[child.sa.spi_in] = child
+        self.context.by_child[child.sa.spi_in] = self
+
+    def drop_child(self, spi_in: int) -> None:
+        self.children.pop(spi_in, None)
+        self.context.by_child.pop(spi_in, None)
+
+    def child_towards(self, spi_out: int) -> Child | None:
+        """The CHILD_SA that the peer knows by the SPI it receives on."""
+        return next((child for child in self.children.values() if child.sa.spi_out == spi_out), None)
+
+    # ---- our requests
+
+    def start(self, exchange: Exchange, now: float) -> None:
+        self.queue.append(exchange)
+        self.pump(now)
+
+    def pump(self, now: float) -> None:
+        """Send what may be sent now."""
+        while self.current is None and self.queue and self.queue[0].type in SENDS[self.state]:
+            exchange = self.queue.popleft()
+            if self.sender.exhausted:
+                exchange.fail(self, "message IDs are used up")
+                self.close("message IDs are used up")
+                return
+            payloads = exchange.build(self, now)
+            if payloads is None:
+                continue
+            self.current = exchange
+            if exchange.type is ExchangeType.IKE_SA_INIT:
+                data = build_message(self._header(exchange.type, self.sender.next_id), payloads)
+            else:
+                data = self._seal(self._header(exchange.type, self.sender.next_id), payloads)
+            if self.handshake is not None and exchange.type is ExchangeType.IKE_SA_INIT:
+                self.handshake.request = data
+            self.sender.begin(data, now)
+            self.context.send(self.path, data)
+        self.context.touched[self] = None
+
+    def abort(self, reason: str) -> None:
+        """The peer broke the protocol: say so once, without waiting for an answer, and forget it."""
+        self.say_once((Delete(Protocol.IKE),))
+        self.close(reason)
+
+    def say_once(self, payloads: Sequence[Payload]) -> None:
+        """An INFORMATIONAL request whose answer will find nobody (RFC 7296 2.21.2)."""
+        header = self._header(ExchangeType.INFORMATIONAL, self.sender.next_id)
+        self.context.send(self.path, self._seal(header, payloads))
+
+    # ---- the peer's requests
+
+    def respond(self, payloads: Sequence[Payload]) -> None:
+        """Answer the request in hand; the bytes are kept for the case that it comes again."""
+        header = self._header(self.answering, self.receiver.current, response=True)
+        data = self._seal(header, payloads)
+        self.receiver.answer(data)
+        self.context.send(self.reply_path, data)
+        self.context.touched[self] = None
+
+    def refuse(self, error: ProtocolError) -> None:
+        self.respond((Notify(error.notify, error.data),))
+
+    def offer(
+        self, accept: Callable[[float], None], reject: Callable[[ProtocolError, float], None], now: float
+    ) -> int:
+        """Hold the response until the driver has decided; the number of the ticket."""
+        number = self.context.number()
+        self.tickets[number] = Ticket(accept, reject)
+        self.context.by_ticket[number] = self
+        self._held_until = now + self.context.settings.half_open_timeout
+        self.context.touched[self] = None
+        return number
+
+    def decide(self, number: int, error: ProtocolError | None, now: float) -> None:
+        """The driver's decision on a ticket."""
+        self.context.by_ticket.pop(number, None)
+        ticket = self.tickets.pop(number)
+        if error is None:
+            ticket.accept(now)
+        else:
+            ticket.reject(error, now)
+
+    # ---- time
+
+    def deadline(self) -> float | None:
+        """When `handle_timer` has something to do."""
+        if self.state is State.CLOSED:
+            return None
+        times = [self.sender.deadline, self.expires, self._held_until if self.tickets else None]
+        times.append(self._liveness_at())
+        return min((time for time in times if time is not None), default=None)
+
+    def _liveness_at(self) -> float | None:
+        idle = self.state is State.ESTABLISHED and self.current is None and not self.queue
+        return self.last_heard + self.context.settings.liveness if idle else None
+
+    def handle_timer(self, now: float) -> None:
+        if self.state is State.CLOSED:
+            return
+        self.context.touched[self] = None
+        if self.expires is not None and self.expires <= now:
+            self.close("timed out")
+            return
+        if self.tickets and self._held_until is not None and self._held_until <= now:
+            while self.tickets:
+                self.decide(next(iter(self.tickets)), TemporaryFailure("no decision in time"), now)
+        if self.sender.deadline is not None and self.sender.deadline <= now:
+            data = self.sender.retransmit(now)
+            if data is None:
+                self.close("the peer does not answer")
+                return
+            self.context.counters["ike_retransmitted"] += 1
+            self.context.send(self.path, data)
+        liveness = self._liveness_at()
+        if liveness is not None and liveness <= now:
+            self.start(CheckAlive(None), now)
+
+    # ---- messages
+
+    def _header(self, exchange: int, message_id: int, *, response: bool = False) -> Header:
+        return Header(self.spi_i, self.spi_r, exchange, self.initiator, response, message_id)
+
+    def _seal(self, header: Header, payloads: Sequence[Payload]) -> bytes:
+        return self._secured().sealer.seal(header, payloads)
+
+    def open_untrusted(self, data: bytes) -> bytes:
+        return self._secured().opener.open_untrusted(data)

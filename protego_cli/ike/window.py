@@ -1,0 +1,108 @@
+"""Message IDs and retransmission with a window of one (RFC 7296 2.1-2.3). Nothing else knows message IDs.
+
+`SendWindow` numbers our requests and sends one again, the very same bytes, with growing pauses until it is
+answered. `ReceiveWindow` tells a new request of the peer from one it sent again, and keeps the response
+for the latter.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+
+from protego_cli.config.model import IkeSettings
+
+LAST_ID = 2**32 - 1
+
+
+class SendWindow:
+    def __init__(self, settings: IkeSettings, first: int = 0) -> None:
+        self._settings = settings
+        self._id = first
+        self._datagram: bytes | None = None
+        self._sent = 0
+        self._tries = 0
+        self.deadline: float | None = None
+
+    @property
+    def next_id(self) -> int:
+        """The message ID of the request to be built now."""
+        return self._id
+
+    @property
+    def exhausted(self) -> bool:
+        """No message ID is left: the IKE_SA must go (RFC 7296 2.2)."""
+        return self._id > LAST_ID
+
+    @property
+    def outstanding(self) -> bool:
+        return self._datagram is not None
+
+    def begin(self, datagram: bytes, now: float) -> None:
+        """A request under `next_id` has just been sent."""
+        self._datagram = datagram
+        self._sent = 0
+        self._tries = self._settings.retransmit_tries
+        self.deadline = now + self._settings.retransmit_first
+
+    def expects(self, message_id: int) -> bool:
+        """Whether a response with this ID answers what is outstanding."""
+        return self._datagram is not None and message_id == self._id
+
+    def finish(self) -> None:
+        """The outstanding request was answered."""
+        self._id += 1
+        self.cancel()
+
+    def cancel(self) -> None:
+        """The outstanding request is withdrawn; its ID is used again (restart of IKE_SA_INIT)."""
+        self._datagram = None
+        self.deadline = None
+
+    def give_up_soon(self) -> None:
+        """Send at most once more: the peer has answered, but with an error that proves nothing."""
+        self._tries = min(self._tries, self._sent + 1)
+
+    def retransmit(self, now: float) -> bytes | None:
+        """The bytes to send again now that `deadline` has passed, or None when all tries are used up."""
+        if self._datagram is None or self._sent >= self._tries:
+            return None
+        self._sent += 1
+        self.deadline = now + self._settings.retransmit_first * self._settings.retransmit_base**self._sent
+        return self._datagram
+
+
+class Verdict(Enum):
+    NEW = auto()
+    AGAIN = auto()  # a request sent again; the response is at hand
+    HELD = auto()  # a request sent again whose response we have not yet given
+    OUTSIDE = auto()
+
+
+class ReceiveWindow:
+    def __init__(self, first: int = 0) -> None:
+        self._expected = first
+        self._current: int | None = None
+        self.response: bytes | None = None
+
+    @property
+    def current(self) -> int:
+        """The message ID of the request being answered."""
+        if self._current is None:
+            raise RuntimeError("no request to answer")
+        return self._current
+
+    def classify(self, message_id: int) -> Verdict:
+        if message_id == self._expected:
+            return Verdict.NEW
+        if message_id == self._current:
+            return Verdict.HELD if self.response is None else Verdict.AGAIN
+        return Verdict.OUTSIDE
+
+    def accept(self, message_id: int) -> None:
+        """Take a new, authentic request; what was stored for the previous one is no longer needed."""
+        self._current = message_id
+        self._expected = message_id + 1
+        self.response = None
+
+    def answer(self, datagram: bytes) -> None:
+        self.response = datagram
