@@ -1,0 +1,46 @@
+"""Sealing ranges: the outbound sequence numbers that one GPN process, and no other ever, may use of an SA.
+
+An SA's numbers are cut into ranges of 2^30, granted in order: [1, 2^30), [2^30, 2^31), and so on. Every
+placement of the SA, and every restart of the process that holds it, gets the next one, so a zombie's packets
+fall left of the peer's window and no nonce is ever used twice. The last range ends a window before 2^32:
+no jump between ranges is one that a peer could take for a wrap (RFC 4303 3.4.3).
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+SIZE: Final = 1 << 30
+WINDOW: Final = 1024  # of the peer's replay check, at most
+END: Final = (1 << 32) - WINDOW
+
+
+class SealingRange(NamedTuple):
+    """Numbers lo, lo + 1, ..., hi - 1."""
+
+    lo: int
+    hi: int
+
+
+EXHAUSTED: Final = SealingRange(END, END)
+"""No number at all: the SA can open, and must be rekeyed before its tunnel seals again."""
+
+
+class SealingRanges:
+    """What was granted of each SA, by its inbound SPI."""
+
+    def __init__(self) -> None:
+        self._granted: dict[int, int] = {}
+
+    def grant(self, spi_in: int) -> SealingRange:
+        """The next range of an SA, or EXHAUSTED."""
+        place = self._granted.get(spi_in, 0)
+        lo = max(1, place * SIZE)
+        if lo >= END:
+            return EXHAUSTED
+        self._granted[spi_in] = place + 1
+        return SealingRange(lo, min((place + 1) * SIZE, END))
+
+    def forget(self, spi_in: int) -> None:
+        """The SA is gone, and its keys with it."""
+        self._granted.pop(spi_in, None)
