@@ -107,6 +107,7 @@ class Agent:
         barrier_timeout: float = BARRIER_TIMEOUT,
         silence: float = SILENCE,
     ) -> None:
+        self.informed = trio.Event()  # the first Sync in this process's life is applied
         self._cluster = cluster
         self._node = node
         self._plane = plane
@@ -241,6 +242,7 @@ class Agent:
 
     def _begin(self, sync: Sync) -> None:
         self._synced = True
+        self.informed.set()
         self._say("connected", f"epoch={sync.epoch} records={len(sync.records)}")
         if self._tasks is not None:
             for notice in self._notices.values():
