@@ -1,7 +1,8 @@
 """The built-in steering of a GEN, `mux`: tenants' VXLAN packets to the GPN that seals for their destination.
 
-1. The fields that decide (VXLAN header, EtherType, inner destination) of all packets in a batch come from one
-   C loop. Nearly always they agree, and the batch goes on whole; else its packets are sorted by them.
+1. The fields that decide are the VXLAN header, the EtherType and the inner destination. Nearly always all
+   packets of a batch agree in them, which a few C calls tell, and the batch goes on whole; else its packets
+   are sorted by them.
 2. A bounded cache of flows answers what 3 and 4 decided before; any change of the tables empties it.
 3. The source must be a VTEP of that VNI (RFC 7348), or a GPN that passes on what a VTEP sent to it.
 4. The longest prefix routed in that VNI decides. Where two tunnels of a tenant claim the same prefix, the
@@ -13,14 +14,12 @@
 from __future__ import annotations
 
 import ipaddress
-import struct
 from collections.abc import Iterable
-from functools import lru_cache
 from typing import NamedTuple
 
 from protego_cli.counters import Counters
 from protego_cli.errors import Malformed
-from protego_cli.net.gso import grouped
+from protego_cli.net.gso import column, grouped, segments
 from protego_cli.net.steering import Gpn, Sender
 from protego_cli.net.udp import Address, Batch
 from protego_cli.wire.tags import is_tag
@@ -28,9 +27,10 @@ from protego_cli.wire.vxlan import ETHERTYPE_IPV4, ETHERTYPE_IPV6, parse
 
 MAX_FLOWS = 1 << 16
 
-# VXLAN header (8), MACs (12), EtherType (2), then into the IP header: its destination
-_V4_LENGTH, _V4_FIELDS = 42, "8s12x2s16x4s"
-_V6_LENGTH, _V6_FIELDS = 62, "8s12x2s24x16s"
+# Where the 32-bit words lie that all packets of one flow have in common: VXLAN header, EtherType (with the
+# end of a MAC), inner destination; and how long a packet must be to have them all.
+_V4_WORDS, _V4_LENGTH = (0, 4, 18, 38), 42
+_V6_WORDS, _V6_LENGTH = (0, 4, 18, 46, 50, 54, 58), 62
 
 Fields = tuple[bytes, bytes, bytes]
 """VXLAN header, EtherType, inner destination (empty where the packet is too short to have one)."""
@@ -112,13 +112,13 @@ class MuxEgress:
     def forward(self, batch: Batch) -> None:
         view, size, source, tos = batch
         origin: str | Address = source if source in self._returning else source[0]
-        rows = fields(view, size)
-        row, count = rows[0], len(rows)
-        if rows.count(row) == count:
-            self._pass_on(origin, row, view, size, count, tos)
+        count = -(-len(view) // size) if size else 1
+        if uniform(view, size, count):
+            self._pass_on(origin, fields(view[:size]), view, size, count, tos)
         else:
-            for row, part, count in grouped(view, size, rows):
-                self._pass_on(origin, row, part, size, count, tos)
+            rows = [fields(segment) for segment in segments(view, size)]
+            for row, part, packets in grouped(view, size, rows):
+                self._pass_on(origin, row, part, size, packets, tos)
 
     def _pass_on(
         self, origin: str | Address, row: Fields, data: memoryview | bytes, size: int, count: int, tos: int
@@ -169,33 +169,23 @@ class MuxEgress:
         self._flows.clear()
 
 
-def fields(view: memoryview, size: int) -> list[Fields]:
-    """The deciding fields of every packet in a batch."""
-    whole = len(view) - len(view) % size if size else 0
-    ethertype = bytes(view[20:22])
-    layout = _layout(size, ethertype)
-    if layout is None:
-        return (
-            [_fields_of(view[at : at + size]) for at in range(0, len(view), size)]
-            if whole
-            else [_fields_of(view)]
-        )
-    rows: list[Fields] = list(layout.iter_unpack(view[:whole]))
-    if rows.count(rows[0]) != len(rows) and any(row[1] != ethertype for row in rows):  # IPv4 beside IPv6
-        rows = [_fields_of(view[at : at + size]) for at in range(0, whole, size)]
-    if whole < len(view):
-        rows.append(_fields_of(view[whole:]))
-    return rows
+def uniform(view: memoryview, size: int, count: int) -> bool:
+    """Whether all packets of a batch are certainly of one flow."""
+    if count == 1:
+        return True
+    ipv6 = view[20:22] == ETHERTYPE_IPV6
+    words, length = (_V6_WORDS, _V6_LENGTH) if ipv6 else (_V4_WORDS, _V4_LENGTH)
+    if len(view) - (count - 1) * size < length:
+        return False
+    layout = column(size, count)
+    for place in words:
+        numbers = layout.unpack_from(view, place)
+        if numbers.count(numbers[0]) != count:
+            return False
+    return True
 
 
-@lru_cache(maxsize=4096)
-def _layout(size: int, ethertype: bytes) -> struct.Struct | None:
-    """How packets of this size and EtherType are laid out; None when they are too short."""
-    length, text = (_V6_LENGTH, _V6_FIELDS) if ethertype == ETHERTYPE_IPV6 else (_V4_LENGTH, _V4_FIELDS)
-    return struct.Struct(f"{text}{size - length}x") if size >= length else None
-
-
-def _fields_of(packet: memoryview) -> Fields:
+def fields(packet: memoryview) -> Fields:
     """The deciding fields of one packet, whatever its length."""
     ethertype = bytes(packet[20:22])
     start, stop = (46, 62) if ethertype == ETHERTYPE_IPV6 else (38, 42)
