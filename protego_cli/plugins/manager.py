@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from protego_cli.control.placement import PackingPolicy
     from protego_cli.net.steering import SteeringBackend
 
-BUILT_IN_MODULES = ("crypto_suites", "steering_backends")
+BUILT_IN_MODULES = ("crypto_suites", "packing_policies", "steering_backends")
 
 _HOOK_PREFIX = "protego_"
 _KEYWORD = re.compile(r"[a-z0-9_]+")
