@@ -1,0 +1,134 @@
+"""What the documents promise is what is there: commands, options, exit codes, links, examples."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import msgspec
+import pytest
+import typer
+
+from protego_cli.cli.app import EPILOG, app
+from protego_cli.config.load import load
+from protego_cli.config.model import IkeSettings, Ports
+from protego_cli.control.messages import NodeStatus, Status, TunnelStatus
+from protego_cli.errors import Exit
+from protego_cli.lab.receipt import Receipt
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+CLI = (ROOT / "docs/cli.md").read_text()
+README = (ROOT / "README.md").read_text()
+EXAMPLE = (ROOT / "config/cluster.toml").read_text()
+
+
+def commands() -> dict[str, list[str]]:
+    """Every visible command, and the options that it shows."""
+    found: dict[str, list[str]] = {}
+
+    def walk(command: object, path: tuple[str, ...]) -> None:
+        children = getattr(command, "commands", {})
+        for name, child in children.items():
+            if not child.hidden:
+                walk(child, (*path, name))
+        if not children:
+            found[" ".join(path)] = [
+                max(option.opts, key=len)
+                for option in command.params  # type: ignore[attr-defined]  # a click command
+                if option.param_type_name == "option" and not option.hidden
+            ]
+
+    walk(typer.main.get_command(app), ())
+    return found
+
+
+COMMANDS = commands()
+
+
+def section(command: str) -> str:
+    """The part of docs/cli.md on a command."""
+    _, _, rest = CLI.partition(f"### `protego {command}`\n")
+    return re.split(r"^##", rest, maxsplit=1, flags=re.MULTILINE)[0]
+
+
+def test_the_commands_are_those_that_were_meant() -> None:
+    assert set(COMMANDS) == {
+        "up", "status", "migrate", "local", "plugins", "config check", "pki init", "psk generate",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_every_command_and_option_is_documented(command: str) -> None:
+    text = section(command)
+    assert text, f"docs/cli.md has no section `protego {command}`"
+    for option in COMMANDS[command]:
+        assert (option if option != "--cluster" else "-c FILE") in text
+
+
+def test_nothing_is_documented_that_is_not_there() -> None:
+    assert set(re.findall(r"^### `protego (.+)`$", CLI, re.MULTILINE)) == set(COMMANDS)
+    for command, options in COMMANDS.items():
+        usage = section(command).split("\n\n")[1]
+        assert set(re.findall(r"--[a-z-]+", usage)) <= set(options), command
+
+
+def test_every_exit_code_is_documented() -> None:
+    documented = re.findall(r"^\| (\d) \|", CLI, re.MULTILINE)
+    assert [int(code) for code in documented] == [int(code) for code in Exit]
+    assert [int(code) for code in re.findall(r"(\d) [a-z]", EPILOG)] == [int(code) for code in Exit]
+
+
+@pytest.mark.parametrize(
+    ("command", "types"), [("status", (Status, NodeStatus, TunnelStatus)), ("local", (Receipt,))]
+)
+def test_the_json_is_documented(command: str, types: tuple[type[msgspec.Struct], ...]) -> None:
+    documented = set(re.findall(r'"(\w+)"', section(command)))
+    for kind in types:
+        assert {field.encode_name for field in msgspec.structs.fields(kind)} <= documented
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text()):
+        if not target.startswith("https://"):
+            assert (document.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_documents_name_only_commands_that_exist(document: Path) -> None:
+    """In code, after the word protego, there is a command."""
+    known = {command.split()[0] for command in COMMANDS}
+    for code in re.findall(r"`protego ([a-z][a-z-]*)|^ {4}protego ([a-z][a-z-]*)", document.read_text(), re.MULTILINE):
+        assert "".join(code) in known
+
+
+def test_the_readme_begins_with_the_two_commands() -> None:
+    blocks = re.findall(r"(?:^ {4}.*\n)+", README, re.MULTILINE)
+    assert [line.split("#")[0].strip() for line in blocks[0].splitlines()] == ["make local", "make test"]
+
+
+def test_the_readme_example_uses_the_addresses_of_the_example_file() -> None:
+    cluster = load(ROOT / "config/cluster.toml")
+    tunnel, tenant = cluster.tunnels()[0], cluster.tenants[0]
+    for text in (
+        *cluster.vips,
+        *(node.address for node in cluster.nodes),
+        *(node.name for node in cluster.nodes),
+        str(tunnel.peer),
+        f"local_ts = {tunnel.remote_ts[0]}",
+        f"remote_ts = {tunnel.local_ts[0]}",
+        f"proposals = {tunnel.ike[0]}",
+        f"esp_proposals = {','.join(tunnel.esp)}",
+        f"vxlan id {tenant.vni}",
+        tenant.gateway_mac.hex(":"),
+        tenant.attach.vteps[0].mac.hex(":"),
+    ):
+        assert text in README, text
+
+
+def test_the_example_file_shows_every_default() -> None:
+    for name in IkeSettings.__struct_fields__:
+        assert re.search(rf"^{name} = ", EXAMPLE, re.MULTILINE), name
+    for name, port in msgspec.structs.asdict(Ports()).items():
+        assert re.search(rf"^#     {name} = {port} ", EXAMPLE, re.MULTILINE), name
