@@ -99,8 +99,8 @@ def test_links_lead_somewhere(document: Path) -> None:
 def test_documents_name_only_commands_that_exist(document: Path) -> None:
     """In code, after the word protego, there is a command."""
     known = {command.split()[0] for command in COMMANDS}
-    for code in re.findall(r"`protego ([a-z][a-z-]*)|^ {4}protego ([a-z][a-z-]*)", document.read_text(), re.MULTILINE):
-        assert "".join(code) in known
+    for name in re.findall(r"(?:`|^ {4})protego ([a-z][a-z-]*)", document.read_text(), re.MULTILINE):
+        assert name in known
 
 
 def test_the_readme_begins_with_the_two_commands() -> None:
