@@ -222,7 +222,9 @@ class _Timers:
     def set(self, sa: IkeSa) -> None:
         deadline = sa.deadline()
         known = self._earliest.get(sa)
-        if deadline is not None and (known is None or deadline < known):
+        if deadline is None:
+            self._earliest.pop(sa, None)
+        elif known is None or deadline < known:
             self._earliest[sa] = deadline
             heapq.heappush(self._heap, (deadline, next(self._order), sa))
 

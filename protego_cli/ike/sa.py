@@ -189,7 +189,6 @@ class IkeSa:
         self.context.by_spi.pop(self.local_spi, None)
         if self.request_key is not None:
             self.context.by_request.pop(self.request_key, None)
-        self.context.touched.pop(self, None)
 
     def finish(self, reason: str, now: float) -> None:
         """It is over, but stay for a while to repeat the last response."""

@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from protego_cli.config.model import IkeSettings
-from protego_cli.ike.events import Policy
+from protego_cli.ike.events import Path, Policy
 from protego_cli.wire.selectors import TrafficSelector
-from tests.support.network import CALM, Network, Site, Weather
+from tests.support.network import CALM, DEFAULTS, Network, Site, Weather
 
 GATEWAY, PEER = "203.0.113.10", "198.51.100.7"
 TUNNEL = "acme/hq"
@@ -41,7 +41,7 @@ def pair(
     *,
     gateway: dict[str, Any] | None = None,
     peer: dict[str, Any] | None = None,
-    settings: IkeSettings = IkeSettings(),
+    settings: IkeSettings = DEFAULTS,
     **both: Any,
 ) -> tuple[Network, Site, Site]:
     """Network, gateway, peer. `gateway` and `peer` change fields of their policies, `both` of either."""
@@ -74,3 +74,14 @@ def matched(gateway: Site, peer: Site) -> int:
         assert (child.local_ts, child.remote_ts) == (other.remote_ts, other.local_ts)
         assert (child.encryption, child.suite) == (other.encryption, other.suite)
     return len(theirs)
+
+
+def crowd(site: Site, count: int, remote: str = PEER) -> None:
+    """Leave that many handshakes half open at a gateway, from one address and as many ports."""
+    for port in range(20000, 20000 + count):
+        network = Network(port)
+        stranger = Site(network, remote, [replace(PEER_POLICY, remote=site.address)])
+        stranger.dial(TUNNEL, site.address, SPI, port=port)
+        request = network.sent[0].data
+        site.engine.receive_datagram(request, Path(site.address, 500, remote, port), site.now)
+    site.settle()

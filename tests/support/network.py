@@ -36,6 +36,7 @@ from protego_cli.ike.events import (
 )
 
 REGISTRY = Registry(("builtin", algorithm) for algorithm in ALGORITHMS)
+DEFAULTS = IkeSettings()
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Network:
             heapq.heappush(self._flying, (at, next(self._order), Datagram(datagram.path, data)))
 
     def run(self, until: Callable[[], bool] = lambda: False, limit: float = 600.0) -> None:
-        """Let time pass until the condition holds; at the limit, a condition that does not hold is an error."""
+        """Let time pass until the condition holds, at most for `limit` seconds."""
         end = self.now + limit
         while not until():
             step = self._next()
@@ -133,7 +134,7 @@ class Site:
     network: Network
     address: str
     policies: list[Policy]
-    settings: IkeSettings = IkeSettings()
+    settings: IkeSettings = DEFAULTS
     force_encapsulation: bool = True
     seed: int = 0
     inside_port: int = 4500

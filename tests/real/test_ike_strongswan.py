@@ -1,0 +1,228 @@
+"""The IKE engine against a real strongSwan: handshakes, rekeys, collisions, refusals, from either side."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from protego_cli.ike.events import (
+    Alive,
+    ChildDeleted,
+    ChildEstablished,
+    ExchangeFailed,
+    IkeClosed,
+    IkeEstablished,
+    NegotiationFailed,
+)
+from protego_cli.wire.selectors import TrafficSelector
+from tests.support.ike_live import LiveSite, live_site
+from tests.support.ike_pairs import GATEWAY_POLICY, SPI, TUNNEL, crowd
+from tests.support.netns import CommandFailed, namespaces, veth, wait_until
+from tests.support.network import DEFAULTS
+from tests.support.site import PEER, PSK, VIP, swanctl_conf
+from tests.support.strongswan import StrongSwan, strongswan
+
+pytestmark = pytest.mark.root
+
+POLICY = replace(GATEWAY_POLICY, psk=PSK.encode())
+WIDE = {"local_ts": "10.2.0.0/24", "remote_ts": "10.1.0.0/16"}  # to be narrowed
+NEW_SPI, NEWER_SPI = 0x22222222, 0x33333333
+
+
+@contextmanager
+def meeting(
+    directory: Path, policy: dict[str, Any] | None = None, settings: dict[str, Any] | None = None, **conf: str
+) -> Iterator[tuple[LiveSite, StrongSwan]]:
+    """The engine and a strongSwan that knows it."""
+    ours = [replace(POLICY, **(policy or {}))]
+    with namespaces("gw", "cu") as (gateway, customer):
+        veth(gateway, "wan", "198.51.100.1/24", customer, "wan", f"{PEER}/24")
+        gateway.ip("addr", "add", f"{VIP}/32", "dev", "lo")
+        customer.ip("route", "add", f"{VIP}/32", "via", "198.51.100.1")
+        customer.ip("addr", "add", "10.2.0.1/32", "dev", "lo")
+        with (
+            strongswan(customer, directory) as swan,
+            live_site(gateway, VIP, ours, msgspec.structs.replace(DEFAULTS, **(settings or {}))) as site,
+        ):
+            swan.load(swanctl_conf(**WIDE | conf))
+            yield site, swan
+
+
+def during(site: LiveSite, command: Callable[[], object]) -> str:
+    """Serve while a swanctl command runs; what it said when it failed, or nothing."""
+    failures: list[str] = []
+
+    def call() -> None:
+        try:
+            command()
+        except CommandFailed as failure:
+            failures.append(str(failure))
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    site.run(lambda: not thread.is_alive(), "end of the swanctl command", timeout=30)
+    return "".join(failures)
+
+
+def finish(site: LiveSite, token: int) -> Any:
+    """Serve until the token has its outcome."""
+    site.run(
+        lambda: isinstance(site.outcome(token), ChildEstablished | ChildDeleted | Alive | ExchangeFailed),
+        "outcome of our exchange",
+    )
+    return site.outcome(token)
+
+
+def same_child(site: LiveSite, swan: StrongSwan) -> bool:
+    return f"{site.child.spi_out:08x}" in swan.child_spis() and f"{site.child.spi_in:08x}" in swan.sas()
+
+
+def test_strongswan_dials_and_both_sides_rekey(tmp_path: Path) -> None:
+    with meeting(tmp_path) as (site, swan):
+        assert not during(site, swan.initiate)
+        assert same_child(site, swan)
+        assert site.child.local_ts == (TrafficSelector.from_prefix("10.1.0.0/24"),)
+        first = site.child.spi_in
+
+        assert not during(site, swan.rekey_child)
+        site.run(lambda: len(site.children) == 1 and first not in site.children, "rekey by strongSwan")
+        assert site.child.suite == "aes256gcm16-x25519"
+        assert same_child(site, swan)
+
+        old = site.child.spi_in
+        assert isinstance(finish(site, site.rekey(old, NEW_SPI)), ChildEstablished)
+        assert isinstance(finish(site, site.check_alive()), Alive)
+        assert isinstance(finish(site, site.delete(old)), ChildDeleted)
+        assert site.child.spi_in == NEW_SPI
+        assert same_child(site, swan)
+
+        handle = site.ike
+        assert not during(site, lambda: swan.swanctl("--rekey", "--ike", "gateway"))
+        site.run(lambda: "IKE_SA deleted" in swan.log, "rekey of the IKE_SA")
+        assert site.ike == handle
+        assert isinstance(finish(site, site.rekey(NEW_SPI, NEWER_SPI)), ChildEstablished)
+        assert isinstance(finish(site, site.delete(NEW_SPI)), ChildDeleted)
+        assert same_child(site, swan)
+
+        during(site, swan.terminate)
+        assert [event.reason for event in site.of(IkeClosed)] == ["the peer deleted it"]
+        assert not site.counters.nonzero()
+
+
+def test_we_dial_rekey_and_close(tmp_path: Path) -> None:
+    with meeting(tmp_path) as (site, swan):
+        assert isinstance(finish(site, site.dial(TUNNEL, PEER, SPI)), ChildEstablished)
+        assert same_child(site, swan)
+        assert isinstance(finish(site, site.rekey(SPI, NEW_SPI)), ChildEstablished)
+        assert isinstance(finish(site, site.delete(SPI)), ChildDeleted)
+        assert same_child(site, swan)
+        site.close()
+        site.run(lambda: not site.ikes, "close")
+        assert not swan.sas().strip()
+
+
+def test_without_perfect_forward_secrecy(tmp_path: Path) -> None:
+    with meeting(tmp_path, esp="aes256gcm16") as (site, swan):
+        assert not during(site, swan.initiate)
+        old = site.child.spi_in
+        assert isinstance(finish(site, site.rekey(old, NEW_SPI)), ChildEstablished)
+        assert isinstance(finish(site, site.delete(old)), ChildDeleted)
+        assert site.child.suite == "aes256gcm16"
+        assert same_child(site, swan)
+
+
+def test_crossing_rekeys_leave_one_child(tmp_path: Path) -> None:
+    with meeting(tmp_path) as (site, swan):
+        assert not during(site, swan.initiate)
+        old = site.child.spi_in
+        site.hold = True
+        thread = threading.Thread(target=swan.rekey_child)
+        thread.start()
+        wait_until(lambda: "generating CREATE_CHILD_SA request" in swan.log, "rekey request of strongSwan")
+        established = finish(site, site.rekey(old, NEW_SPI))
+        assert isinstance(established, ChildEstablished)
+        site.run(lambda: bool(site.tickets), "its arrival")
+        site.hold = False
+        site.grant(site.tickets[0])
+        site.settle()
+        site.run(lambda: not thread.is_alive() and old not in site.children, "the old CHILD_SA gone")
+        site.run(lambda: len(site.children) == 1, "one CHILD_SA left")
+        assert (site.child.spi_in != NEW_SPI) == established.redundant
+        assert same_child(site, swan)
+
+
+@pytest.mark.parametrize("ours", ["x25519", "ecp256"])
+def test_other_groups_first(tmp_path: Path, ours: str) -> None:
+    """INVALID_KE_PAYLOAD in IKE_SA_INIT and in a rekey, in both directions."""
+    order = ("ecp256", "x25519") if ours == "x25519" else ("x25519", "ecp256")
+    policy = {"ike": (f"aes256gcm16-prfsha256-{ours}",), "esp": (f"aes256gcm16-{ours}",)}
+    conf = {
+        "ike": f"aes256gcm16-prfsha256-{'-'.join(order)}",
+        "esp": f"aes256gcm16-{'-'.join(order)}",
+    }
+    with meeting(tmp_path, policy, **conf) as (site, swan):
+        assert not during(site, swan.initiate)
+        assert (
+            "peer didn't accept key exchange method" in swan.log or "peer didn't accept DH group" in swan.log
+        )
+        first = site.child.spi_in
+        assert not during(site, swan.rekey_child)
+        site.run(lambda: len(site.children) == 1 and first not in site.children, "rekey by strongSwan")
+        assert site.child.suite == f"aes256gcm16-{ours}"
+
+
+def test_we_are_asked_for_another_group(tmp_path: Path) -> None:
+    policy = {
+        "ike": ("aes256gcm16-prfsha256-ecp256", "aes256gcm16-prfsha256-x25519"),
+        "esp": ("aes256gcm16-ecp256", "aes256gcm16-x25519"),
+    }
+    with meeting(tmp_path, policy, esp="aes256gcm16-x25519") as (site, swan):
+        assert isinstance(finish(site, site.dial(TUNNEL, PEER, SPI)), ChildEstablished)
+        assert isinstance(finish(site, site.rekey(SPI, NEW_SPI)), ChildEstablished)
+        assert site.children[NEW_SPI].suite == "aes256gcm16-x25519"
+
+
+def test_wrong_psk(tmp_path: Path) -> None:
+    with meeting(tmp_path, psk="not the same") as (site, swan):
+        assert "AUTHENTICATION_FAILED" in during(site, swan.initiate)
+        (failed,) = site.of(NegotiationFailed)
+        assert (failed.tunnel, failed.notify) == (TUNNEL, 24)
+        outcome = finish(site, site.dial(TUNNEL, PEER, SPI))
+        assert (outcome.notify, bool(site.ikes)) == (24, False)
+
+
+def test_nothing_in_common_for_the_child(tmp_path: Path) -> None:
+    with meeting(tmp_path, esp="aes128gcm16", remote_ts="10.9.0.0/24") as (site, swan):
+        assert "NO_PROPOSAL_CHOSEN" in during(site, swan.initiate)
+        (failed,) = site.of(NegotiationFailed)
+        assert failed.notify == 14
+        assert "aes256gcm16" in failed.detail
+        assert site.of(IkeEstablished)
+        swan.load(swanctl_conf(**WIDE | {"remote_ts": "10.9.0.0/24"}))
+        during(site, swan.terminate)
+        assert "TS_UNACCEPT" in during(site, swan.initiate)
+        assert site.of(NegotiationFailed)[-1].notify == 38
+
+
+def test_nothing_in_common_for_ike(tmp_path: Path) -> None:
+    with meeting(tmp_path, ike="aes128-sha256-ecp384") as (site, swan):
+        assert "NO_PROPOSAL_CHOSEN" in during(site, swan.initiate)
+        (failed,) = site.of(NegotiationFailed)
+        assert "ENCR aes256gcm16 against AES_CBC_128" in failed.detail
+        outcome = finish(site, site.dial(TUNNEL, PEER, SPI))
+        assert outcome.notify == 14
+
+
+def test_cookie(tmp_path: Path) -> None:
+    with meeting(tmp_path, settings={"half_open_max": 10}) as (site, swan):
+        crowd(site, 1)
+        assert not during(site, swan.initiate)
+        assert "COOKIE" in swan.log
+        assert same_child(site, swan)
