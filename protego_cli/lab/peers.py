@@ -62,7 +62,7 @@ class Peer:
         self.receives = Flow(site.tenant, 0, Direction.OUT)
         self.counters = Counters()
         self._sends = Flow(site.tenant, 0, Direction.IN)
-        self._tally = tally
+        self.tally = tally
         self._registry = registry
         self._linger = cluster.ike.linger
         self._gateway = (config.vip, PORT)
@@ -104,15 +104,15 @@ class Peer:
             elif data != _KEEPALIVE:
                 sealed.append(data)
         if sealed and batch.source != self._gateway:  # direct return comes from the VIP too
-            self._tally.misdelivered += len(sealed)
+            self.tally.misdelivered += len(sealed)
             return
         for packet in self._tunnel.open(sealed, now):
-            self._tally.add(self.receives, packet)
+            self.tally.add(self.receives, packet)
         for spi in self._tunnel.take_first():
             self._seal_on(spi)
 
     def count(self) -> SiteCount:
-        flow = self._tally.flows[self.receives]
+        flow = self.tally.flows[self.receives]
         return SiteCount(
             up=self._sealing is not None,
             error=self._error,
