@@ -53,6 +53,7 @@ TABLE: dict[str, str] = {
     "gpn_drop_no_rule": "tenant packets for which no tunnel is ruled to seal here",
     "gpn_drop_selector_out": "tenant packets whose inner addresses are outside the SA's selectors",
     "gpn_drop_range": "tenant packets dropped because the sealing range is used up",
+    "gpn_drop_overflow": "datagrams the kernel dropped because a socket's buffer was full",
     "gpn_drop_tag": "tags that are malformed or whose MAC is wrong",
     "gpn_drop_send": "packets the kernel refused to send",
     # GMN

@@ -41,6 +41,15 @@ class FlowSelectors:
             _matches(ts, destination, transport, transport.dest_port) for ts in self._destinations
         )
 
+    def breadth(self, destination: bytes) -> int | None:
+        """How many addresses the narrowest selector around this destination has; None when none holds it."""
+        ranges = (
+            int.from_bytes(ts.end) - int.from_bytes(ts.start) + 1
+            for ts in self._destinations
+            if len(ts.start) == len(destination) and ts.start <= destination <= ts.end
+        )
+        return min(ranges, default=None)
+
 
 def _covers(selectors: tuple[TrafficSelector, ...], address: bytes) -> bool:
     size = len(address)

@@ -71,13 +71,21 @@ def _pseudo_sum(transport: _Transport, length: int) -> int:
     return _sum(transport.pseudo, bytes((0, transport.protocol)), length.to_bytes(4, "big"))
 
 
-def unfinished(frame: memoryview) -> bool:
-    """Whether the inner packet's checksum, and with it perhaps its segmentation, was left to a card."""
+def unfinished_mark(frame: memoryview) -> tuple[int, bytes] | None:
+    """Where the inner packet's checksum lies, and what stands there while it was left to a card.
+
+    It is the same for all packets of one flow and length. None for packets that no card would finish.
+    """
     transport = _locate(frame)
     if transport is None:
-        return False
-    field = int.from_bytes(frame[transport.checksum : transport.checksum + 2], "big")
-    return field == _pseudo_sum(transport, transport.end - transport.start)
+        return None
+    return transport.checksum, _pseudo_sum(transport, transport.end - transport.start).to_bytes(2, "big")
+
+
+def unfinished(frame: memoryview) -> bool:
+    """Whether the inner packet's checksum, and with it perhaps its segmentation, was left to a card."""
+    mark = unfinished_mark(frame)
+    return mark is not None and frame[mark[0] : mark[0] + 2] == mark[1]
 
 
 def finish(frame: memoryview, segment: int = 0) -> list[bytes]:

@@ -1,0 +1,270 @@
+"""All data-path state of a GPN, sans-IO: batches of datagrams in, sends and events out.
+
+    peer ─▶ GIN ─▶ receive_esp ───▶ inbound.py ──▶ VTEP
+    tenant ─▶ GEN ─▶ receive_vxlan ─▶ outbound.py ─▶ peer
+
+1. Desired state arrives by `put_*` and `drop_*`; each acts at once, and the tables that the two directions
+   read are these. Putting an SA releases what was parked for it.
+2. `receive_*` take a GRO batch and return what to send; packets of one SA leave in the order they came.
+3. Tags are answered behind everything received before them: PROBE and BARRIER with their echoes, an ORIGIN
+   by opening its packet. Only neighbours of the desired state are believed, by the key of the pair.
+4. `take_events` returns what the control plane must hear.
+
+An SA that is dropped and put again goes on where it was: no number is sealed or opened twice, whatever the
+control plane does (RFC 4303 3.3.3, 3.4.3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from protego_cli.counters import Counters
+from protego_cli.crypto.mac import hmac_sha256
+from protego_cli.errors import Malformed
+from protego_cli.esp.events import Event
+from protego_cli.esp.inbound import Inbound
+from protego_cli.esp.outbound import Outbound
+from protego_cli.esp.outbox import Address, Outbox, Port, Send, Way
+from protego_cli.esp.pairs import UNUSED, Pair, SaEntry, Used
+from protego_cli.esp.parking import Parking
+from protego_cli.esp.tenants import Tenant, Vtep
+from protego_cli.wire.tags import TAG_LENGTH, Tag, TagKind, is_tag, open_tag, seal_tag
+
+MAX_RETIRED = 1 << 16  # SAs whose progress is remembered after they were dropped
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """A GIN or GEN that this GPN exchanges tags with."""
+
+    address: str
+    vxlan: Address | None  # where a GEN sends VXLAN from
+    tag_key: bytes = field(repr=False)
+
+
+class Usage(NamedTuple):
+    """What one pair of SAs has carried since this process has it."""
+
+    spi_in: int
+    packets_in: int
+    bytes_in: int
+    packets_out: int
+    bytes_out: int
+    highest_in: int
+    next_out: int
+
+
+class Gateway:
+    """One GPN's data path."""
+
+    def __init__(self, counters: Counters) -> None:
+        self._counters = counters
+        self._events: list[Event] = []
+        self._outbox = Outbox()
+        self._parking = Parking(counters)
+        self._pairs: dict[int, Pair] = {}
+        self._tenants: dict[int, Tenant] = {}
+        self._neighbours: dict[str, Neighbour] = {}
+        self._rules: dict[str, int] = {}
+        self._retired: dict[tuple[int, int], Used] = {}
+        tables = counters, self._pairs, self._tenants
+        self._inbound = Inbound(*tables, self._parking, self._outbox, self._events, self._esp_tag)
+        self._outbound = Outbound(*tables, self._outbox, self._events)
+
+    # ---- desired state
+
+    def put_neighbour(self, name: str, neighbour: Neighbour) -> None:
+        self._neighbours[name] = neighbour
+        self._tell_gens()
+
+    def drop_neighbour(self, name: str) -> None:
+        self._neighbours.pop(name, None)
+        self._tell_gens()
+
+    def put_tenant(self, vni: int, gateway_mac: bytes, vteps: Sequence[Vtep]) -> None:
+        """Raises ValueError for addresses that are none."""
+        self._tenants[vni] = Tenant(vni, gateway_mac, vteps)
+        self._forget(vni)
+
+    def drop_tenant(self, vni: int) -> None:
+        self._tenants.pop(vni, None)
+        self._forget(vni)
+
+    def park(self, spi: int) -> None:
+        """Hold packets of this SPI until its SA is put."""
+        self._parking.open(spi)
+
+    def unpark(self, spi: int) -> None:
+        self._parking.close(spi)
+
+    def put_sa(self, entry: SaEntry, now: float) -> list[Send]:
+        """Add an SA, or change what may change of it; returns what was parked, opened.
+
+        Raises ValueError, changing nothing, for keys or ranges that are none.
+        """
+        pair = self._pairs.get(entry.spi_in)
+        if pair is not None and entry == pair.entry:
+            return []
+        if pair is not None and entry.same_sa(pair.entry):
+            pair.update(entry)
+        else:
+            identity = entry.spi_in, entry.spi_out
+            same = pair is not None and pair.entry.spi_out == entry.spi_out
+            fresh = Pair(entry, pair.used if pair and same else self._retired.get(identity, UNUSED))
+            self.drop_sa(entry.spi_in)
+            self._pairs[entry.spi_in] = fresh
+            self._link(entry.vni, entry.tunnel)
+        for parked in self._parking.release(entry.spi_in):
+            packet = memoryview(parked.packet)
+            self._inbound.receive(packet, len(packet), ("", 0), now, parked.origin)
+        return self._outbox.take()
+
+    def drop_sa(self, spi_in: int) -> None:
+        pair = self._pairs.pop(spi_in, None)
+        if pair is not None:
+            identity = spi_in, pair.entry.spi_out
+            self._retired.pop(identity, None)
+            if len(self._retired) >= MAX_RETIRED:
+                del self._retired[next(iter(self._retired))]
+            self._retired[identity] = pair.used
+            self._link(pair.entry.vni, pair.entry.tunnel)
+
+    def put_rule(self, tunnel: str, spi_in: int) -> None:
+        """Seal the tunnel's packets on this SA, from when it is here."""
+        self.drop_rule(tunnel)
+        self._rules[tunnel] = spi_in
+        if (pair := self._pairs.get(spi_in)) is not None:
+            self._link(pair.entry.vni, tunnel)
+
+    def drop_rule(self, tunnel: str) -> None:
+        before = self._pairs.get(self._rules.pop(tunnel, 0))
+        if before is not None:
+            self._link(before.entry.vni, tunnel)
+
+    def _link(self, vni: int, tunnel: str) -> None:
+        """Make the tunnel's sealing in this VNI what its rule and the SA it names say."""
+        pair = self._pairs.get(self._rules.get(tunnel, 0))
+        ruled = pair is not None and pair.entry.tunnel == tunnel and pair.entry.vni == vni
+        self._outbound.rule(vni, tunnel, pair if ruled else None)
+
+    def _tell_gens(self) -> None:
+        self._outbound.set_gens(n.vxlan for _, n in sorted(self._neighbours.items()) if n.vxlan)
+
+    def _forget(self, vni: int) -> None:
+        """A tenant's network changed."""
+        self._outbound.forget()
+        for pair in self._pairs.values():
+            if pair.entry.vni == vni:
+                pair.flows.clear()
+
+    # ---- datagrams
+
+    def receive_esp(self, view: memoryview, size: int, source: Address, now: float) -> list[Send]:
+        """A batch on the ESP port: segments of `size`, the last perhaps shorter."""
+        if not size:
+            self._counters["gpn_drop_short"] += 1
+            return []
+        whole = len(view) - len(view) % size
+        if whole:
+            self._inbound.receive(view[:whole], size, source, now)
+        if whole < len(view):
+            self._inbound.receive(view[whole:], len(view) - whole, source, now)
+        return self._outbox.take()
+
+    def receive_vxlan(self, view: memoryview, size: int, source: Address, now: float) -> list[Send]:
+        """A batch on the VXLAN port: segments of `size`, the last perhaps shorter."""
+        if not size:
+            self._counters["gpn_drop_vxlan_malformed"] += 1
+            return []
+        whole = len(view) - len(view) % size
+        if whole:
+            self._receive_frames(view[:whole], size, source, now)
+        if whole < len(view):
+            self._receive_frames(view[whole:], len(view) - whole, source, now)
+        return self._outbox.take()
+
+    def expire(self, now: float) -> None:
+        """Give up what has been parked too long; to be called about every second."""
+        self._parking.expire(now)
+
+    # ---- what the control plane hears
+
+    @property
+    def eventful(self) -> bool:
+        return bool(self._events)
+
+    def take_events(self) -> list[Event]:
+        events = self._events.copy()
+        self._events.clear()
+        return events
+
+    def usage(self) -> list[Usage]:
+        return [
+            Usage(
+                spi_in=spi,
+                packets_in=pair.inbound.packets,
+                bytes_in=pair.inbound.bytes,
+                packets_out=pair.outbound.packets,
+                bytes_out=pair.outbound.bytes,
+                highest_in=pair.inbound.highest,
+                next_out=pair.outbound.next,
+            )
+            for spi, pair in self._pairs.items()
+        ]
+
+    # ---- tags
+
+    def _receive_frames(self, view: memoryview, size: int, source: Address, now: float) -> None:
+        if size != TAG_LENGTH:  # those that come here bear no packet
+            self._outbound.receive(view, size, source, now)
+            return
+        for at in range(0, len(view), size):
+            frame = view[at : at + size]
+            if is_tag(frame[:4]):
+                self._vxlan_tag(frame, source)
+            else:
+                self._outbound.receive(frame, size, source, now)
+
+    def _esp_tag(self, datagram: memoryview, source: Address, now: float) -> None:
+        opened = self._open_tag(datagram, source)
+        if opened is None:
+            return
+        tag, key = opened
+        if tag.kind is not TagKind.ORIGIN:
+            self._echo(tag, key, Port.ESP, source)
+            return
+        packet = memoryview(tag.packet)
+        if len(tag.address) != 4 or is_tag(packet[:4]):
+            self._counters["gpn_drop_tag"] += 1
+            return
+        origin = ".".join(map(str, tag.address)), tag.port
+        self._inbound.receive(packet, len(packet), source, now, origin)
+
+    def _vxlan_tag(self, datagram: memoryview, source: Address) -> None:
+        opened = self._open_tag(datagram, source)
+        if opened is None:
+            return
+        tag, key = opened
+        if tag.kind is TagKind.ORIGIN:
+            self._counters["gpn_drop_tag"] += 1
+        else:
+            self._echo(tag, key, Port.VXLAN, source)
+
+    def _open_tag(self, datagram: memoryview, source: Address) -> tuple[Tag, bytes] | None:
+        """A tag from a neighbour, with the key of the pair. Echoes are no business of a GPN."""
+        for neighbour in self._neighbours.values():
+            if neighbour.address == source[0]:
+                try:
+                    tag = open_tag(neighbour.tag_key, datagram, hmac_sha256)
+                except Malformed:
+                    continue
+                if tag.kind in (TagKind.PROBE, TagKind.BARRIER, TagKind.ORIGIN):
+                    return tag, neighbour.tag_key
+        self._counters["gpn_drop_tag"] += 1
+        return None
+
+    def _echo(self, tag: Tag, key: bytes, port: Port, source: Address) -> None:
+        """Answer behind all that was received before the tag."""
+        self._outbox.put(Way(port, source, None, ""), seal_tag(key, tag.echo(), hmac_sha256))

@@ -1,0 +1,218 @@
+"""From the peer to the tenant: ESP in, VXLAN out, a GRO batch at a time (RFC 4303 3.4, RFC 4301 5.2).
+
+1. One C call reads SPI and number of every packet in the batch. Nearly always there is one SPI; else the
+   packets are sorted by SPI, their order within each kept.
+2. The SA's row of packets is checked against the window, opened, committed (`sa.py`).
+3. One C call reads of every opened packet what decides: version, length, addresses, trailer. Each distinct
+   combination is judged once: trailer, inner header, selectors, and the VTEP that serves the destination.
+4. Packets of one verdict go behind its VXLAN and Ethernet headers, again in one C call.
+
+Packets whose keys are on their way are parked. A packet that came in an ORIGIN tag and opened as the newest
+of its SA moves the peer's address.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+from protego_cli.counters import Counters
+from protego_cli.esp.events import Event, FirstPacket, PeerMoved
+from protego_cli.esp.outbox import Address, Outbox
+from protego_cli.esp.packet import HEADER_LENGTH, Dropped, unwrap
+from protego_cli.esp.pairs import MAX_FLOWS, Pair
+from protego_cli.esp.parking import Parking
+from protego_cli.esp.tenants import Delivery, Tenant
+from protego_cli.wire.inner import Inner
+from protego_cli.wire.tags import MAX_RESERVED_SPI
+
+MIN_PACKET = HEADER_LENGTH + 12  # the least of any suite: four bytes of ciphertext and an ICV of eight
+
+TagHandler = Callable[[memoryview, Address, float], None]
+Row = tuple[bytes, bytes, bytes]
+"""What decides about an opened packet: head up to the length, addresses, trailer."""
+
+
+class Inbound:
+    """The tables belong to the gateway; this only reads them."""
+
+    def __init__(
+        self,
+        counters: Counters,
+        pairs: dict[int, Pair],
+        tenants: dict[int, Tenant],
+        parking: Parking,
+        outbox: Outbox,
+        events: list[Event],
+        tag: TagHandler,
+    ) -> None:
+        self._counters = counters
+        self._pairs = pairs
+        self._tenants = tenants
+        self._parking = parking
+        self._outbox = outbox
+        self._events = events
+        self._tag = tag
+
+    def receive(
+        self, view: memoryview, size: int, source: Address, now: float, origin: Address | None = None
+    ) -> None:
+        """ESP packets, or tags, of one size. `now` is wall-clock time, `origin` what a tag told."""
+        count = len(view) // size
+        if size < MIN_PACKET:
+            self._counters["gpn_drop_short"] += count
+            return
+        words = _words(size, count).unpack_from(view)
+        spis, numbers = words[0::2], words[1::2]
+        spi = spis[0]
+        if spis.count(spi) == count:
+            if 0 < spi <= MAX_RESERVED_SPI:
+                for at in range(0, len(view), size):
+                    self._tag(view[at : at + size], source, now)
+            else:
+                self._one_spi(spi, numbers, view, size, now, origin)
+        elif min(spis) <= MAX_RESERVED_SPI:  # a tag speaks of what came before it
+            for at in range(0, len(view), size):
+                self.receive(view[at : at + size], size, source, now, origin)
+        else:
+            places: dict[int, list[int]] = {}
+            for place, spi in enumerate(spis):
+                places.setdefault(spi, []).append(place)
+            for spi, found in places.items():
+                part = b"".join([view[place * size : (place + 1) * size] for place in found])
+                self._one_spi(spi, [numbers[place] for place in found], part, size, now, origin)
+
+    def _one_spi(
+        self,
+        spi: int,
+        numbers: Sequence[int],
+        data: memoryview | bytes,
+        size: int,
+        now: float,
+        origin: Address | None,
+    ) -> None:
+        count = len(numbers)
+        pair = self._pairs.get(spi)
+        if pair is None:
+            if spi in self._parking:
+                packets = [bytes(data[at : at + size]) for at in range(0, count * size, size)]
+                self._parking.park(spi, packets, origin, now)
+            else:
+                self._counters["gpn_drop_unknown_spi"] += count
+            return
+        fields = _packets(size, count).unpack_from(data)
+        sa = pair.inbound
+        plaintexts = sa.open(numbers, fields[0::3], fields[1::3], fields[2::3], self._counters, now)
+        if None in plaintexts:
+            opened = [plaintext for plaintext in plaintexts if plaintext is not None]
+            if not opened:
+                return
+        else:
+            opened = plaintexts  # type: ignore[assignment]  # none of them is None
+        if not sa.authentic:
+            sa.authentic = True
+            self._events.append(FirstPacket(spi))
+        if origin is not None and origin != pair.peer and numbers[-1] == sa.highest:
+            pair.move_peer(origin)
+            self._events.append(PeerMoved(spi, *origin))
+        self._pass_on(pair, opened)
+
+    def _pass_on(self, pair: Pair, plaintexts: list[bytes]) -> None:
+        """Opened packets of one SA and one size, in order."""
+        tail = plaintexts[0][-2] + 2 if len(plaintexts[0]) >= 2 else 0
+        layout = _row(len(plaintexts[0]), tail, 6 if plaintexts[0][-1:] == b"\x29" else 4)
+        if layout is None or not pair.inbound.selectors.by_address:
+            for plaintext in plaintexts:
+                self._judge_one(pair, plaintext)
+            return
+        rows: list[Row] = list(layout.iter_unpack(b"".join(plaintexts)))
+        row = rows[0]
+        if rows.count(row) == len(rows):
+            self._deliver(pair, self._judge(pair, plaintexts[0]), plaintexts)
+            return
+        if any(other[2][-1] != row[2][-1] for other in rows):  # IPv4 beside IPv6
+            for plaintext in plaintexts:
+                self._judge_one(pair, plaintext)
+            return
+        verdicts: dict[Row, tuple[Delivery, int] | str] = {}
+        groups: dict[tuple[Delivery, int] | str, list[bytes]] = {}
+        for row, plaintext in zip(rows, plaintexts, strict=True):
+            verdict = verdicts.get(row)
+            if verdict is None or plaintext[-2] + 2 > tail:  # padding that the row does not show
+                verdict = verdicts[row] = self._judge(pair, plaintext)
+            groups.setdefault(verdict, []).append(plaintext)
+        lengths = {verdict[1] for verdict in groups if not isinstance(verdict, str)}
+        if len(lengths) > 1:  # one flow may have several: keep its order
+            for plaintext in plaintexts:
+                self._judge_one(pair, plaintext)
+            return
+        for verdict, group in groups.items():
+            self._deliver(pair, verdict, group)
+
+    def _deliver(self, pair: Pair, verdict: tuple[Delivery, int] | str, plaintexts: list[bytes]) -> None:
+        """Packets of one verdict: a delivery with the length of the inner packet, or the reason of a drop."""
+        count = len(plaintexts)
+        if isinstance(verdict, str):
+            self._counters[verdict] += count
+            return
+        (way, header), length = verdict
+        fields = [header] * (2 * count)
+        fields[1::2] = plaintexts
+        frame = len(header) + length
+        self._outbox.add(way, frame, _frames(len(header), length, count).pack(*fields), count)
+        pair.inbound.packets += count
+        pair.inbound.bytes += length * count
+
+    def _judge_one(self, pair: Pair, plaintext: bytes) -> None:
+        self._deliver(pair, self._judge(pair, plaintext), [plaintext])
+
+    def _judge(self, pair: Pair, plaintext: bytes) -> tuple[Delivery, int] | str:
+        try:
+            inner, packet = unwrap(plaintext)
+        except Dropped as drop:
+            return drop.counter
+        if pair.inbound.selectors.by_address:
+            flow = pair.flows.get(inner.addresses)
+            if flow is None:
+                flow = self._decide(pair, inner, packet)
+                if len(pair.flows) >= MAX_FLOWS:
+                    pair.flows.clear()
+                pair.flows[inner.addresses] = flow
+        else:
+            flow = self._decide(pair, inner, packet)
+        return flow if isinstance(flow, str) else (flow, inner.length)
+
+    def _decide(self, pair: Pair, inner: Inner, packet: bytes) -> Delivery | str:
+        """Where a packet of an SA goes, or the counter of the reason why nowhere."""
+        if not pair.inbound.selectors.admit(inner, packet):
+            return "gpn_drop_selector_in"
+        tenant = self._tenants.get(pair.entry.vni)
+        destination = inner.addresses[len(inner.addresses) // 2 :]
+        return (tenant and tenant.deliver(destination)) or "gpn_drop_no_vtep"
+
+
+@lru_cache(maxsize=1024)
+def _words(size: int, count: int) -> struct.Struct:
+    """SPI and sequence number of each packet."""
+    return struct.Struct("!" + f"II{size - 8}x" * count)
+
+
+@lru_cache(maxsize=1024)
+def _packets(size: int, count: int) -> struct.Struct:
+    """SPI and number as bytes, IV, ciphertext of each packet."""
+    return struct.Struct(f"8s8s{size - HEADER_LENGTH}s" * count)
+
+
+@lru_cache(maxsize=1024)
+def _frames(header: int, length: int, count: int) -> struct.Struct:
+    """A header and an inner packet each; what an argument has beyond its length, the trailer, is cut off."""
+    return struct.Struct(f"{header}s{length}s" * count)
+
+
+@lru_cache(maxsize=1024)
+def _row(size: int, tail: int, version: int) -> struct.Struct | None:
+    """How opened packets of this size are laid out; None when they are too short."""
+    head, skip, addresses = (4, 8, 8) if version == 4 else (7, 1, 32)
+    rest = size - head - skip - addresses - tail
+    return struct.Struct(f"{head}s{skip}x{addresses}s{rest}x{tail}s") if rest >= 0 and tail else None

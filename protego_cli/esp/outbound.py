@@ -1,0 +1,244 @@
+"""From the tenant to the peer: VXLAN in, ESP out, a GRO batch at a time (RFC 4303 3.3, RFC 4301 5.1).
+
+1. One C call reads of every frame what decides: VXLAN header, EtherType, inner version, length, protocol and
+   addresses. Each distinct combination is judged once and remembered as a flow, until a table changes.
+2. The source must be a GEN or a VTEP of that VNI; the VNI and the selectors find the tunnel ruled to seal
+   here. What a VTEP sent straight here and no tunnel here takes goes on to a GEN, unchanged.
+3. A virtual link may have left inner checksums and segmentation to a card (`wire/offload.py`); one strided
+   look at the checksum fields tells.
+4. Inner packets get their trailers, numbers are taken from the sealing range, and the row is sealed.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from itertools import groupby
+from typing import NamedTuple
+
+from protego_cli.counters import Counters
+from protego_cli.errors import Malformed
+from protego_cli.esp.events import Event, RangeLow
+from protego_cli.esp.outbox import Address, Outbox, Port, Way
+from protego_cli.esp.packet import HEADER_LENGTH, trailer
+from protego_cli.esp.pairs import Pair
+from protego_cli.esp.tenants import Tenant
+from protego_cli.wire import offload, vxlan
+from protego_cli.wire.inner import Inner, parse
+from protego_cli.wire.vxlan import ETHERTYPE_IPV4, ETHERTYPE_IPV6, FRAME_LENGTH
+
+MAX_FLOWS = 1 << 14
+RETURN = "gpn_returned"  # what becomes of frames that a GEN should have
+
+Row = tuple[bytes, ...]
+"""VXLAN header, EtherType, then of the inner header: version to length, fragment to protocol, addresses."""
+
+
+class Flow(NamedTuple):
+    """What becomes of frames that agree in all that decides."""
+
+    pair: Pair
+    length: int  # of the inner packet
+    trailer: bytes
+    checksum_at: int  # offset in the frame of the inner transport checksum; 0 for none
+    unfinished: bytes  # what stands there when it was left to a card
+
+
+class Outbound:
+    """The tables of pairs and tenants belong to the gateway; this only reads them."""
+
+    def __init__(
+        self,
+        counters: Counters,
+        pairs: dict[int, Pair],
+        tenants: dict[int, Tenant],
+        outbox: Outbox,
+        events: list[Event],
+    ) -> None:
+        self._counters = counters
+        self._pairs = pairs
+        self._tenants = tenants
+        self._outbox = outbox
+        self._events = events
+        self._gens: tuple[Address, ...] = ()
+        self._ruled: dict[int, dict[str, Pair]] = {}  # by VNI, then tunnel
+        self._by_packet: set[bytes] = set()  # VNIs, as on the wire, whose selectors look at ports
+        self._flows: dict[tuple[str, int, Row], Flow | str] = {}  # by origin, frame size, and what decides
+
+    def set_gens(self, gens: Iterable[Address]) -> None:
+        """Where GENs send from, and take back what is not sealed here."""
+        self._gens = tuple(gens)
+        self._flows.clear()
+
+    def forget(self) -> None:
+        """A table changed: what was remembered holds no more."""
+        self._flows.clear()
+
+    def rule(self, vni: int, tunnel: str, pair: Pair | None) -> None:
+        """Seal the tunnel's packets on this pair, or not at all."""
+        ruled = self._ruled.setdefault(vni, {})
+        ruled.pop(tunnel, None)
+        if pair is not None:
+            ruled[tunnel] = pair
+        if not ruled:
+            del self._ruled[vni]
+        if all(other.outbound.selectors.by_address for other in ruled.values()):
+            self._by_packet.discard(vni.to_bytes(3))
+        else:
+            self._by_packet.add(vni.to_bytes(3))
+        self._flows.clear()
+
+    def receive(self, view: memoryview, size: int, source: Address, now: float) -> None:
+        """VXLAN frames of one size. `now` is wall-clock time."""
+        origin = "" if source in self._gens else source[0]
+        layout = _row(size, bytes(view[20:22]))
+        if layout is None:
+            self._one_by_one(origin, view, size, now)
+            return
+        rows: list[Row] = list(layout.iter_unpack(view))
+        row, count = rows[0], len(rows)
+        if self._by_packet and any(row[0][4:7] in self._by_packet for row in rows):
+            self._one_by_one(origin, view, size, now)
+        elif rows.count(row) == count:
+            self._pass_on(self._find(origin, row, view[:size]), view, size, count, now)
+        elif any(other[1] != row[1] for other in rows):  # IPv4 beside IPv6
+            self._one_by_one(origin, view, size, now)
+        else:
+            self._mixed(origin, rows, view, size, now)
+
+    def _mixed(self, origin: str, rows: list[Row], view: memoryview, size: int, now: float) -> None:
+        """Frames of several flows. Those for one SA stay in order, whatever flows they belong to."""
+        frames = [view[at : at + size] for at in range(0, len(view), size)]
+        flows = [self._find(origin, row, frame) for row, frame in zip(rows, frames, strict=True)]
+        groups: dict[int | str, list[int]] = {}
+        for place, flow in enumerate(flows):
+            groups.setdefault(flow if isinstance(flow, str) else flow.pair.entry.spi_in, []).append(place)
+        for places in groups.values():
+            for flow, stretch in groupby(places, key=flows.__getitem__):
+                data = b"".join([frames[place] for place in stretch])
+                self._pass_on(flow, memoryview(data), size, len(data) // size, now)
+
+    def _one_by_one(self, origin: str, view: memoryview, size: int, now: float) -> None:
+        for at in range(0, len(view), size):
+            frame = view[at : at + size]
+            layout = _row(size, bytes(frame[20:22]))
+            flow = self._find(origin, layout.unpack(frame), frame) if layout else self._decide(origin, frame)
+            self._pass_on(flow, frame, size, 1, now)
+
+    def _find(self, origin: str, row: Row, frame: memoryview) -> Flow | str:
+        if row[0][4:7] in self._by_packet:
+            return self._decide(origin, frame)
+        key = origin, len(frame), row
+        flow = self._flows.get(key)
+        if flow is None:
+            flow = self._decide(origin, frame)
+            if len(self._flows) >= MAX_FLOWS:
+                self._flows.clear()
+            self._flows[key] = flow
+        return flow
+
+    def _decide(self, origin: str, frame: memoryview) -> Flow | str:
+        """What becomes of a frame, or the counter of the reason why nothing. `origin` is empty for a GEN."""
+        try:
+            vni = vxlan.parse(frame)
+        except Malformed:
+            return "gpn_drop_vxlan_malformed"
+        tenant = self._tenants.get(vni)
+        if origin and (tenant is None or origin not in tenant.addresses):
+            return "gpn_drop_vxlan_source"
+        packet = frame[FRAME_LENGTH:]
+        try:
+            inner = parse(packet)
+        except Malformed:
+            return "gpn_drop_inner"
+        if frame[20:22] != (ETHERTYPE_IPV4 if inner.version == 4 else ETHERTYPE_IPV6):
+            return "gpn_drop_inner"
+        pair = self._tunnel(vni, inner, packet)
+        if isinstance(pair, str):
+            return RETURN if origin and self._gens and pair == "gpn_drop_no_rule" else pair
+        checksum_at, unfinished = offload.unfinished_mark(frame) or (0, b"")
+        return Flow(pair, inner.length, trailer(inner.length, inner.version), checksum_at, unfinished)
+
+    def _tunnel(self, vni: int, inner: Inner, packet: memoryview) -> Pair | str:
+        """Who seals: of the tunnels that take the packet, the one most exact about its destination."""
+        destination = inner.addresses[len(inner.addresses) // 2 :]
+        verdict, narrowest = "gpn_drop_no_rule", (1 << 128) + 1
+        best: Pair | None = None
+        for _, pair in sorted(self._ruled.get(vni, {}).items()):  # of equals, the lower tunnel id has it
+            selectors = pair.outbound.selectors
+            breadth = selectors.breadth(destination)
+            if breadth is None:
+                continue
+            verdict = "gpn_drop_selector_out"
+            if breadth < narrowest and selectors.admit(inner, packet):
+                best, narrowest = pair, breadth
+        return best or verdict
+
+    def _pass_on(self, flow: Flow | str, view: memoryview, size: int, count: int, now: float) -> None:
+        """Frames of one flow."""
+        if isinstance(flow, str):
+            if flow is RETURN:
+                self._outbox.add(Way(Port.VXLAN, self._gens[0], None, RETURN), size, view, count)
+            else:
+                self._counters[flow] += count
+            return
+        at, mark = flow.checksum_at, flow.unfinished
+        if at and mark[0] in bytes(view[at::size]) and mark in _pieces(view, at, size):
+            self._finish(flow, view, size, now)
+        else:
+            inners = _inners(size, flow.length, count).unpack_from(view)
+            self._seal(flow.pair, inners, flow.length, flow.trailer, now)
+
+    def _finish(self, flow: Flow, view: memoryview, size: int, now: float) -> None:
+        """Frames of which some were left to a card: checksums, and segments, are made here."""
+        at, mark = flow.checksum_at, flow.unfinished
+        inners: list[bytes] = []
+        for start in range(0, len(view), size):
+            frame = view[start : start + size]
+            if frame[at : at + 2] == mark:
+                inners += [piece[FRAME_LENGTH:] for piece in offload.finish(frame)]
+            else:
+                inners.append(bytes(frame[FRAME_LENGTH:]))
+        for inner in inners:
+            head = parse(inner)
+            packet = inner[: head.length]
+            self._seal(flow.pair, (packet,), head.length, trailer(head.length, head.version), now)
+
+    def _seal(self, pair: Pair, inners: Sequence[bytes], length: int, tail: bytes, now: float) -> None:
+        """Inner packets of one length, in order."""
+        sa, count = pair.outbound, len(inners)
+        if sa.expires is not None and now >= sa.expires:
+            self._counters["gpn_drop_expired"] += count
+            return
+        data = sa.seal([inner + tail for inner in inners])
+        size = HEADER_LENGTH + length + len(tail) + sa.icv_length
+        sealed = len(data) // size
+        if sealed:
+            self._outbox.add(pair.way, size, data, sealed)
+            sa.packets += sealed
+            sa.bytes += sealed * length
+        if sealed < count:
+            self._counters["gpn_drop_range"] += count - sealed
+        if sa.next >= sa.low_at and not pair.low_told:
+            pair.low_told = True
+            self._events.append(RangeLow(pair.entry.spi_in))
+
+
+def _pieces(view: memoryview, at: int, size: int) -> list[bytes]:
+    """Two bytes at the same offset of every frame."""
+    return [bytes(view[start : start + 2]) for start in range(at, len(view), size)]
+
+
+@lru_cache(maxsize=1024)
+def _inners(size: int, length: int, count: int) -> struct.Struct:
+    """The inner packet of each frame, without what Ethernet put behind it."""
+    return struct.Struct(f"{FRAME_LENGTH}x{length}s{size - FRAME_LENGTH - length}x" * count)
+
+
+@lru_cache(maxsize=4096)
+def _row(size: int, ethertype: bytes) -> struct.Struct | None:
+    """How frames of this size and EtherType are laid out; None when they are too short."""
+    fields = "8s12x2s7s1x32s" if ethertype == ETHERTYPE_IPV6 else "8s12x2s4s2x4s2x8s"
+    rest = size - struct.calcsize(fields)
+    return struct.Struct(f"{fields}{rest}x") if rest >= 0 else None

@@ -1,0 +1,88 @@
+"""What a GPN sends, gathered into buffers that one segmented send can carry.
+
+Packets for one destination leave in the order in which they came in; equal sizes are put side by side, and a
+shorter one may end a buffer. Splitting by the kernel's limits is the socket's business.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import NamedTuple
+
+Address = tuple[str, int]
+Buffer = bytes | bytearray | memoryview
+
+
+class Port(Enum):
+    """Which of the GPN's sockets."""
+
+    ESP = "esp"
+    VXLAN = "vxlan"
+
+
+class Way(NamedTuple):
+    """Where packets leave and where they go."""
+
+    port: Port
+    dest: Address
+    source: str | None  # source address, where it is not the socket's own
+    counter: str  # counts the packets that the kernel took; empty for tags
+
+
+class Send(NamedTuple):
+    way: Way
+    data: Buffer  # segments of `size` bytes, the last perhaps shorter
+    size: int
+    packets: int
+
+
+class _Run:
+    """Packets for one way that can still be joined by more."""
+
+    __slots__ = ("packets", "parts", "size")
+
+    def __init__(self, size: int, part: Buffer, packets: int) -> None:
+        self.size = size
+        self.parts = [part]
+        self.packets = packets
+
+
+class Outbox:
+    """Filled by packets of a batch, then emptied by `take`."""
+
+    def __init__(self) -> None:
+        self._open: dict[Way, _Run] = {}
+        self._sends: list[Send] = []
+
+    def add(self, way: Way, size: int, data: Buffer, packets: int = 1) -> None:
+        """`data` is `packets` packets of exactly `size` bytes each."""
+        run = self._open.get(way)
+        if run is not None:
+            if size == run.size or (packets == 1 and size < run.size):
+                run.parts.append(data)
+                run.packets += packets
+                if size < run.size:
+                    self._close(way)
+                return
+            self._close(way)
+        self._open[way] = _Run(size, data, packets)
+
+    def put(self, way: Way, datagram: bytes) -> None:
+        """A datagram that leaves behind everything added so far, and alone."""
+        self._close_all()
+        self._sends.append(Send(way, datagram, len(datagram), 1))
+
+    def take(self) -> list[Send]:
+        """All that was added; it is gone from here."""
+        self._close_all()
+        sends, self._sends = self._sends, []
+        return sends
+
+    def _close_all(self) -> None:
+        for way in list(self._open):
+            self._close(way)
+
+    def _close(self, way: Way) -> None:
+        run = self._open.pop(way)
+        data = run.parts[0] if len(run.parts) == 1 else b"".join(run.parts)
+        self._sends.append(Send(way, data, run.size, run.packets))

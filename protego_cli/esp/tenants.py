@@ -1,0 +1,54 @@
+"""A tenant's network as a GPN sees it: its VTEPs, and the frame header for each inner destination."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from protego_cli.esp.outbox import Port, Way
+from protego_cli.wire.vxlan import ETHERTYPE_IPV4, ETHERTYPE_IPV6, build_frame_header
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+class Vtep(NamedTuple):
+    """Where packets for an inner prefix go on the tenant's side."""
+
+    prefix: str
+    address: str
+    port: int
+    mac: bytes
+
+
+class Delivery(NamedTuple):
+    """How an opened packet leaves: the way, and the VXLAN and Ethernet headers before it."""
+
+    way: Way
+    header: bytes
+
+
+class Tenant:
+    """One VNI. Raises ValueError for prefixes, a VNI or MACs that are none."""
+
+    def __init__(self, vni: int, gateway_mac: bytes, vteps: Sequence[Vtep]) -> None:
+        if any(len(mac) != 6 for mac in (gateway_mac, *(vtep.mac for vtep in vteps))):
+            raise ValueError("a MAC address has 6 bytes")
+        self.vni = vni
+        self.addresses = frozenset(vtep.address for vtep in vteps)
+        routes: list[tuple[Network, Delivery]] = []
+        for vtep in vteps:
+            network = ipaddress.ip_network(vtep.prefix)
+            ethertype = ETHERTYPE_IPV4 if network.version == 4 else ETHERTYPE_IPV6
+            way = Way(Port.VXLAN, (vtep.address, vtep.port), None, "gpn_opened")
+            routes.append((network, Delivery(way, build_frame_header(vni, vtep.mac, gateway_mac, ethertype))))
+        routes.sort(key=lambda route: route[0].prefixlen, reverse=True)
+        self._routes = routes
+
+    def deliver(self, destination: bytes) -> Delivery | None:
+        """By the longest prefix that holds the inner destination; the caller remembers the answer."""
+        address = ipaddress.ip_address(destination)
+        for network, delivery in self._routes:
+            if address in network:
+                return delivery
+        return None

@@ -1,0 +1,183 @@
+"""The Gateway Processing Node: seals and opens ESP. One process, one core; it shares nothing.
+
+    GIN ─▶ address:esp ───▶ gateway ─▶ address:vxlan ─▶ VTEP
+    GEN ─▶ address:vxlan ─▶ gateway ─▶ address:esp, source VIP ─▶ peer
+    probes and barriers are echoed by the socket they came to, behind what came before them
+
+Desired state: Neighbour, Tenant, Park, Sa and Rule. What arrives before the first Sync waits in the sockets,
+so a restarted GPN drops nothing for want of keys. The engine itself is `esp/gateway.py`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
+
+import trio
+
+from protego_cli.config.model import Cluster, Node
+from protego_cli.control import messages
+from protego_cli.control.agent import Agent, Notice
+from protego_cli.control.messages import AnyRecord, Key, Park, Report, Rule, Sa, SaUsage, Tenant, Welcome
+from protego_cli.counters import Counters
+from protego_cli.crypto.algorithms import Registry
+from protego_cli.errors import Refused
+from protego_cli.esp import events
+from protego_cli.esp.gateway import Gateway, Neighbour
+from protego_cli.esp.outbox import Port, Send
+from protego_cli.esp.pairs import SaEntry
+from protego_cli.esp.tenants import Vtep
+from protego_cli.net.pump import pump
+from protego_cli.net.udp import Batch, UdpSocket
+from protego_cli.plugins.manager import Plugins
+from protego_cli.roles.cpu import CpuMeter
+
+
+class GpnPlane:
+    """A GPN without its control channel: the sockets, the gateway, and what the desired state acts on."""
+
+    def __init__(self, node: Node, registry: Registry, stack: ExitStack) -> None:
+        """Bind the sockets; `stack` closes them. Raises EnvironmentFault."""
+        self.counters = Counters()
+        self.informed = trio.Event()  # the first Sync was applied
+        self.esp = stack.enter_context(closing(UdpSocket.bind(node.address, node.ports.esp)))
+        self.vxlan = stack.enter_context(closing(UdpSocket.bind(node.address, node.ports.vxlan)))
+        self._sockets = {Port.ESP: self.esp, Port.VXLAN: self.vxlan}
+        self._registry = registry
+        self._gateway = Gateway(self.counters)
+        self._cpu = CpuMeter()
+        self._notify: Callable[[Notice], None] | None = None
+
+    async def serve(self, notify: Callable[[Notice], None]) -> None:
+        """The data path, for ever; `notify` tells the GMN."""
+        self._notify = notify
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pump, self.esp, self.receive_esp)
+            nursery.start_soon(pump, self.vxlan, self.receive_vxlan)
+
+    def receive_esp(self, batch: Batch) -> None:
+        """A batch on the ESP port."""
+        self._act(self._gateway.receive_esp(batch.view, batch.size, batch.source, time.time()))
+
+    def receive_vxlan(self, batch: Batch) -> None:
+        """A batch on the VXLAN port."""
+        self._act(self._gateway.receive_vxlan(batch.view, batch.size, batch.source, time.time()))
+
+    def _act(self, sends: list[Send]) -> None:
+        """Send what the gateway made, and pass on what it noticed."""
+        for way, data, size, packets in sends:
+            if self._sockets[way.port].send(data, size, way.dest, source=way.source):
+                if way.counter:
+                    self.counters[way.counter] += packets
+            else:
+                self.counters["gpn_drop_send"] += packets
+        if self._gateway.eventful and self._notify is not None:
+            for event in self._gateway.take_events():
+                self._notify(_notice(event))
+
+    # ---- control.agent.DataPlane
+
+    def welcome(self, welcome: Welcome) -> None:
+        """Nothing in it concerns a GPN."""
+
+    def put(self, record: AnyRecord) -> None:
+        gateway = self._gateway
+        try:
+            match record:
+                case messages.Neighbour():
+                    gen = (record.address, record.vxlan_port) if record.role == "gen" else None
+                    gateway.put_neighbour(record.name, Neighbour(record.address, gen, record.tag_key))
+                case Tenant():
+                    vteps = [Vtep(v.prefix, v.address, v.port, v.mac) for v in record.vteps]
+                    gateway.put_tenant(record.vni, record.gateway_mac, vteps)
+                case Park():
+                    gateway.park(record.spi)
+                case Sa():
+                    self._act(gateway.put_sa(self._entry(record), time.time()))
+                case Rule():
+                    gateway.put_rule(record.tunnel, record.spi_in)
+        except ValueError as error:
+            raise Refused(f"{record.key[0]} {record.key[1]}: {error}") from error
+        self.informed.set()  # a Sync is applied in one go: who waits runs after its last record
+
+    def drop(self, key: Key) -> None:
+        match key:
+            case "neighbour", str(name):
+                self._gateway.drop_neighbour(name)
+            case "tenant", int(vni):
+                self._gateway.drop_tenant(vni)
+            case "park", int(spi):
+                self._gateway.unpark(spi)
+            case "sa", int(spi):
+                self._gateway.drop_sa(spi)
+            case "rule", str(tunnel):
+                self._gateway.drop_rule(tunnel)
+
+    async def barrier(self, gpn: str) -> None:
+        raise Refused(f"a GPN sends no barriers, so none to {gpn}")
+
+    def marks(self, spis: Sequence[int]) -> dict[int, int]:
+        """Only a GIN keeps marks."""
+        return {}
+
+    def report(self) -> Report:
+        self._gateway.expire(time.time())
+        self.counters["gpn_drop_overflow"] = self.esp.overflow() + self.vxlan.overflow()
+        usage = tuple(SaUsage(*used) for used in self._gateway.usage())
+        return Report(self._cpu(), usage=usage, counters=self.counters.nonzero())
+
+    def _entry(self, sa: Sa) -> SaEntry:
+        try:
+            encryption = self._registry.encryption(sa.encryption)
+        except KeyError:
+            raise Refused(
+                f"sa {sa.spi_in:08x} of {sa.tunnel}: no plugin here provides {sa.encryption!r}"
+            ) from None
+        return SaEntry(
+            spi_in=sa.spi_in,
+            spi_out=sa.spi_out,
+            tunnel=sa.tunnel,
+            vni=sa.vni,
+            encryption=encryption,
+            key_in=sa.key_in,
+            key_out=sa.key_out,
+            local_ts=sa.local_ts,
+            remote_ts=sa.remote_ts,
+            vip=sa.vip,
+            peer=(sa.peer, sa.peer_port),
+            seal_lo=sa.seal_lo,
+            seal_hi=sa.seal_hi,
+            floor=sa.floor,
+            opens=sa.opens,
+            window=sa.window,
+            expires=sa.expires,
+        )
+
+
+def _notice(event: events.Event) -> Notice:
+    match event:
+        case events.FirstPacket():
+            return messages.FirstPacket(event.spi_in)
+        case events.PeerMoved():
+            return messages.PeerAddress(event.spi_in, event.address, event.port)
+        case events.RangeLow():
+            return messages.RangeLow(event.spi_in)
+
+
+async def run(
+    cluster: Cluster,
+    node: Node,
+    plugins: Plugins,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve as this GPN until cancelled; started once its sockets are bound."""
+    with ExitStack() as stack:
+        plane = GpnPlane(node, plugins.registry(), stack)
+        agent = Agent(cluster, node, plane)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(agent.run)
+            task_status.started()
+            await plane.informed.wait()
+            nursery.start_soon(plane.serve, agent.notify)
