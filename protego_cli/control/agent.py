@@ -45,6 +45,7 @@ from protego_cli.control.messages import (
 )
 from protego_cli.control.pki import Identity, client_context
 from protego_cli.control.rpc import SILENCE, Link, connect
+from protego_cli.control.tls import TlsStream
 from protego_cli.errors import ProtegoError, Refused, Unreachable
 
 log = logging.getLogger(__name__)
@@ -180,7 +181,7 @@ class Agent:
                 await trio.sleep(pause * random.uniform(0.5, 1.0))
                 pause = min(pause * 2, longest)
 
-    async def _serve(self, stream: trio.abc.Stream, gmn: Identity, tasks: trio.Nursery) -> None:
+    async def _serve(self, stream: TlsStream, gmn: Identity, tasks: trio.Nursery) -> None:
         """One connection, from Hello to its end, which is a Refused or an Unreachable."""
         self._holding.expect_sync()
         link = Link(stream, gmn, self._handle, tasks, limit=GMN_LIMIT, silence=self._silence)

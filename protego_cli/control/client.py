@@ -11,6 +11,7 @@ from protego_cli.control.frames import GMN_LIMIT
 from protego_cli.control.messages import AnyReply, AnyRequest, Failed, Request
 from protego_cli.control.pki import OPERATOR, Identity, client_context
 from protego_cli.control.rpc import Link, connect
+from protego_cli.control.tls import TlsStream
 from protego_cli.errors import Exit, ProtegoError, Unreachable
 
 CONNECT_TIMEOUT: Final = 3.0
@@ -41,7 +42,7 @@ async def ask(cluster: Cluster, request: Request, *, timeout: float = ANSWER_TIM
 
 
 async def _exchange(
-    stream: trio.abc.Stream, gmn: Node, expected: Identity, request: Request, timeout: float
+    stream: TlsStream, gmn: Node, expected: Identity, request: Request, timeout: float
 ) -> AnyReply:
     outcome: AnyReply | ProtegoError
     async with trio.open_nursery() as nursery:

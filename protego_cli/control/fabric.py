@@ -20,7 +20,7 @@ import trio
 
 from protego_cli.config.model import Cluster, Node, Role, TenantConfig
 from protego_cli.control.frames import NODE_LIMIT
-from protego_cli.control.listener import Listener, TlsStream
+from protego_cli.control.listener import Listener
 from protego_cli.control.member import DEADLINE, Member, NodeDown
 from protego_cli.control.messages import (
     AnyRecord,
@@ -43,6 +43,7 @@ from protego_cli.control.messages import (
 from protego_cli.control.pki import OPERATOR, Identity, server_context
 from protego_cli.control.rpc import SILENCE, Link
 from protego_cli.control.session import FabricObserver, Reported, Session
+from protego_cli.control.tls import TlsStream
 from protego_cli.crypto.algorithms import RandomSource
 from protego_cli.errors import NotFound, ProtegoError, Refused
 

@@ -18,7 +18,8 @@ import trio
 
 from protego_cli.config.model import Cluster
 from protego_cli.control.pki import OPERATOR, Identity
-from protego_cli.control.rpc import peer_identity, tls_reason
+from protego_cli.control.rpc import peer_identity
+from protego_cli.control.tls import Broken, TlsStream
 from protego_cli.errors import EnvironmentFault
 
 log = logging.getLogger(__name__)
@@ -26,8 +27,6 @@ log = logging.getLogger(__name__)
 HANDSHAKE: Final = 5.0
 GUESTS: Final = 64
 _LOG_INTERVAL: Final = 1.0
-
-TlsStream = trio.SSLStream[trio.SocketStream]
 
 
 class Listener:
@@ -72,9 +71,23 @@ class Listener:
         await trio.serve_listeners(self._accept, listeners)
 
     async def _accept(self, tcp: trio.SocketStream) -> None:
-        stream = trio.SSLStream(tcp, self._context, server_side=True, https_compatible=False)
-        identity: Identity | None = None
-        reason = "no handshake in time"
+        source = _source(tcp)
+        try:
+            stream = TlsStream.wrap(tcp, self._context, server_side=True)
+        except Broken as error:
+            self._log_refusal(source, str(error))
+            return
+        try:
+            identity, reason = await self._receive_guest(stream)
+            if identity is None or reason:
+                self._log_refusal(source, reason)
+            else:
+                await self._welcome(stream, identity)
+        finally:
+            stream.close()
+
+    async def _receive_guest(self, stream: TlsStream) -> tuple[Identity | None, str]:
+        """The handshake: who it is, and why it may not come in."""
         if len(self._guests) >= self._limit:
             oldest = next(iter(self._guests))
             del self._guests[oldest]
@@ -82,20 +95,14 @@ class Listener:
         with trio.move_on_after(self._handshake) as guest:
             self._guests[guest] = None
             try:
-                await stream.do_handshake()
-                identity = peer_identity(stream)
-                reason = self.objection(identity)
-            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-                reason = tls_reason(error)
+                await stream.handshake()
+            except Broken as error:
+                return None, str(error)
             finally:
                 self._guests.pop(guest, None)
-        try:
-            if identity is None or reason:
-                self._log_refusal(tcp, reason)
-            else:
-                await self._welcome(stream, identity)
-        finally:
-            await trio.aclose_forcefully(stream)
+            identity = peer_identity(stream)
+            return identity, self.objection(identity)
+        return None, "no handshake in time"
 
     def objection(self, identity: Identity | None) -> str:
         """Why the holder of this certificate may not connect; empty when it may."""
@@ -110,14 +117,17 @@ class Listener:
             return f"{identity} is no data node of the cluster file"
         return ""
 
-    def _log_refusal(self, tcp: trio.SocketStream, reason: str) -> None:
+    def _log_refusal(self, source: str, reason: str) -> None:
         now = trio.current_time()
         if now - self._logged < _LOG_INTERVAL:
             self._refusals += 1
             return
-        try:
-            source = tcp.socket.getpeername()[0]
-        except OSError:
-            source = "unknown"
         log.warning("connection refused from=%s reason=%s unlogged=%d", source, reason, self._refusals)
         self._logged, self._refusals = now, 0
+
+
+def _source(tcp: trio.SocketStream) -> str:
+    try:
+        return str(tcp.socket.getpeername()[0])
+    except OSError:  # gone already
+        return "unknown"

@@ -90,17 +90,26 @@ class Member:
         Raises NodeDown, or what the node's refusal means.
         """
         link = self.live()
-        async with self._slots:
-            while self._pending or barriers or self._applied < self._revision:
-                if self.live() is not link:
-                    raise NodeDown(f"{self.node.name}: connected anew meanwhile")
-                update = self._next_update(barriers)
-                reply = await self._call(link, update, self._deadline)
-                if not isinstance(reply, Stale):
-                    self._applied = max(self._applied, update.revision)
-                    return
-                log.warning("node=%s missed an update and gets a sync", self.node.name)
-                await self._send_sync(link, update.revision)
+        try:
+            self._slots.acquire_nowait()  # as a rule; it saves the round through the scheduler
+        except trio.WouldBlock:
+            await self._slots.acquire()
+        try:
+            await self._flush(link, barriers)
+        finally:
+            self._slots.release()
+
+    async def _flush(self, link: Link, barriers: tuple[str, ...]) -> None:
+        while self._pending or barriers or self._applied < self._revision:
+            if self.live() is not link:
+                raise NodeDown(f"{self.node.name}: connected anew meanwhile")
+            update = self._next_update(barriers)
+            reply = await self._call(link, update, self._deadline)
+            if not isinstance(reply, Stale):
+                self._applied = max(self._applied, update.revision)
+                return
+            log.warning("node=%s missed an update and gets a sync", self.node.name)
+            await self._send_sync(link, update.revision)
 
     def _next_update(self, barriers: tuple[str, ...]) -> Update:
         self._revision += 1

@@ -1,8 +1,8 @@
 """One connection of the control channel: requests and replies both ways over mutual TLS.
 
 1. `connect` (node, operator) or `listener.py` (GMN) makes the TLS stream and learns the other's `Identity`.
-2. `Link.run` owns the stream until it closes: one task reads, one writes. Whatever asks to be written while
-   the writer is busy goes out in its next write, so nobody waits for anybody else's socket.
+2. `Link.run` owns the stream until it closes. A frame is written in the step that makes it; what the kernel
+   does not take at once waits in the stream, so that nobody waits for anybody else's socket.
 3. `Link.call` sends a request and waits for its reply; any number may be on their way, up to a bound.
 4. A request that arrives goes to the handler *from the reading task, in order of arrival*. The handler
    answers with a reply at once, or with an awaitable, which runs as a task of its own in `tasks` (not the
@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import ssl
-from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -27,6 +26,7 @@ from cryptography import x509
 from protego_cli.control.frames import FrameBuffer, encode
 from protego_cli.control.messages import AnyReply, AnyRequest, Failed, Reply, Request
 from protego_cli.control.pki import Identity, identity_of
+from protego_cli.control.tls import Broken, TlsStream
 from protego_cli.errors import (
     EnvironmentFault,
     Exit,
@@ -44,7 +44,7 @@ Handler = Callable[[AnyRequest], "Reply | Awaitable[Reply]"]
 
 OUTSTANDING: Final = 256  # requests on their way, in each direction
 SILENCE: Final = 10.0  # seconds without a complete frame after which the other side counts as gone
-_CHUNK: Final = 1 << 17  # the most that one TLS write takes, so that a large Sync leaves the data path air
+BACKLOG: Final = 1 << 20  # bytes of replies that the other side may leave unread
 
 
 class LinkClosed(Unreachable):
@@ -87,7 +87,7 @@ class Link:
 
     def __init__(
         self,
-        stream: trio.abc.Stream,
+        stream: TlsStream,
         peer: Identity,
         handler: Handler,
         tasks: trio.Nursery,
@@ -106,9 +106,7 @@ class Link:
         self._scope = trio.CancelScope()
         self._calls: dict[int, _Call] = {}
         self._next_id = 0
-        self._outbox: deque[tuple[bytes, bool]] = deque()  # frame, whether it is a reply
-        self._wake = trio.Event()
-        self._serving = 0  # requests of the other side whose reply is not written yet
+        self._serving = 0  # requests of the other side that are not answered yet
 
     # ---- calling
 
@@ -124,7 +122,7 @@ class Link:
         identifier = self._next_id
         self._next_id += 1
         call = self._calls[identifier] = _Call()
-        self._write_soon(encode(identifier, request), reply=False)
+        self._stream.send(encode(identifier, request))
         try:
             with trio.move_on_after(timeout):
                 await call.done.wait()
@@ -151,27 +149,26 @@ class Link:
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._write_loop)
-                    nursery.start_soon(self._read_loop)
+                    nursery.start_soon(self._write)
+                    nursery.start_soon(self._read)
         finally:
             self.close("cancelled")
             for call in self._calls.values():
                 call.done.set()
-            self._outbox.clear()
-            await trio.aclose_forcefully(self._stream)
+            self._stream.close()
 
-    async def _read_loop(self) -> None:
+    async def _read(self) -> None:
         try:
             with trio.move_on_after(self._silence) as silence:
-                while data := await self._stream.receive_some():
-                    for frame in self._frames.feed(bytes(data)):
+                while data := await self._stream.receive():
+                    for frame in self._frames.feed(data):
                         self._dispatch(frame.id, frame.message)
                         silence.deadline = trio.current_time() + self._silence
                 self.close("the connection was closed")
                 return
             self.close(f"silent for {self._silence:g} s")
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            self.close(tls_reason(error))
+        except Broken as error:
+            self.close(str(error))
         except Malformed as error:
             log.warning("control link closed node=%s reason=%s", self.peer.name, error)
             self.close(str(error))
@@ -193,7 +190,7 @@ class Link:
         except ProtegoError as error:
             answer = failure(error)
         if isinstance(answer, Reply):
-            self._write_soon(encode(identifier, answer), reply=True)
+            self._reply(identifier, answer)
         else:
             self._tasks.start_soon(self._finish, identifier, answer)
 
@@ -202,34 +199,31 @@ class Link:
             reply = await answer
         except ProtegoError as error:
             reply = failure(error)
-        if self.closed is None:
-            self._write_soon(encode(identifier, reply), reply=True)
+        self._reply(identifier, reply)
 
-    def _write_soon(self, frame: bytes, *, reply: bool) -> None:
-        self._outbox.append((frame, reply))
-        self._wake.set()
+    def _reply(self, identifier: int, reply: Reply) -> None:
+        self._serving -= 1
+        if self.closed is not None:
+            return
+        if self._stream.backlog > BACKLOG:
+            log.warning("control link closed node=%s reason=it does not read its replies", self.peer.name)
+            self.close("it does not read its replies")
+            return
+        self._stream.send(encode(identifier, reply))
 
-    async def _write_loop(self) -> None:
+    async def _write(self) -> None:
         try:
-            while True:
-                await self._wake.wait()
-                self._wake = trio.Event()
-                replies = sum(reply for _, reply in self._outbox)
-                data = b"".join(frame for frame, _ in self._outbox)
-                self._outbox.clear()
-                for start in range(0, len(data), _CHUNK):
-                    await self._stream.send_all(data[start : start + _CHUNK])
-                self._serving -= replies
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            self.close(tls_reason(error))
+            await self._stream.drain()
+        except Broken as error:
+            self.close(str(error))
 
 
 # ---- making the stream
 
 
-def peer_identity(stream: trio.SSLStream[trio.SocketStream]) -> Identity | None:
+def peer_identity(stream: TlsStream) -> Identity | None:
     """Who is at the other end, after the handshake has verified the certificate's chain; None: a stranger."""
-    der = stream.getpeercert(binary_form=True)
+    der = stream.peer_certificate()
     try:
         return identity_of(x509.load_der_x509_certificate(der)) if der else None
     except ValueError:
@@ -238,34 +232,23 @@ def peer_identity(stream: trio.SSLStream[trio.SocketStream]) -> Identity | None:
 
 async def connect(
     address: str, port: int, context: ssl.SSLContext, expected: Identity, timeout: float
-) -> trio.SSLStream[trio.SocketStream]:
+) -> TlsStream:
     """Dial a GMN and check that it is the one expected. Raises Unreachable or Refused."""
     place = f"{address}:{port}"
     with trio.move_on_after(timeout):
         try:
-            tcp = await trio.open_tcp_stream(address, port)
-        except OSError as error:
+            stream = TlsStream.wrap(await trio.open_tcp_stream(address, port), context)
+        except (OSError, Broken) as error:
             raise Unreachable(f"nothing answers at {place}") from error
-        stream = trio.SSLStream(tcp, context, https_compatible=False)
-        async with contextlib.AsyncExitStack() as unless_verified:
-            unless_verified.push_async_callback(trio.aclose_forcefully, stream)
+        with contextlib.ExitStack() as unless_verified:
+            unless_verified.callback(stream.close)
             try:
-                await stream.do_handshake()
-            except trio.BrokenResourceError as error:
-                raise Refused(f"{place}: no TLS connection: {tls_reason(error)}") from error
+                await stream.handshake()
+            except Broken as error:
+                raise Refused(f"{place}: no TLS connection: {error}") from error
             found = peer_identity(stream)
             if found != expected:
                 raise Refused(f"{place} is {found or 'a stranger'}, but {expected} was expected")
             unless_verified.pop_all()
         return stream
     raise Unreachable(f"{place} did not answer within {timeout:g} s")
-
-
-def tls_reason(error: BaseException) -> str:
-    """What a broken stream was broken by, as text for people."""
-    cause = error.__cause__
-    if isinstance(cause, ssl.SSLCertVerificationError):
-        return f"certificate refused: {cause.verify_message}"
-    if isinstance(cause, ssl.SSLError):
-        return (cause.reason or "TLS failed").replace("_", " ").lower()
-    return "the connection broke"

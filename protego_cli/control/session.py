@@ -14,7 +14,6 @@ import trio
 
 from protego_cli.config.model import Node
 from protego_cli.control.frames import NODE_LIMIT
-from protego_cli.control.listener import TlsStream
 from protego_cli.control.member import Member
 from protego_cli.control.messages import (
     AnyRequest,
@@ -28,6 +27,7 @@ from protego_cli.control.messages import (
 )
 from protego_cli.control.pki import Identity
 from protego_cli.control.rpc import Link
+from protego_cli.control.tls import TlsStream
 from protego_cli.errors import ProtegoError, Refused
 
 log = logging.getLogger(__name__)
