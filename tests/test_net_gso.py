@@ -83,6 +83,8 @@ def test_packets_side_by_side_are_not_copied() -> None:
 def test_a_column_is_read_from_every_datagram(numbers: list[int], size: int, missing: int) -> None:
     whole = b"".join(number.to_bytes(4) + (number ^ 0x5A).to_bytes(4) + bytes(size - 8) for number in numbers)
     data = memoryview(whole[: len(whole) - min(missing, size - 16)])
-    layout = column(size, len(numbers))
+    layout = column(size, len(numbers), 4)
     assert list(layout.unpack_from(data)) == numbers
     assert [number ^ 0x5A for number in layout.unpack_from(data, 4)] == numbers
+    wide = column(size, len(numbers), 8).unpack_from(data)
+    assert list(wide) == [number << 32 | number ^ 0x5A for number in numbers]

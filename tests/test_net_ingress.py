@@ -76,6 +76,11 @@ def test_marks_are_the_highest_sequence_numbers(gin: Gin) -> None:
     assert gin.steering.marks([SPI1, SPI2, 0x999]) == {SPI1: 0x01000002, SPI2: 0, 0x999: 0}
 
 
+def test_marks_of_several_spis_in_one_batch(gin: Gin) -> None:
+    gin.receive(esp(SPI2, 900), esp(SPI1, 7), esp(SPI2, 1000), esp(SPI1, 3), esp(SPI2, 2))
+    assert gin.steering.marks([SPI1, SPI2]) == {SPI1: 7, SPI2: 1000}
+
+
 def test_steering_again_moves_the_spi_and_keeps_its_mark(gin: Gin) -> None:
     gin.receive(esp(SPI1, 50))
     gin.steering.steer(SPI1, "gpn-2", PEER)

@@ -177,7 +177,7 @@ def uniform(view: memoryview, size: int, count: int) -> bool:
     words, length = (_V6_WORDS, _V6_LENGTH) if ipv6 else (_V4_WORDS, _V4_LENGTH)
     if len(view) - (count - 1) * size < length:
         return False
-    layout = column(size, count)
+    layout = column(size, count, 4)
     for place in words:
         numbers = layout.unpack_from(view, place)
         if numbers.count(numbers[0]) != count:

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 
 from protego_cli.counters import Counters
 from protego_cli.crypto.mac import hmac_sha256
-from protego_cli.net.gso import column, segments
+from protego_cli.net.gso import segments
 from protego_cli.net.steering import Gpn, Sender
 from protego_cli.net.udp import Address
 from protego_cli.wire.tags import MAX_RESERVED_SPI, ORIGIN_LENGTH, Tag, TagKind, seal_tag
@@ -73,14 +73,20 @@ class MuxIngress:
         self._steered.pop(spi, None)
 
     def forward(
-        self, spi: int, data: memoryview | bytes, size: int, count: int, source: Address, tos: int
+        self,
+        spi: int,
+        data: memoryview | bytes,
+        size: int,
+        count: int,
+        highest: int,
+        source: Address,
+        tos: int,
     ) -> bool:
         steered = self._steered.get(spi)
         if steered is None or (dest := steered.target.dest) is None:
             return False
-        mark = max(column(size, count).unpack_from(data, 4))
-        if mark > steered.mark:
-            steered.mark = mark
+        if highest > steered.mark:
+            steered.mark = highest
         if source != steered.peer:
             data = _tagged(steered.target.key, data, size, source)
             size += ORIGIN_LENGTH

@@ -49,12 +49,19 @@ class Ingress(Protocol):
     def unsteer(self, spi: int) -> None: ...
 
     def forward(
-        self, spi: int, data: memoryview | bytes, size: int, count: int, source: Address, tos: int
+        self,
+        spi: int,
+        data: memoryview | bytes,
+        size: int,
+        count: int,
+        highest: int,
+        source: Address,
+        tos: int,
     ) -> bool:
         """Pass on `count` packets of one SPI and source; False when the SPI is not steered.
 
         `data` is segments of `size` bytes, the last perhaps shorter, each with a whole ESP header; it is
-        valid until the call returns.
+        valid until the call returns. `highest` is the highest sequence number among them.
         """
         ...
 

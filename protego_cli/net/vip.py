@@ -2,8 +2,9 @@
 
 On the NAT traversal port (RFC 3948 2):
 1. One byte of 0xFF is a keepalive: absorbed. Anything else shorter than ESP can be: dropped.
-2. The first words of all packets in the batch come from one C call. Nearly always they are one SPI, and the
-   batch goes on whole; else its packets are sorted by first word, their order kept.
+2. SPI and sequence number of all packets in the batch come from one C call, as numbers of 64 bits; sorted,
+   they tell whether there is one SPI, and the highest sequence number. Nearly always there is one, and the
+   batch goes on whole; else its packets are put apart by SPI, their order kept.
 3. Zero is the non-ESP marker: IKE, without the marker, to the relay. A steered SPI goes to the steering. A
    reserved SPI would be a tag, and tags never come from outside; any other SPI is not ours.
 
@@ -21,6 +22,7 @@ from protego_cli.net.udp import Address, Batch
 from protego_cli.wire.tags import MAX_RESERVED_SPI
 
 NON_ESP_MARKER = bytes(4)
+MAX_SEQUENCE = (1 << 32) - 1
 MIN_ESP = 16  # SPI, sequence number and the least that can follow them
 MIN_IKE = 28  # the IKE header (RFC 7296 3.1)
 
@@ -48,15 +50,20 @@ class VipPort:
         elif tail:
             self._short(view[-tail:], tail)
             view = view[:-tail]
-        words = column(size, count).unpack_from(view)
-        word = words[0]
-        if words.count(word) == count:
-            if not (word and self._forward(word, view, size, count, source, tos)):
-                self._not_steered(word, view, size, count, source)
-        else:
-            for word, part, packets in grouped(view, size, words):
-                if not (word and self._forward(word, part, size, packets, source, tos)):
-                    self._not_steered(word, part, size, packets, source)
+        heads = column(size, count, 8).unpack_from(view)
+        ordered = sorted(heads)
+        highest = ordered[-1]
+        spi = highest >> 32
+        if ordered[0] >> 32 == spi:
+            if not (spi and self._forward(spi, view, size, count, highest & MAX_SEQUENCE, source, tos)):
+                self._not_steered(spi, view, size, count, source)
+            return
+        tops = {
+            head >> 32: head & MAX_SEQUENCE for head in ordered
+        }  # the last of each SPI stays: its highest
+        for spi, part, packets in grouped(view, size, [head >> 32 for head in heads]):
+            if not (spi and self._forward(spi, part, size, packets, tops[spi], source, tos)):
+                self._not_steered(spi, part, size, packets, source)
 
     def receive_ike(self, batch: Batch) -> None:
         """A batch on the IKE port."""
@@ -64,14 +71,14 @@ class VipPort:
             self._message(segment, batch.source)
 
     def _not_steered(
-        self, word: int, data: memoryview | bytes, size: int, count: int, source: Address
+        self, spi: int, data: memoryview | bytes, size: int, count: int, source: Address
     ) -> None:
-        """Packets that begin with a word which is no SPI of ours."""
-        if word == 0:
+        """Packets whose first word is no SPI of ours."""
+        if spi == 0:
             for segment in segments(memoryview(data), size):
                 self._message(segment[len(NON_ESP_MARKER) :], source)
         else:
-            reserved = word <= MAX_RESERVED_SPI
+            reserved = spi <= MAX_RESERVED_SPI
             self._counters["gin_drop_tag_outside" if reserved else "gin_drop_unknown_spi"] += count
 
     def _message(self, message: memoryview, source: Address) -> None:
