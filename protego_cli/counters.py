@@ -40,7 +40,7 @@ TABLE: dict[str, str] = {
     "gpn_drop_auth": "ESP packets whose ICV is wrong",
     "gpn_drop_padding": "ESP packets whose trailer or padding is wrong",
     "gpn_drop_dummy": "dummy packets (next header 59), discarded as RFC 4303 2.6 asks",
-    "gpn_drop_inner_in": "opened packets whose inner IP header is malformed or of another version than announced",
+    "gpn_drop_inner_in": "opened packets whose inner IP header is malformed, or not of the version announced",
     "gpn_drop_selector_in": "opened packets whose inner addresses are outside the SA's selectors",
     "gpn_drop_no_vtep": "opened packets for an inner destination no VTEP of the tenant serves",
     "gpn_drop_expired": "packets for an SA past its hard lifetime",
@@ -59,6 +59,8 @@ TABLE: dict[str, str] = {
     # GMN
     "gmn_ike_in": "IKE datagrams received from GINs",
     "gmn_ike_out": "IKE datagrams sent through GINs",
+    "gmn_drop_no_gin": "IKE datagrams for which no GIN was connected",
+    "gmn_drop_send": "IKE datagrams that the kernel refused to send",
     "gmn_drop_envelope": "envelopes that are malformed or whose MAC is wrong",
     "ike_drop_malformed": "IKE messages that do not parse",
     "ike_drop_unknown_spi": "IKE messages for an IKE_SA that does not exist",
