@@ -55,7 +55,8 @@ class Blame:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if isinstance(error, (Exception, SystemExit)):
-            raise PluginError(f"{self._plugin}: {type(error).__name__}: {error}") from error
+            cause = " ".join(f"{type(error).__name__}: {error}".split())  # one line, whatever it was
+            raise PluginError(f"{self._plugin}: {cause}") from error
 
 
 def built_in(modules: Sequence[str]) -> Iterator[Found]:

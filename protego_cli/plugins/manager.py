@@ -133,7 +133,6 @@ def _check_hooks(manager: pluggy.PluginManager, found: Found) -> None:
     """Whether the plugin implements hooks that exist, at least one, and forgot no decorator."""
     known = _specified(manager)
     callers = manager.get_hookcallers(found.plugin) or []
-    implemented = {caller.name for caller in callers}
     for caller in callers:
         for hook in (each for each in caller.get_hookimpls() if each.plugin is found.plugin):
             if caller.name not in known and not hook.optionalhook:
@@ -153,7 +152,7 @@ def _check_hooks(manager: pluggy.PluginManager, found: Found) -> None:
                 f"plugin {found.name!r} ({found.source}) defines {name} without @hookimpl "
                 "(from protego_cli.hookspecs import hookimpl)"
             )
-    if not implemented:
+    if not _hooks(manager, found):
         raise PluginError(
             f"plugin {found.name!r} ({found.source}) implements no hook; known are {', '.join(sorted(known))}"
         )
@@ -171,7 +170,8 @@ def _unknown_hook(found: Found, name: str, known: Collection[str]) -> PluginErro
 
 
 def _hooks(manager: pluggy.PluginManager, found: Found) -> tuple[str, ...]:
-    return tuple(sorted(caller.name for caller in manager.get_hookcallers(found.plugin) or []))
+    callers = manager.get_hookcallers(found.plugin) or []
+    return tuple(sorted(caller.name for caller in callers if caller.has_spec()))
 
 
 # ---- what the hooks hand out

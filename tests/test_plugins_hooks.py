@@ -1,0 +1,146 @@
+"""Each hook, implemented by a third party's file, ends where the gateway looks for it.
+
+`tests/test_hookspecs.py` fails when a hook has no test here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from protego_cli.control.placement import GpnLoad, choose
+from protego_cli.counters import Counters
+from protego_cli.crypto.proposal import parse_esp
+from protego_cli.errors import PluginError
+from tests.support.plugins import load, write
+
+ENCRYPTION = """
+from protego_cli.crypto.algorithms import Encryption
+from protego_cli.hookspecs import hookimpl
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+def cipher(keyword):
+    lengths = {"key_length": 24, "salt_length": 4, "iv_length": 8, "icv_length": 16}
+    return Encryption(keyword, 20, key_bits=192, make=AESGCM, **lengths)
+"""
+
+
+def test_crypto_suites_join_the_registry(tmp_path: Path) -> None:
+    source = ENCRYPTION + "@hookimpl\ndef protego_crypto_suites():\n    return [cipher('aes192gcm16')]\n"
+    registry = load(write(tmp_path / "suites.py", source)).registry()
+    proposal = parse_esp("aes192gcm16-x25519", registry)
+    assert proposal.encryption is registry.find(1, 20, 192)
+    assert "aes256gcm16" in registry.keywords()
+
+
+@pytest.mark.parametrize(
+    ("returned", "says"),
+    [
+        ("['aes192gcm16']", "returned an object of type str, which is no Encryption, Prf or KeGroup"),
+        ("[type(cipher('x'))]", "returned the class Encryption, which is no Encryption, Prf or KeGroup"),
+        ("[cipher('aes192-gcm')]", "has the keyword 'aes192-gcm'; a keyword has only a-z, 0-9 and _"),
+        ("[cipher('')]", "has the keyword ''"),
+        ("[cipher(192)]", "has the keyword 192"),
+        ("None", "must return a sequence, not NoneType"),
+        ("'aes192gcm16'", "must return a sequence, not str"),
+        ("cipher('aes192gcm16')", "must return a sequence, not Encryption"),
+    ],
+)
+def test_crypto_suites_are_checked(tmp_path: Path, returned: str, says: str) -> None:
+    source = ENCRYPTION + f"@hookimpl\ndef protego_crypto_suites():\n    return {returned}\n"
+    path = write(tmp_path / "suites.py", source)
+    with pytest.raises(PluginError) as refused:
+        load(path)
+    assert f"plugin 'suites' ({path}): protego_crypto_suites " in str(refused.value)
+    assert says in str(refused.value)
+
+
+POLICY = """
+from protego_cli.hookspecs import hookimpl
+
+class Last:
+    name = "last"
+    def place(self, tunnel, nodes):
+        return nodes[-1].name
+
+@hookimpl
+def protego_packing_policies():
+    return {returned}
+"""
+
+
+def test_packing_policies_are_found_by_name(tmp_path: Path) -> None:
+    """The hook is protego_packing_policies."""
+    path = write(tmp_path / "packing.py", POLICY.replace("{returned}", "[Last()]"))
+    policies = load(path).packing_policies()
+    assert set(policies) == {"spread", "last"}
+    nodes = [GpnLoad("gpn-1", 0, 0.0), GpnLoad("gpn-2", 5, 0.9)]
+    assert choose(policies["last"], "acme/hq", nodes) == "gpn-2"
+    assert choose(policies["spread"], "acme/hq", nodes) == "gpn-1"
+
+
+@pytest.mark.parametrize(
+    ("returned", "says"),
+    [
+        ("[Last]", "returned the class Last, which is not an instance; call it"),
+        ("[object()]", "returned an object of type object, which has no `name`"),
+        ("[type('Nameless', (Last,), {'name': ''})()]", "which has no `name`"),
+        ("[type('Lazy', (), {'name': 'lazy'})()]", "returned an object of type Lazy, which lacks place()"),
+        (
+            "[type('Broken', (), {'name': property(lambda _: 1 / 0)})()]",
+            "ZeroDivisionError: division by zero",
+        ),
+        ("(1 / 0 for _ in 'x')", "ZeroDivisionError: division by zero"),
+    ],
+)
+def test_packing_policies_are_checked(tmp_path: Path, returned: str, says: str) -> None:
+    path = write(tmp_path / "packing.py", POLICY.replace("{returned}", returned))
+    with pytest.raises(PluginError) as refused:
+        load(path)
+    assert f"plugin 'packing' ({path})" in str(refused.value)
+    assert "protego_packing_policies" in str(refused.value)
+    assert says in str(refused.value)
+
+
+BACKEND = """
+from protego_cli.hookspecs import hookimpl
+
+class Tunnel:
+    name = "tunnel"
+    def unavailable(self):
+        return "this machine has no tunnel; dig one"
+    def ingress(self, fabric, counters):
+        return "ingress"
+    def egress(self, fabric, counters):
+        return "egress"
+
+class Half:
+    name = "half"
+    def unavailable(self):
+        return None
+
+@hookimpl
+def protego_steering_backends():
+    return {returned}
+"""
+
+
+def test_steering_backends_are_found_by_name(tmp_path: Path) -> None:
+    """The hook is protego_steering_backends."""
+    path = write(tmp_path / "steering.py", BACKEND.replace("{returned}", "(Tunnel(),)"))
+    backends = load(path).steering_backends()
+    assert set(backends) == {"mux", "tunnel"}
+    assert backends["mux"].unavailable() is None
+    assert backends["tunnel"].unavailable() == "this machine has no tunnel; dig one"
+    fabric = object()
+    assert backends["tunnel"].ingress(fabric, Counters()) == "ingress"  # type: ignore[arg-type,comparison-overlap]
+
+
+def test_steering_backends_are_checked(tmp_path: Path) -> None:
+    path = write(tmp_path / "steering.py", BACKEND.replace("{returned}", "[Half()]"))
+    with pytest.raises(
+        PluginError,
+        match=r"protego_steering_backends returned an object of type Half, which lacks ingress\(\), egress",
+    ):
+        load(path)
