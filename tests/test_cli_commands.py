@@ -181,6 +181,35 @@ def test_a_bug_is_not_hidden(cluster: Path, answers: Callable[[Reply | Exception
         main(["status", "-c", str(cluster)])
 
 
+def test_ctrl_c_in_a_nursery_is_an_interruption(
+    run: Run, cluster: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def ask(*_: object) -> Reply:
+        raise BaseExceptionGroup("", [KeyboardInterrupt()])
+
+    monkeypatch.setattr(asking, "ask", ask)
+    assert run("status", "-c", cluster) == 130
+    assert run.err == ""
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt(), BaseExceptionGroup("", [KeyboardInterrupt()])])
+def test_watch_repeats_until_ctrl_c(
+    run: Run, cluster: Path, monkeypatch: pytest.MonkeyPatch, end: BaseException
+) -> None:
+    replies: list[Reply | BaseException] = [STATUS, STATUS, end]
+
+    async def ask(*_: object) -> Reply:
+        reply = replies.pop(0)
+        if isinstance(reply, BaseException):
+            raise reply
+        return reply
+
+    monkeypatch.setattr(asking, "ask", ask)
+    monkeypatch.setattr(asking, "WATCH_INTERVAL", 0)
+    assert run("status", "--watch", "--json", "-c", cluster) == 0
+    assert [json.loads(line)["epoch"] for line in run.out.splitlines()] == [7, 7]
+
+
 def test_an_answer_of_another_kind_is_an_error(
     run: Run, cluster: Path, answers: Callable[[Reply | Exception], Any]
 ) -> None:

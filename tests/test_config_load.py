@@ -44,7 +44,7 @@ def test_a_valid_file_is_read(tmp_path: Path) -> None:
 def test_optional_values_are_read(tmp_path: Path) -> None:
     text = changed(
         ('name = "demo"', 'name = "demo"\npki = "/etc/pki"\ningress = "nft"\npacking = "dense"'),
-        ('address = "10.10.0.11"', 'address = "10.10.0.11"\nports = { esp = 4600, vxlan = 4790 }'),
+        ('address = "10.10.0.11"', 'address = "10.10.0.11"\nports = { vxlan = 4790, fabric = 4601 }'),
         (
             'peer = "198.51.100.7"',
             'peer = "198.51.100.7"\nstart = "auto"\nvip = "203.0.113.11"\nike = ["a-b-c"]',
@@ -54,7 +54,7 @@ def test_optional_values_are_read(tmp_path: Path) -> None:
     text += '\n[plugins]\npaths = ["plugins/mine.py", "/opt/theirs"]\n'
     cluster = load(write_cluster(tmp_path, text))
     assert (cluster.pki, cluster.ingress, cluster.packing) == (Path("/etc/pki"), "nft", "dense")
-    assert cluster.nodes[3].ports == Ports(esp=4600, vxlan=4790)
+    assert cluster.nodes[3].ports == Ports(vxlan=4790, fabric=4601)
     hq = cluster.tunnels()[0]
     assert (hq.start, hq.vip, hq.ike) == ("auto", "203.0.113.11", ("a-b-c",))
     assert cluster.ike == IkeSettings(liveness=5, retransmit_tries=3)
@@ -143,7 +143,13 @@ remote_ts = ["10.2.0.0/24"]
             'address = "10.10.0.12"',
             'address = "10.10.0.12"\nports = { natt = 4600 }',
             "nodes.gpn-2.ports.natt",
-            "expected 4500 as on gin-1, got 4600",
+            "expected 4500, the natt of gin-1, got 4600",
+        ),
+        (
+            'address = "10.10.0.12"',
+            'address = "10.10.0.12"\nports = { esp = 4600 }',
+            "nodes.gpn-2.ports.esp",
+            "expected 4500, the natt of gin-1, got 4600",
         ),
         ("vni = 1002", "vni = 1001", "tenants.blue.vni", "VNI of tenant acme already"),
         ('"10.20.0.5"', '"10.10.0.3"', "tenants.acme.attach.vteps[0].address", "is the node gen-1"),

@@ -15,12 +15,14 @@ import typer
 
 from protego_cli import __version__
 from protego_cli.cli import check, lab, node, operate
-from protego_cli.errors import ConfigError, Exit, ProtegoError
+from protego_cli.errors import ConfigError, ProtegoError
 
 EPILOG = (
     "Exit codes: 0 done; 1 tried and failed; 2 wrong arguments or cluster file; 3 no control node answered; "
     "4 no such tunnel or node; 5 this machine lacks something."
 )
+
+INTERRUPTED = 130  # as shells have it: 128 + SIGINT
 
 app = typer.Typer(
     name="protego",
@@ -73,6 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         app(args=None if arguments is None else list(arguments), prog_name="protego")
     except (ProtegoError, BaseExceptionGroup) as error:
         faults = list(_leaves(error))
+        if any(isinstance(fault, KeyboardInterrupt) for fault in faults):
+            sys.exit(INTERRUPTED)
         if not all(isinstance(fault, ProtegoError) for fault in faults):
             raise
         sys.exit(_report([fault for fault in faults if isinstance(fault, ProtegoError)]))
@@ -92,7 +96,9 @@ def _report(faults: Sequence[ProtegoError]) -> int:
     for fault in {str(fault): fault for fault in faults}.values():
         if isinstance(fault, ConfigError):
             count = len(fault.problems)
-            typer.echo(f"{fault}\nprotego: {count} problem{'s' if count > 1 else ''} in {fault.path}", err=True)
+            typer.echo(
+                f"{fault}\nprotego: {count} problem{'s' if count > 1 else ''} in {fault.path}", err=True
+            )
         else:
             typer.echo(f"protego: {fault}", err=True)
-    return int(faults[0].exit_code if faults else Exit.FAILED)
+    return int(faults[0].exit_code)

@@ -38,8 +38,8 @@ def watch_status(cluster: Cluster, *, as_json: bool) -> None:
     """Show the status every second until Ctrl-C."""
     try:
         trio.run(_watch, cluster, as_json)
-    except KeyboardInterrupt:
-        return
+    except* KeyboardInterrupt:  # alone, or in the group of a nursery
+        pass
 
 
 async def _watch(cluster: Cluster, as_json: bool) -> None:

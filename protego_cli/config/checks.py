@@ -112,14 +112,17 @@ def _ports(cluster: Cluster) -> Iterator[Problem]:
 
 
 def _same_natt(cluster: Cluster) -> Iterator[Problem]:
-    """A peer must get ESP from the port it sends to: GPNs send from the number that the GINs listen on."""
-    edge = cluster.nodes_of("gin") + cluster.nodes_of("gpn")
-    for node in edge[1:]:
-        if node.ports.natt != edge[0].ports.natt:
+    """A peer must get ESP from the port it sends to: a GPN's own is the one that the GINs listen on."""
+    edge = [(node, "natt", node.ports.natt) for node in cluster.nodes_of("gin")]
+    for node in cluster.nodes_of("gpn"):
+        edge += [(node, "natt", node.ports.natt), (node, "esp", node.ports.esp)]
+    for node, name, port in edge[1:]:
+        first, _, expected = edge[0]
+        if port and expected and port != expected:
             yield Problem(
-                _node_key(node, "ports.natt"),
-                f"expected {edge[0].ports.natt} as on {edge[0].name}, got {node.ports.natt}: "
-                "every GIN and GPN uses the same",
+                _node_key(node, f"ports.{name}"),
+                f"expected {expected}, the natt of {first.name}, got {port}: peers must get ESP from the "
+                "port that they send to",
             )
 
 
