@@ -13,7 +13,7 @@ import trio.testing
 from protego_cli.config.model import Node, Ports
 from protego_cli.control.messages import Neighbour, Route, Steer, Tenant, Vtep, Welcome
 from protego_cli.crypto.mac import hmac_sha256
-from protego_cli.errors import Unreachable
+from protego_cli.errors import Refused, Unreachable
 from protego_cli.net.udp import Address
 from protego_cli.plugins.steering_backends import Mux
 from protego_cli.roles.gen import GenPlane
@@ -148,6 +148,8 @@ async def test_the_desired_state_goes_away_again(world: World) -> None:
     world.plane.put(Steer(0x1000, "gpn-1", "127.0.0.1", 4500))
     world.plane.drop(("steer", 0x1000))
     assert world.plane.marks((0x1000,)) == {}
+    with pytest.raises(Refused, match=r"route acme/hq: .*10\.2\.0\.1/24"):
+        world.plane.put(Route("acme/hq", VNI, ("10.2.0.1/24",), "gpn-1"))
 
 
 async def test_foreign_and_forged_datagrams_are_counted(world: World) -> None:

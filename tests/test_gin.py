@@ -145,6 +145,8 @@ async def test_other_nodes_records_are_no_concern(world: World) -> None:
     assert await world.hear_at_gpn() == esp(SPI, 1)
     with pytest.raises(Refused):
         await world.plane.barrier("gpn-1")
+    with pytest.raises(Refused, match="steer 255: SPI 255 is reserved"):
+        world.plane.put(Steer(255, "gpn-1", *world.peer.address))
 
 
 async def test_foreign_and_forged_datagrams_on_the_fabric_are_counted(world: World) -> None:

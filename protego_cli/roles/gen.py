@@ -18,7 +18,7 @@ from protego_cli.config.model import Cluster, Node
 from protego_cli.control.agent import Agent
 from protego_cli.control.messages import AnyRecord, Key, Neighbour, Report, Route, Tenant, Welcome
 from protego_cli.counters import Counters
-from protego_cli.errors import EnvironmentFault
+from protego_cli.errors import EnvironmentFault, Refused
 from protego_cli.net.pump import pump
 from protego_cli.net.steering import Egress, Gpn, SteeringBackend
 from protego_cli.net.tagging import TagLink
@@ -55,15 +55,18 @@ class GenPlane:
         """Nothing in it concerns a GEN."""
 
     def put(self, record: AnyRecord) -> None:
-        match record:
-            case Neighbour(role="gpn"):
-                gpn = Gpn(record.name, (record.address, record.vxlan_port), record.tag_key)
-                self._steering.put_gpn(gpn)
-                self._tags.put_gpn(gpn)
-            case Tenant():
-                self._steering.put_tenant(record.vni, [vtep.address for vtep in record.vteps])
-            case Route():
-                self._steering.put_route(record.tunnel, record.vni, record.prefixes, record.gpn)
+        try:
+            match record:
+                case Neighbour(role="gpn"):
+                    gpn = Gpn(record.name, (record.address, record.vxlan_port), record.tag_key)
+                    self._steering.put_gpn(gpn)
+                    self._tags.put_gpn(gpn)
+                case Tenant():
+                    self._steering.put_tenant(record.vni, [vtep.address for vtep in record.vteps])
+                case Route():
+                    self._steering.put_route(record.tunnel, record.vni, record.prefixes, record.gpn)
+        except ValueError as error:
+            raise Refused(f"{record.key[0]} {record.key[1]}: {error}") from error
         self.informed.set()  # a Sync is applied in one go: who waits runs after its last record
 
     def drop(self, key: Key) -> None:

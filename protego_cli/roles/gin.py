@@ -75,13 +75,16 @@ class GinPlane:
         self._relay.key = welcome.envelope_key
 
     def put(self, record: AnyRecord) -> None:
-        match record:
-            case Neighbour(role="gpn"):
-                gpn = Gpn(record.name, (record.address, record.esp_port), record.tag_key)
-                self._steering.put_gpn(gpn)
-                self._tags.put_gpn(gpn)
-            case Steer():
-                self._steering.steer(record.spi, record.gpn, (record.peer, record.peer_port))
+        try:
+            match record:
+                case Neighbour(role="gpn"):
+                    gpn = Gpn(record.name, (record.address, record.esp_port), record.tag_key)
+                    self._steering.put_gpn(gpn)
+                    self._tags.put_gpn(gpn)
+                case Steer():
+                    self._steering.steer(record.spi, record.gpn, (record.peer, record.peer_port))
+        except ValueError as error:
+            raise Refused(f"{record.key[0]} {record.key[1]}: {error}") from error
         self.informed.set()  # a Sync is applied in one go: who waits runs after its last record
 
     def drop(self, key: Key) -> None:
