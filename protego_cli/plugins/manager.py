@@ -190,11 +190,11 @@ def _offers(
     """
     offers: list[Offer] = []
     caller: pluggy.HookCaller = getattr(manager.hook, hook)
-    implementations = {each.plugin_name: each.function for each in caller.get_hookimpls()}
-    for name in (each for each in plugins if each in implementations):
-        source = plugins[name].source
+    order = list(plugins)
+    for implementation in sorted(caller.get_hookimpls(), key=lambda each: order.index(each.plugin_name)):
+        name, source = implementation.plugin_name, plugins[implementation.plugin_name].source
         with Blame(name, source, f"calling {hook}"):
-            handed = implementations[name]()
+            handed = implementation.function()
             items = list(handed) if isinstance(handed, Iterable) and not isinstance(handed, str) else None
         if items is None:
             raise PluginError(
