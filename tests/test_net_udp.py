@@ -122,7 +122,7 @@ def test_where_segmentation_is_refused_datagrams_go_singly(fault: int) -> None:
         raw = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         raw.bind(("127.0.0.2", 0))
         refusing = Refusing(raw, fault)
-        left = UdpSocket(refusing, gro=False, gso=True)  # type: ignore[arg-type]  # stands in for a socket
+        left = UdpSocket(refusing, gso=True)  # type: ignore[arg-type]  # stands in for a socket
         data = numbered(5, 1400)[:-100]
         assert left.send(data, 1400, right.address)
         assert left.send(data, 1400, right.address)
@@ -134,7 +134,7 @@ def test_where_segmentation_is_refused_datagrams_go_singly(fault: int) -> None:
 def test_a_size_refused_for_one_destination_leaves_smaller_sizes_and_others_alone() -> None:
     raw = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     refusing = Refusing(raw, errno.EMSGSIZE)
-    left = UdpSocket(refusing, gro=False, gso=True)  # type: ignore[arg-type]  # stands in for a socket
+    left = UdpSocket(refusing, gso=True)  # type: ignore[arg-type]  # stands in for a socket
     left.send(numbered(2, 1400), 1400, ("127.0.0.3", 9))
     left.send(numbered(2, 1200), 1200, ("127.0.0.3", 9))
     left.send(numbered(2, 1400), 1400, ("127.0.0.4", 9))
@@ -145,7 +145,7 @@ def test_a_size_refused_for_one_destination_leaves_smaller_sizes_and_others_alon
 def test_without_offload_everything_still_arrives(pair: tuple[UdpSocket, UdpSocket]) -> None:
     raw = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     raw.bind(("127.0.0.2", 0))
-    plain = UdpSocket(raw, gro=False, gso=False)
+    plain = UdpSocket(raw, gso=False)
     data = numbered(7, 300)
     assert plain.send(data, 300, pair[1].address)
     assert b"".join(datagrams(pair[1])) == data

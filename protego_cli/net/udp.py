@@ -79,11 +79,10 @@ class Batch(NamedTuple):
 class UdpSocket:
     """A bound, non-blocking UDP socket (IPv4)."""
 
-    def __init__(self, sock: socket.socket, *, gro: bool, gso: bool) -> None:
+    def __init__(self, sock: socket.socket, *, gso: bool) -> None:
         self._sock = sock
         self._sendmsg = sock.sendmsg
         self._recvmsg_into = sock.recvmsg_into
-        self._gro = gro
         self._gso = gso
         self._buffer = memoryview(bytearray(RECEIVE_BYTES))
         self._buffers = [self._buffer]
@@ -112,7 +111,7 @@ class UdpSocket:
                 "kernel lacks UDP offload, datagrams go singly address=%s port=%d gro=%s gso=%s",
                 *(address, port, gro, gso),
             )
-        return cls(sock, gro=gro, gso=gso)
+        return cls(sock, gso=gso)
 
     def receive(self) -> Batch | None:
         """One non-blocking receive; None when there is nothing."""
