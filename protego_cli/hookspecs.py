@@ -37,4 +37,4 @@ def protego_packing_policies() -> Sequence[PackingPolicy]:  # type: ignore[empty
 
 @hookspec
 def protego_steering_backends() -> Sequence[SteeringBackend]:  # type: ignore[empty-body]  # a hookspec has no body
-    """Ways to pass packets on inside a GIN or GEN, each under a unique name (`cluster.ingress` selects one)."""
+    """Ways to pass packets on in a GIN or GEN, each under a unique name (`cluster.ingress` selects one)."""

@@ -18,8 +18,8 @@ class Ports(msgspec.Struct, frozen=True):
     """UDP and TCP ports of a node; 0 for `ike` means that port is not listened on."""
 
     ike: int = 500  # GIN, on each VIP
-    natt: int = 4500  # GIN, on each VIP; the source port of ESP from a GPN
-    esp: int = 4500  # GPN
+    natt: int = 4500  # GIN, on each VIP
+    esp: int = 4500  # GPN; the source port of its ESP to peers, so the same as natt
     vxlan: int = 4789  # GPN, GEN
     fabric: int = 4501  # GIN, GEN: echoes and envelopes come here; GMN: envelopes
     control: int = 7443  # GMN, TCP

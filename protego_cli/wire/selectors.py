@@ -38,7 +38,7 @@ class TrafficSelector(msgspec.Struct, frozen=True, array_like=True):
     def prefixes(self) -> list[str]:
         """The fewest CIDR prefixes that cover exactly this address range (at most 2 * address bits)."""
         first, last = ipaddress.ip_address(self.start), ipaddress.ip_address(self.end)
-        return [str(net) for net in ipaddress.summarize_address_range(first, last)]  # type: ignore[type-var]  # first and last are of one version
+        return [str(net) for net in ipaddress.summarize_address_range(first, last)]
 
     def intersect(self, other: TrafficSelector) -> TrafficSelector | None:
         """The packets that match both, or None (RFC 7296 2.9 narrowing)."""
