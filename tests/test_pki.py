@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 import stat
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -259,7 +260,7 @@ async def handshake(client: ssl.SSLContext, server: ssl.SSLContext) -> list[str]
     left, right = trio.testing.memory_stream_pair()
     reasons: list[str] = []
 
-    async def one(stream: trio.SSLStream[trio.abc.Stream], use: bool) -> None:
+    async def one(stream: trio.SSLStream[Any], use: bool) -> None:
         try:
             await stream.do_handshake()
             if use:

@@ -245,10 +245,10 @@ class Fabric:
             return Failed("this GMN is still starting; try again")
         if self._operations >= OPERATIONS:
             return Failed(f"{OPERATIONS} operator requests are being worked on; try again")
+        self._operations += 1
         return self._work(self.operator_handler(request))
 
     async def _work(self, answer: Awaitable[Reply]) -> Reply:
-        self._operations += 1
         try:
             return await answer
         finally:

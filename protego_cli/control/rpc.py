@@ -44,7 +44,7 @@ Handler = Callable[[AnyRequest], "Reply | Awaitable[Reply]"]
 
 OUTSTANDING: Final = 256  # requests on their way, in each direction
 SILENCE: Final = 10.0  # seconds without a complete frame after which the other side counts as gone
-BACKLOG: Final = 1 << 20  # bytes of replies that the other side may leave unread
+UNREAD: Final = 1 << 20  # bytes of replies that the other side may leave unread
 
 
 class LinkClosed(Unreachable):
@@ -107,6 +107,7 @@ class Link:
         self._calls: dict[int, _Call] = {}
         self._next_id = 0
         self._serving = 0  # requests of the other side that are not answered yet
+        self._unread = 0  # bytes of replies since the other side last had read everything
 
     # ---- calling
 
@@ -163,6 +164,8 @@ class Link:
                 while data := await self._stream.receive():
                     for frame in self._frames.feed(data):
                         self._dispatch(frame.id, frame.message)
+                        if self.closed is not None:
+                            return
                         silence.deadline = trio.current_time() + self._silence
                 self.close("the connection was closed")
                 return
@@ -205,11 +208,15 @@ class Link:
         self._serving -= 1
         if self.closed is not None:
             return
-        if self._stream.backlog > BACKLOG:
+        if not self._stream.backlog:
+            self._unread = 0
+        if self._unread > UNREAD:
             log.warning("control link closed node=%s reason=it does not read its replies", self.peer.name)
             self.close("it does not read its replies")
             return
-        self._stream.send(encode(identifier, reply))
+        frame = encode(identifier, reply)
+        self._unread += len(frame)
+        self._stream.send(frame)
 
     async def _write(self) -> None:
         try:

@@ -81,9 +81,9 @@ class TlsStream:
                 raise Broken(_reason(error)) from error
 
     @property
-    def backlog(self) -> int:
-        """Bytes that the kernel has not taken yet."""
-        return sum(map(len, self._queue))
+    def backlog(self) -> bool:
+        """Whether there is something that the kernel has not taken yet."""
+        return bool(self._queue)
 
     def send(self, data: bytes) -> None:
         """Write behind what was written before. Never waits and never raises: `drain` tells of failure."""
