@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from itertools import pairwise
 
 import pytest
 
@@ -18,7 +19,8 @@ class Clock:
         return self.now
 
 
-def numbers(values: Iterable[int]):  # noqa: ANN201 - a random source
+def numbers(values: Iterable[int]) -> Callable[[int], bytes]:
+    """A random source."""
     waiting = iter(values)
     return lambda length: next(waiting).to_bytes(length)
 
@@ -36,7 +38,7 @@ def test_ranges_follow_one_another_without_overlap_up_to_the_end() -> None:
     while (found := ranges.grant(0x1000)) != EXHAUSTED:
         granted.append(found)
     assert granted[0].lo == 1
-    assert all(before.hi == after.lo for before, after in zip(granted, granted[1:], strict=False))
+    assert all(before.hi == after.lo for before, after in pairwise(granted))
     assert granted[-1].hi == END == 2**32 - WINDOW
     assert len(granted) == 4
 

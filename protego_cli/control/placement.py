@@ -39,7 +39,7 @@ def choose(policy: PackingPolicy, tunnel: str, nodes: Sequence[GpnLoad]) -> str 
         return None
     try:
         chosen = policy.place(tunnel, nodes)
-    except Exception:  # noqa: BLE001 - a plugin's code: whatever it raises must not stop the gateway
+    except Exception:  # a plugin's code: whatever it raises must not stop the gateway
         log.exception("packing policy failed policy=%s tunnel=%s", policy.name, tunnel)
         return None
     if chosen is not None and all(chosen != node.name for node in nodes):

@@ -1,0 +1,154 @@
+"""How the GMN's decisions reach the data nodes: desired at once, acknowledged before anything relies on it.
+
+Every change is first recorded for all nodes it concerns, without an await, so that two tasks can never send
+their changes in another order than they decided. Then the caller waits for the acknowledgements it needs:
+
+- a GPN must be there: `holds` raises NodeDown;
+- a GIN or GEN that is not there gets the change with its next Sync, and nothing passes through it meanwhile
+  that the change is for. It is not waited for.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Protocol
+
+import trio
+
+from protego_cli.config.model import Role
+from protego_cli.control.fabric import NodeDown, NodeState
+from protego_cli.control.messages import AnyRecord, Key, Park, Steer
+from protego_cli.control.records import route_record, rule_record, sa_record, steer_record
+from protego_cli.control.tunnel import Placed, Tunnel
+from protego_cli.errors import ProtegoError
+
+log = logging.getLogger(__name__)
+
+
+class DesiredState(Protocol):
+    """The part of `Fabric` that decides and delivers."""
+
+    def nodes(self) -> list[NodeState]: ...
+
+    def connected(self, role: Role) -> list[str]: ...
+
+    def desire(self, node: str, put: Iterable[AnyRecord] = (), drop: Iterable[Key] = ()) -> None: ...
+
+    async def apply(
+        self,
+        node: str,
+        put: Iterable[AnyRecord] = (),
+        drop: Iterable[Key] = (),
+        barriers: Sequence[str] = (),
+    ) -> None: ...
+
+    async def marks(self, spis: Sequence[int]) -> dict[int, int]: ...
+
+
+async def together(*calls: Callable[[], Awaitable[object]]) -> None:
+    """Make the calls side by side; when all are done, raise the first ProtegoError among them."""
+    failures: list[ProtegoError] = []
+
+    async def run(call: Callable[[], Awaitable[object]]) -> None:
+        try:
+            await call()
+        except ProtegoError as error:
+            failures.append(error)
+
+    async with trio.open_nursery() as nursery:
+        for call in calls:
+            nursery.start_soon(run, call)
+    if failures:
+        raise failures[0]
+
+
+class Distribution:
+    """Puts tunnels on GPNs, steers them at GINs, routes them at GENs."""
+
+    def __init__(self, fabric: DesiredState, gins: Sequence[str], gens: Sequence[str]) -> None:
+        self._fabric = fabric
+        self._gins = tuple(gins)
+        self._gens = tuple(gens)
+
+    # ---- deciding, without an await
+
+    def steer(self, steer: Steer) -> None:
+        for gin in self._gins:
+            self._fabric.desire(gin, put=(steer,))
+
+    def unsteer(self, spi: int) -> None:
+        for gin in self._gins:
+            self._fabric.desire(gin, drop=(("steer", spi),))
+
+    def park(self, spi: int, gpn: str) -> None:
+        """Packets of an SPI whose keys will follow wait at this GPN."""
+        self._fabric.desire(gpn, put=(Park(spi),))
+
+    def unpark(self, spi: int, gpn: str) -> None:
+        self._fabric.desire(gpn, drop=(("park", spi),))
+
+    def put_sa(self, tunnel: Tunnel, placed: Placed) -> None:
+        """The SA on its GPN, in the place of what was parked for it, and steered there."""
+        self._fabric.desire(placed.gpn, put=(sa_record(tunnel, placed),), drop=(("park", placed.spi),))
+        self.steer(steer_record(placed))
+
+    def drop_sa(self, placed: Placed) -> None:
+        self._fabric.desire(placed.gpn, drop=(("sa", placed.spi),))
+        self.unsteer(placed.spi)
+
+    def rule(self, tunnel: Tunnel, placed: Placed) -> None:
+        """The tunnel's packets that reach this GPN are sealed on this SA."""
+        tunnel.ruled[placed.gpn] = placed.spi
+        self._fabric.desire(placed.gpn, put=(rule_record(tunnel, placed),))
+
+    def unrule(self, tunnel: Tunnel, placed: Placed) -> None:
+        """End the Rule of this SA on its GPN, if it has one still."""
+        if tunnel.ruled.get(placed.gpn) == placed.spi:
+            del tunnel.ruled[placed.gpn]
+            self._fabric.desire(placed.gpn, drop=(("rule", tunnel.id),))
+
+    def route(self, tunnel: Tunnel, placed: Placed) -> None:
+        """The tunnel's packets go to this SA's GPN."""
+        for gen in self._gens:
+            self._fabric.desire(gen, put=(route_record(tunnel, placed),))
+
+    def unroute(self, tunnel: Tunnel) -> None:
+        for gen in self._gens:
+            self._fabric.desire(gen, drop=(("route", tunnel.id),))
+
+    # ---- acknowledgements
+
+    async def holds(self, gpn: str) -> None:
+        """Wait until a GPN acts on all that is desired of it. Raises NodeDown."""
+        await self._fabric.apply(gpn)
+
+    async def let_go(self, gpn: str) -> None:
+        """The same for a change that a GPN which is gone needs not hear of."""
+        await self._tolerantly(gpn)
+
+    async def steered(self) -> None:
+        """Wait until every GIN that is there steers as desired."""
+        await self._all(self._gins)
+
+    async def routed(self, behind: str | None = None) -> None:
+        """Wait until every GEN that is there routes as desired, and all that went to the GPN `behind` before
+        has been sealed and sent. A barrier that is not echoed holds nothing up: that GPN is gone.
+        """
+        await self._all(self._gens, () if behind is None else (behind,))
+
+    async def _all(self, nodes: Sequence[str], barriers: Sequence[str] = ()) -> None:
+        if len(nodes) == 1:
+            await self._tolerantly(nodes[0], barriers)
+            return
+        async with trio.open_nursery() as nursery:
+            for node in nodes:
+                nursery.start_soon(self._tolerantly, node, barriers)
+
+    async def _tolerantly(self, node: str, barriers: Sequence[str] = ()) -> None:
+        try:
+            await self._fabric.apply(node, barriers=barriers)
+        except NodeDown as error:
+            log.debug("change waits for a sync node=%s reason=%s", node, error)
+        except ProtegoError as error:
+            log.warning("change not confirmed node=%s barriers=%s reason=%s", node, list(barriers), error)

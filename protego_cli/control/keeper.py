@@ -1,0 +1,111 @@
+"""Tunnels with `start = "auto"`: Protego dials, and dials again.
+
+1. Wait until the tunnel has no IKE_SA and nobody is at making one, and a GIN and a GPN are there.
+2. The inbound SPI is steered to its GPN, which parks its packets: a peer may use the CHILD_SA at once.
+3. IKE_SA_INIT and IKE_AUTH; then the SA is installed and the tunnel routed.
+4. After a failure, pause: twice as long each time, up to a minute, and never quite the same.
+
+A peer that dials first is as good. When both dial at once the later IKE_SA replaces the other.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import Final
+
+import trio
+
+from protego_cli.control.distribution import together
+from protego_cli.control.driver import Driver, ExchangeError
+from protego_cli.control.messages import Steer
+from protego_cli.control.sad import Sad
+from protego_cli.control.tunnel import Tunnel
+from protego_cli.control.tunnels import Tunnels
+from protego_cli.crypto.algorithms import RandomSource
+from protego_cli.errors import ProtegoError, Refused
+from protego_cli.ike.events import ChildEstablished
+
+log = logging.getLogger(__name__)
+
+FIRST_PAUSE: Final = 1.0
+LAST_PAUSE: Final = 60.0
+DIALLING: Final = 64  # handshakes of ours side by side
+
+
+class Keeper:
+    def __init__(self, sad: Sad, tunnels: Tunnels, driver: Driver, random: RandomSource) -> None:
+        self._sad = sad
+        self._tunnels = tunnels
+        self._driver = driver
+        self._random = random
+        self._limit = trio.CapacityLimiter(DIALLING)
+
+    async def run(self) -> None:
+        """Keep all such tunnels up, for ever."""
+        async with trio.open_nursery() as nursery:
+            for tunnel in self._sad.tunnels.values():
+                if tunnel.config.start == "auto" and tunnel.config.peer is not None:
+                    nursery.start_soon(self._keep, tunnel, tunnel.config.peer)
+
+    async def _keep(self, tunnel: Tunnel, peer: str) -> None:
+        pause = FIRST_PAUSE
+        while True:
+            await tunnel.until(lambda: not tunnel.ikes and not tunnel.offers and self._reachable())
+            try:
+                async with self._limit:
+                    tunnel.dialling = True
+                    await self._dial(tunnel, peer)
+                pause = FIRST_PAUSE
+            except ProtegoError as error:
+                tunnel.error = str(error)
+                log.warning("tunnel not up tunnel=%s peer=%s reason=%s", tunnel.id, peer, error)
+                await trio.sleep(pause * (0.75 + self._random(1)[0] / 512))
+                pause = min(pause * 2, LAST_PAUSE)
+            finally:
+                tunnel.dialling = False
+
+    def _reachable(self) -> bool:
+        fabric = self._sad.fabric
+        return bool(fabric.connected("gin")) and bool(fabric.connected("gpn"))
+
+    async def _dial(self, tunnel: Tunnel, peer: str) -> None:
+        sad = self._sad
+        gpn = sad.seat(tunnel)
+        if gpn is None:
+            raise Refused("no GPN could take the tunnel")
+        path = self._driver.path_to(tunnel.config.vip, peer)
+        spi = sad.spis.allocate()
+        sad.spis.hold(spi)
+        sad.nodes.park(spi, gpn)
+        sad.nodes.steer(Steer(spi, gpn, peer, path.remote_port))
+        try:
+            await together(partial(sad.nodes.holds, gpn), sad.nodes.steered)
+            event = await self._driver.initiate(tunnel.id, path, spi)
+            if event.ike not in tunnel.ikes:
+                raise Refused("the peer closed the IKE_SA at once")
+        except ProtegoError as error:
+            sad.nodes.unpark(spi, gpn)
+            sad.nodes.unsteer(spi)
+            sad.spis.release(spi)
+            await together(partial(sad.nodes.let_go, gpn), sad.nodes.steered)
+            if isinstance(error, ExchangeError) and error.ike is not None:
+                await self._driver.close(error.ike)
+            raise
+        await self._install(tunnel, event, gpn)
+
+    async def _install(self, tunnel: Tunnel, event: ChildEstablished, gpn: str) -> None:
+        sad = self._sad
+        placed = sad.place(tunnel, event.child, event.ike, gpn)
+        first = tunnel.sealing is None
+        if first:
+            sad.seal_first(tunnel, placed)
+        try:
+            await together(partial(sad.installed, placed), sad.nodes.routed)
+        except ProtegoError:
+            await self._driver.close(event.ike)  # dialling anew finds another GPN
+            raise
+        self._tunnels.stand(tunnel, placed)
+        if not first:
+            tunnel.successor = placed
+            await self._tunnels.succeed(tunnel, placed)

@@ -1,0 +1,56 @@
+"""What the GMN does when nodes come, go and report: the fabric's observer, one line per matter."""
+
+from __future__ import annotations
+
+from protego_cli.config.model import Cluster
+from protego_cli.control.fabric import Reported
+from protego_cli.control.messages import FirstPacket, PeerAddress, RangeLow, Report
+from protego_cli.control.recovery import Recovery
+from protego_cli.control.renewal import Renewals
+from protego_cli.control.sad import Sad
+from protego_cli.control.tunnels import Tunnels
+
+
+class Membership:
+    """A `FabricObserver`."""
+
+    def __init__(
+        self, cluster: Cluster, sad: Sad, tunnels: Tunnels, recovery: Recovery, renewals: Renewals
+    ) -> None:
+        self._roles = {node.name: node.role for node in cluster.nodes}
+        self._sad = sad
+        self._tunnels = tunnels
+        self._recovery = recovery
+        self._renewals = renewals
+        self._restarted: set[str] = set()  # GPNs whose tunnels are to be rekeyed once they are up
+
+    async def node_connecting(self, node: str, restarted: bool) -> None:
+        if not restarted:
+            return
+        if self._roles[node] == "gin":
+            self._recovery.gin_restarted()
+        elif self._roles[node] == "gpn":
+            self._restarted.add(node)
+            await self._recovery.gpn_restarted(node)
+
+    async def node_up(self, node: str) -> None:
+        self._sad.membership_changed()
+        if node in self._restarted:
+            self._restarted.discard(node)
+            self._renewals.renew_all(node)
+
+    async def node_down(self, node: str) -> None:
+        self._sad.membership_changed()
+
+    async def reported(self, node: str, request: Reported) -> None:
+        match request:
+            case Report():
+                self._tunnels.reported(node, request)
+            case FirstPacket():
+                self._tunnels.first_packet(node, request)
+            case PeerAddress():
+                self._tunnels.peer_address(node, request)
+            case RangeLow():
+                found = self._sad.find(request.spi_in, node)
+                if found is not None and found[0].sealing is found[1]:
+                    self._renewals.renew(*found)

@@ -1,0 +1,276 @@
+"""Moving a tunnel to another GPN by rekeying it, make-before-break; or rekeying it where it is.
+
+T moves from A to B (docs/architecture.md, "Migration, message by message"):
+
+1. Every GIN steers a new SPI to B, B parks its packets; acknowledged.
+2. CREATE_CHILD_SA. *rekey_ms ends*
+3. B holds the SA and seals on it; acknowledged.
+4. Every GEN routes T to B, then passes a barrier to A, which A echoes when all before it is sealed and sent.
+   *distribute_ms ends*
+5. A's Rule goes: what a VTEP still sends straight to A goes on to a GEN.
+6. Beside 5 an empty IKE round trip (ESP and DELETE take different paths); then DELETE of the old SA.
+   *total_ms ends*
+7. The old SA lingers (`Sad.retire`).
+
+While this goes on every SPI that the peer is given lies on B. So when the peer rekeys at the same moment,
+whichever SA wins completes the migration: `_rekey` waits until what the peer began is settled, and starts
+again from the SA that seals then. A failed rekey touches nothing of the old SA: only the new SPI's steering
+and parking are undone. When B goes down after the peer has agreed to the new SA, that SA is placed on A.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Iterable
+from functools import partial
+from typing import Final, NamedTuple
+
+import trio
+
+from protego_cli.control.distribution import together
+from protego_cli.control.driver import Driver, ExchangeError
+from protego_cli.control.messages import Migrated, Steer
+from protego_cli.control.recovery import Recovery
+from protego_cli.control.sad import Sad
+from protego_cli.control.tunnel import Placed, Tunnel
+from protego_cli.control.tunnels import Tunnels
+from protego_cli.errors import ChildSaNotFound, NotFound, ProtegoError, Refused, TemporaryFailure
+from protego_cli.ike.events import ChildEstablished
+
+log = logging.getLogger(__name__)
+
+RETRIES: Final = (0.1, 0.2, 0.4, 0.8, 1.6)  # seconds between rekeys that the peer cannot do now (2.25)
+SETTLING: Final = 15.0  # seconds for what the peer began; above `tunnels.OVERDUE`
+
+
+class Times(NamedTuple):
+    """Seconds since the beginning."""
+
+    rekeyed: float
+    distributed: float
+    total: float
+
+
+class Migrations:
+    def __init__(self, sad: Sad, tunnels: Tunnels, driver: Driver, recovery: Recovery) -> None:
+        self._sad = sad
+        self._tunnels = tunnels
+        self._driver = driver
+        self._recovery = recovery
+        self._requested: dict[str, str] = {}  # tunnel -> target, of what the operators asked for
+
+    async def migrate(self, name: str, to: str) -> Migrated:
+        """Move a tunnel as the operator asks. Raises NotFound or Refused, saying why."""
+        tunnel = self._tunnel(name)
+        if name in self._requested:
+            raise Refused(f"{name} is being moved to {self._requested[name]}; ask again when that is done")
+        self._check(tunnel, to)
+        self._requested[name] = to
+        try:
+            async with tunnel.moving:
+                source = self._check(tunnel, to).gpn
+                times = await self._move(tunnel, to)
+        except ProtegoError as error:
+            log.warning("migration failed tunnel=%s to=%s reason=%s", name, to, error)
+            raise
+        finally:
+            del self._requested[name]
+        rekey, distribute = times.rekeyed, times.distributed - times.rekeyed
+        log.info(
+            "migrated tunnel=%s from=%s to=%s rekey_ms=%.1f distribute_ms=%.1f total_ms=%.1f",
+            *(name, source, to, rekey * 1e3, distribute * 1e3, times.total * 1e3),
+        )
+        return Migrated(
+            tunnel=name,
+            source=source,
+            to=to,
+            method="rekey",
+            rekey_ms=round(rekey * 1e3, 3),
+            distribute_ms=round(distribute * 1e3, 3),
+            total_ms=round(times.total * 1e3, 3),
+        )
+
+    async def renew(self, tunnel: Tunnel, placed: Placed) -> None:
+        """Rekey a sealing SA where it is. Nothing happens when it does not seal any more."""
+        async with tunnel.moving:
+            if tunnel.sealing is not placed:
+                return
+            if placed.gpn not in self._sad.fabric.connected("gpn"):
+                raise Refused(f"{placed.gpn} is down")
+            await self._move(tunnel, placed.gpn)
+
+    # ---- what can be asked
+
+    def _tunnel(self, name: str) -> Tunnel:
+        tunnel = self._sad.tunnels.get(name)
+        if tunnel is None:
+            raise NotFound(f"there is no tunnel {name!r}{_close(name, self._sad.tunnels)}")
+        return tunnel
+
+    def _check(self, tunnel: Tunnel, to: str) -> Placed:
+        """The SA to be moved. Raises NotFound or Refused."""
+        nodes = {node.name: node for node in self._sad.fabric.nodes()}
+        node = nodes.get(to)
+        if node is None:
+            gpns = [name for name, other in nodes.items() if other.role == "gpn"]
+            raise NotFound(f"there is no node {to!r}{_close(to, gpns)}")
+        if node.role != "gpn":
+            raise Refused(f"{to} is a {node.role}; tunnels live on GPNs")
+        if not node.connected:
+            raise Refused(f"{to} is down")
+        if tunnel.sealing is None or tunnel.sealing.retiring:
+            raise Refused(f"{tunnel.id} is not up, so there is nothing to move")
+        if tunnel.sealing.gpn == to:
+            raise Refused(f"{tunnel.id} is on {to} already")
+        return tunnel.sealing
+
+    # ---- the procedure
+
+    async def _move(self, tunnel: Tunnel, to: str) -> Times:
+        tunnel.target = to
+        try:
+            return await self._rekey_onto(tunnel, to)
+        finally:
+            tunnel.target = None
+
+    async def _rekey_onto(self, tunnel: Tunnel, to: str) -> Times:
+        start = trio.current_time()
+        spi = self._sad.spis.allocate()
+        try:
+            old, event = await self._rekey(tunnel, to, spi)
+        except ProtegoError:
+            await self._undo(spi, to)
+            raise
+        rekeyed = trio.current_time() - start
+        if event is None:
+            await self._undo(spi, to)
+            distributed = await self._completed_by_peer(tunnel, old, to)
+        elif event.redundant:  # it opens, should the peer use it, until the engine has deleted it
+            await self._sad.installed(self._place(tunnel, event, old, to))
+            distributed = await self._completed_by_peer(tunnel, old, to)
+        else:
+            new = self._place(tunnel, event, old, to)
+            distributed = await self._distribute(tunnel, new, old)
+            await together(partial(self._sad.unrule, tunnel, old), partial(self._round_trip, tunnel, new))
+            await self._delete(tunnel, old)
+            if new.gpn != to:
+                raise Refused(f"{to} went down meanwhile; {tunnel.id} is on {new.gpn} now, under a new SA")
+        return Times(rekeyed, distributed - start, trio.current_time() - start)
+
+    def _place(self, tunnel: Tunnel, event: ChildEstablished, old: Placed, to: str) -> Placed:
+        """The new SA, with its packets going to where the old one's are known to come from, as long as the
+        path of the IKE_SA is the same.
+        """
+        if event.ike not in tunnel.ikes:
+            raise Refused(f"{tunnel.id} went down meanwhile")
+        path = event.child.path
+        peer = old.peer if path == old.child.path else (path.remote, path.remote_port)
+        return self._sad.place(tunnel, event.child, event.ike, to, peer)
+
+    async def _rekey(self, tunnel: Tunnel, to: str, spi: int) -> tuple[Placed, ChildEstablished | None]:
+        """Steps 1 and 2: the SA that is replaced, and what replaces it; None when a rekey of the peer has put
+        the tunnel on `to`.
+        """
+        first = tunnel.sealing
+        delays = iter(RETRIES)
+        while True:
+            old = await self._settled(tunnel)
+            if old is not first and old.gpn == to:
+                return first or old, None
+            await self._prepare(spi, to, old)
+            if tunnel.sealing is not old or not tunnel.settled:
+                continue
+            try:
+                return old, await self._driver.rekey_child(old.spi, spi)
+            except ExchangeError as error:
+                delay = next(delays, None)
+                if delay is None or not _passes(error, tunnel):
+                    raise Refused(f"{tunnel.id} cannot be rekeyed: {error}") from error
+            with trio.move_on_after(delay):
+                await tunnel.until(lambda old=old: tunnel.sealing is not old)  # type: ignore[misc]
+
+    async def _settled(self, tunnel: Tunnel) -> Placed:
+        """The sealing SA, when nothing that the peer began is open any more. Raises Refused."""
+        with trio.move_on_after(SETTLING):
+            await tunnel.until(lambda: tunnel.settled)
+        if tunnel.sealing is None or tunnel.sealing.retiring:
+            raise Refused(f"{tunnel.id} went down meanwhile")
+        return tunnel.sealing
+
+    async def _prepare(self, spi: int, to: str, old: Placed) -> None:
+        """Step 1. Done already, in a second attempt, it costs nothing. Raises NodeDown."""
+        self._sad.spis.hold(spi)
+        self._sad.nodes.park(spi, to)
+        self._sad.nodes.steer(Steer(spi, to, *old.peer))
+        await together(partial(self._sad.nodes.holds, to), self._sad.nodes.steered)
+
+    async def _undo(self, spi: int, to: str) -> None:
+        """The new SPI was never used."""
+        self._sad.nodes.unpark(spi, to)
+        self._sad.nodes.unsteer(spi)
+        self._sad.spis.release(spi)
+        await together(partial(self._sad.nodes.let_go, to), self._sad.nodes.steered)
+
+    async def _distribute(self, tunnel: Tunnel, new: Placed, old: Placed) -> float:
+        """Steps 3 and 4; when they were done. If the target has gone down, the SA goes elsewhere, back to the
+        old GPN if possible: the peer counts on it by now.
+        """
+        try:
+            await self._seal_on(tunnel, new)
+        except ProtegoError as error:
+            log.warning("tunnel=%s cannot go to %s reason=%s", tunnel.id, new.gpn, error)
+            tunnel.target = None
+            await self._recovery.settle_floors([new])
+            self._sad.move(tunnel, new, self._sad.seat(tunnel) or old.gpn)
+            await self._seal_on(tunnel, new)
+        return trio.current_time()
+
+    async def _seal_on(self, tunnel: Tunnel, new: Placed) -> None:
+        self._sad.nodes.rule(tunnel, new)  # in one update with the SA
+        await self._sad.nodes.holds(new.gpn)
+        self._tunnels.stand(tunnel, new)
+        await self._sad.flip(tunnel, new, even_if_down=False)
+
+    async def _round_trip(self, tunnel: Tunnel, new: Placed) -> None:
+        """What was sealed on the old SA is on its way; let it arrive before its DELETE."""
+        try:
+            await self._driver.check_alive(new.ike)
+        except ExchangeError as error:
+            if new.ike not in tunnel.ikes:
+                raise Refused(f"{tunnel.id} went down meanwhile: {error}") from error
+            log.warning("round trip failed tunnel=%s reason=%s", tunnel.id, error)
+
+    async def _delete(self, tunnel: Tunnel, old: Placed) -> None:
+        """Step 6, and the beginning of 7."""
+        try:
+            await self._driver.delete_child(old.spi)
+        except ExchangeError as error:
+            log.warning("old SA not deleted tunnel=%s spi=%08x reason=%s", tunnel.id, old.spi, error)
+        self._sad.retire(tunnel, old)
+
+    async def _completed_by_peer(self, tunnel: Tunnel, old: Placed, to: str) -> float:
+        """The peer's own SA won (RFC 7296 2.8.1): wait until it seals, and until the peer has deleted the old
+        one; when it began to seal.
+        """
+        with trio.move_on_after(SETTLING):
+            await tunnel.until(lambda: tunnel.sealing is not old and tunnel.settled)
+        if tunnel.sealing is None or tunnel.sealing is old or tunnel.sealing.gpn != to:
+            raise Refused(f"{tunnel.id}: a rekey of the peer came between and was not completed; try again")
+        sealed = trio.current_time()
+        with trio.move_on_after(SETTLING):
+            await tunnel.until(lambda: old.retiring)
+        return sealed
+
+
+def _passes(error: ExchangeError, tunnel: Tunnel) -> bool:
+    """Whether the reason is one that goes by: the peer is rekeying or deleting by itself (RFC 7296 2.25)."""
+    if error.notify in (TemporaryFailure.notify, ChildSaNotFound.notify):
+        return True
+    return error.notify is None and bool(tunnel.ikes) and not tunnel.settled
+
+
+def _close(name: str, known: Iterable[str]) -> str:
+    """The names that may have been meant, as the end of a sentence."""
+    matches = difflib.get_close_matches(name, list(known), 3, 0.5)
+    return f"; did you mean {' or '.join(matches)}?" if matches else ""

@@ -1,0 +1,43 @@
+"""From a tunnel and its CHILD_SAs to the records that data nodes hold. Pure."""
+
+from __future__ import annotations
+
+from protego_cli.control.messages import Route, Rule, Sa, Steer
+from protego_cli.control.tunnel import Placed, Tunnel
+
+
+def sa_record(tunnel: Tunnel, placed: Placed) -> Sa:
+    """The SAD entry of a CHILD_SA on its GPN."""
+    child = placed.child
+    return Sa(
+        spi_in=child.spi_in,
+        spi_out=child.spi_out,
+        tunnel=tunnel.id,
+        vni=tunnel.vni,
+        encryption=child.encryption,
+        key_in=child.key_in,
+        key_out=child.key_out,
+        local_ts=child.local_ts,
+        remote_ts=child.remote_ts,
+        vip=child.path.local,
+        peer=placed.peer[0],
+        peer_port=placed.peer[1],
+        seal_lo=placed.numbers.lo,
+        seal_hi=placed.numbers.hi,
+        floor=placed.floor,
+        opens=placed.opens,
+    )
+
+
+def rule_record(tunnel: Tunnel, placed: Placed) -> Rule:
+    return Rule(tunnel.id, placed.spi)
+
+
+def steer_record(placed: Placed) -> Steer:
+    return Steer(placed.spi, placed.gpn, *placed.peer)
+
+
+def route_record(tunnel: Tunnel, placed: Placed) -> Route:
+    """What the peer's side of the CHILD_SA's selectors covers, as prefixes."""
+    prefixes = dict.fromkeys(prefix for selector in placed.child.remote_ts for prefix in selector.prefixes())
+    return Route(tunnel.id, tunnel.vni, tuple(prefixes), placed.gpn)

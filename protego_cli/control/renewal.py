@@ -1,0 +1,54 @@
+"""Rekeys in place that the gateway needs: after a GPN's restart, and when a sealing range runs low.
+
+At most `AT_ONCE` run side by side, those SAs first that open nothing. One that fails is tried again, later
+and later, for as long as its SA seals.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+import trio
+
+from protego_cli.control.migration import Migrations
+from protego_cli.control.sad import Sad
+from protego_cli.control.tunnel import Placed, Tunnel
+from protego_cli.errors import ProtegoError
+
+log = logging.getLogger(__name__)
+
+AT_ONCE: Final = 50
+FIRST_PAUSE: Final = 1.0
+LAST_PAUSE: Final = 60.0
+
+
+class Renewals:
+    def __init__(self, sad: Sad, migrations: Migrations, tasks: trio.Nursery) -> None:
+        self._sad = sad
+        self._migrations = migrations
+        self._tasks = tasks
+        self._limit = trio.CapacityLimiter(AT_ONCE)
+
+    def renew_all(self, gpn: str) -> None:
+        """Rekey every tunnel that seals on a GPN."""
+        found = [(tunnel, sa) for tunnel, sa in self._sad.on(gpn) if tunnel.sealing is sa]
+        for tunnel, placed in sorted(found, key=lambda item: item[1].opens):
+            self.renew(tunnel, placed)
+
+    def renew(self, tunnel: Tunnel, placed: Placed) -> None:
+        """Rekey a tunnel that seals on this SA, unless that is under way."""
+        if not placed.renewing:
+            placed.renewing = True
+            self._tasks.start_soon(self._renew, tunnel, placed)
+
+    async def _renew(self, tunnel: Tunnel, placed: Placed) -> None:
+        pause = FIRST_PAUSE
+        while tunnel.sealing is placed and not placed.retiring:
+            try:
+                async with self._limit:
+                    await self._migrations.renew(tunnel, placed)
+            except ProtegoError as error:
+                log.warning("rekey failed tunnel=%s node=%s reason=%s", tunnel.id, placed.gpn, error)
+                await trio.sleep(pause)
+                pause = min(pause * 2, LAST_PAUSE)

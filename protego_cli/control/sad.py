@@ -1,0 +1,256 @@
+"""The gateway's SAD: every CHILD_SA of every tunnel, on which GPN it lies, which one seals.
+
+Life of an SA here:
+1. `seat` says where it goes; `place` gives it numbers and its records; `installed` waits until they stand.
+2. `flip` makes it the sealing one: Rule on its GPN, Route at the GENs with a barrier to the GPN before, whose
+   own Rule ends with `unrule`.
+3. `retire`: the peer knows it no more, and it opens what is still on its way, for `linger` seconds.
+4. `forget`: it is on no node, its SPI is quarantined.
+
+An SA stands on its GPN and is steered there, acknowledged, before a peer may hear of it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from typing import Final
+
+import trio
+
+from protego_cli.config.model import Cluster
+from protego_cli.control.distribution import DesiredState, Distribution, together
+from protego_cli.control.placement import GpnLoad, PackingPolicy, choose
+from protego_cli.control.ranges import SealingRanges
+from protego_cli.control.spis import SpiAllocator
+from protego_cli.control.tunnel import Placed, Tunnel
+from protego_cli.errors import ProtegoError
+from protego_cli.ike.events import ChildSa
+
+log = logging.getLogger(__name__)
+
+SEAT_WAIT: Final = 3.0  # seconds to wait for a GPN to connect; below a peer's first retransmission
+RETIRING: Final = (
+    32  # SAs of one tunnel that linger at a time; a peer that rekeys without end loses the oldest
+)
+
+
+class Sad:
+    def __init__(
+        self,
+        cluster: Cluster,
+        fabric: DesiredState,
+        policy: PackingPolicy,
+        spis: SpiAllocator,
+        tasks: trio.Nursery,
+    ) -> None:
+        """`tasks` runs what outlives the call that began it."""
+        self.tunnels = {
+            tunnel.id: Tunnel(tunnel, tenant.vni) for tenant in cluster.tenants for tunnel in tenant.tunnels
+        }
+        self.fabric = fabric
+        self.spis = spis
+        self.nodes = Distribution(
+            fabric,
+            [gin.name for gin in cluster.nodes_of("gin")],
+            [gen.name for gen in cluster.nodes_of("gen")],
+        )
+        self._ranges = SealingRanges()
+        self._policy = policy
+        self._linger = cluster.ike.linger
+        self._tasks = tasks
+        self._by_spi: dict[int, tuple[Tunnel, Placed]] = {}
+        self._load: Counter[str] = Counter()  # SAs that do not retire, by GPN
+        self._membership = trio.Event()
+
+    # ---- looking up
+
+    def find(self, spi: int, gpn: str | None = None) -> tuple[Tunnel, Placed] | None:
+        """The SA of an inbound SPI; with `gpn`, only if that is where it lies."""
+        found = self._by_spi.get(spi)
+        return found if found and gpn in (None, found[1].gpn) else None
+
+    def all(self) -> list[tuple[Tunnel, Placed]]:
+        return list(self._by_spi.values())
+
+    def on(self, gpn: str) -> list[tuple[Tunnel, Placed]]:
+        """Every SA that lies on a GPN."""
+        return [(tunnel, placed) for tunnel, placed in self._by_spi.values() if placed.gpn == gpn]
+
+    # ---- choosing a GPN
+
+    def seat(self, tunnel: Tunnel) -> str | None:
+        """The GPN for a new SA: a migration's target, else where the tunnel is, else what the policy says."""
+        connected = self.fabric.connected("gpn")
+        if tunnel.target in connected:
+            return tunnel.target
+        if tunnel.sealing is not None and tunnel.sealing.gpn in connected:
+            return tunnel.sealing.gpn
+        loads = [
+            GpnLoad(node.name, self._load[node.name], node.report.cpu if node.report else 0.0)
+            for node in self.fabric.nodes()
+            if node.role == "gpn" and node.connected
+        ]
+        return choose(self._policy, tunnel.id, loads)
+
+    async def seat_soon(self, tunnel: Tunnel) -> str | None:
+        """The same, waiting a moment for a GPN to connect."""
+        gpn = self.seat(tunnel)
+        with trio.move_on_after(SEAT_WAIT):
+            while gpn is None:
+                await self._membership.wait()
+                gpn = self.seat(tunnel)
+        return gpn
+
+    def membership_changed(self) -> None:
+        """A node came or went."""
+        self._membership.set()
+        self._membership = trio.Event()
+        for tunnel in self.tunnels.values():
+            tunnel.changed()
+
+    # ---- placing
+
+    def place(
+        self, tunnel: Tunnel, child: ChildSa, ike: int, gpn: str, peer: tuple[str, int] | None = None
+    ) -> Placed:
+        """Give a CHILD_SA its place, numbers and records; nothing is acknowledged yet. `peer`: where its ESP
+        goes, if not along the IKE_SA's path.
+        """
+        peer = peer or (child.path.remote, child.path.remote_port)
+        placed = Placed(child, ike, gpn, self._ranges.grant(child.spi_in), peer)
+        self.spis.hold(child.spi_in)
+        self._by_spi[child.spi_in] = tunnel, placed
+        self._load[gpn] += 1
+        tunnel.add(placed)
+        self.nodes.put_sa(tunnel, placed)
+        return placed
+
+    def move(self, tunnel: Tunnel, placed: Placed, gpn: str) -> None:
+        """Place an SA elsewhere. What its old GPN may have opened must be below its floor already."""
+        self.nodes.drop_sa(placed)
+        self.nodes.unrule(tunnel, placed)
+        self._load[placed.gpn] -= 1
+        self._load[gpn] += 1
+        placed.gpn = gpn
+        self.renumber(tunnel, placed)
+
+    def renumber(self, tunnel: Tunnel, placed: Placed) -> None:
+        """Another process holds the SA from now on: a new sealing range, and counting from zero."""
+        placed.numbers = self._ranges.grant(placed.spi)
+        placed.meter.restart()
+        self.nodes.put_sa(tunnel, placed)
+
+    async def installed(self, placed: Placed) -> None:
+        """Wait until the SA is on its GPN and steered there. Raises NodeDown."""
+        await together(lambda: self.nodes.holds(placed.gpn), self.nodes.steered)
+
+    # ---- sealing
+
+    def seal_first(self, tunnel: Tunnel, placed: Placed) -> None:
+        """Seal on the first SA of a tunnel; nothing is acknowledged yet."""
+        tunnel.sealing = placed
+        if tunnel.successor is placed:
+            tunnel.successor = None
+        self.nodes.rule(tunnel, placed)
+        self.nodes.route(tunnel, placed)
+        tunnel.changed()
+
+    async def flip(self, tunnel: Tunnel, new: Placed, *, even_if_down: bool = True) -> None:
+        """Seal on `new` from now on; return when all that was to be sealed before has been sent.
+
+        With `even_if_down` false, raises NodeDown and changes nothing when its GPN is not there.
+        """
+        async with tunnel.flipping:
+            old = tunnel.sealing
+            if old is new or new.retiring:
+                return
+            self.nodes.rule(tunnel, new)
+            try:
+                await self.nodes.holds(new.gpn)
+            except ProtegoError as error:
+                if not even_if_down:
+                    self._rule_again(tunnel, old, new)
+                    raise
+                log.warning("rule not confirmed tunnel=%s node=%s reason=%s", tunnel.id, new.gpn, error)
+            if new.retiring:
+                self._rule_again(tunnel, tunnel.sealing, new)  # its IKE_SA ended meanwhile
+                return
+            self.seal_first(tunnel, new)
+            behind = old.gpn if old and old.gpn != new.gpn else None
+            await self.nodes.routed(behind if behind in self.fabric.connected("gpn") else None)
+
+    def _rule_again(self, tunnel: Tunnel, old: Placed | None, new: Placed) -> None:
+        if old is not None and old.gpn == new.gpn:
+            self.nodes.rule(tunnel, old)
+        else:
+            self.nodes.unrule(tunnel, new)
+
+    async def unrule(self, tunnel: Tunnel, old: Placed) -> None:
+        """What still reaches a GPN that the tunnel has left goes on to a GEN from now on."""
+        if tunnel.sealing is not old:
+            self.nodes.unrule(tunnel, old)
+            await self.nodes.let_go(old.gpn)
+
+    async def flip_whole(self, tunnel: Tunnel, new: Placed) -> None:
+        """`flip`, and the `unrule` of the GPN before."""
+        old = tunnel.sealing
+        await self.flip(tunnel, new)
+        if old is not None:
+            await self.unrule(tunnel, old)
+
+    async def leave(self, tunnel: Tunnel, *leaving: Placed) -> None:
+        """Seal on another SA if one of these seals now; on none where there is no other."""
+        while (sealing := tunnel.sealing) in leaving and sealing is not None:
+            heir = tunnel.heir(leaving)
+            if heir is None:
+                self._silence(tunnel, sealing)
+                await self.nodes.let_go(sealing.gpn)
+                await self.nodes.routed()
+            else:
+                await self.flip_whole(tunnel, heir)
+
+    def _silence(self, tunnel: Tunnel, placed: Placed) -> None:
+        """Nothing seals for this tunnel any more."""
+        self.nodes.unrule(tunnel, placed)
+        self.nodes.unroute(tunnel)
+        tunnel.sealing = None
+        tunnel.changed()
+        log.info("tunnel down tunnel=%s", tunnel.id)
+
+    # ---- ending
+
+    def retire(self, tunnel: Tunnel, placed: Placed) -> None:
+        """The peer knows the SA no more: open what is still on its way for a while, then forget it."""
+        if placed.retiring or placed.spi not in tunnel.sas:
+            return
+        placed.retiring = True
+        self._load[placed.gpn] -= 1
+        if tunnel.successor is placed:
+            tunnel.successor = None
+        lingering = [sa for sa in tunnel.sas.values() if sa.retiring]
+        if len(lingering) > RETIRING:
+            self.forget(tunnel, lingering[0])
+        tunnel.changed()
+        self._tasks.start_soon(self._linger_on, tunnel, placed)
+
+    async def _linger_on(self, tunnel: Tunnel, placed: Placed) -> None:
+        await trio.sleep(self._linger)
+        self.forget(tunnel, placed)
+        await self.nodes.let_go(placed.gpn)
+        await self.nodes.steered()
+
+    def forget(self, tunnel: Tunnel, placed: Placed) -> None:
+        """Take the SA from every node; they hear of it with their next update. Idempotent."""
+        if self._by_spi.pop(placed.spi, None) is None:
+            return
+        if not placed.retiring:
+            placed.retiring = True
+            self._load[placed.gpn] -= 1
+        self.nodes.drop_sa(placed)
+        if tunnel.sealing is placed:
+            self._silence(tunnel, placed)
+        self.nodes.unrule(tunnel, placed)
+        tunnel.remove(placed)
+        self._ranges.forget(placed.spi)
+        self.spis.release(placed.spi)

@@ -1,0 +1,111 @@
+"""What an operator may ask of the GMN: its status, names for completion, a migration."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+from protego_cli.config.model import Node
+from protego_cli.control.fabric import NodeState, OperatorRequest
+from protego_cli.control.messages import (
+    GetStatus,
+    ListNames,
+    Migrate,
+    Names,
+    NodeStatus,
+    Reply,
+    Status,
+    TunnelStatus,
+)
+from protego_cli.control.migration import Migrations
+from protego_cli.control.sad import Sad
+from protego_cli.control.tunnel import Tunnel
+from protego_cli.counters import Counters
+
+
+class Operations:
+    """Answers operators; `answer` is the fabric's `operator_handler`."""
+
+    def __init__(
+        self,
+        node: Node,
+        epoch: int,
+        sad: Sad,
+        migrations: Migrations,
+        counters: Counters,
+        cpu: Callable[[], float],
+    ) -> None:
+        """`node` is this GMN; `cpu`, the CPU seconds per second of this process."""
+        self._node = node
+        self._epoch = epoch
+        self._sad = sad
+        self._migrations = migrations
+        self._counters = counters
+        self._cpu = cpu
+
+    async def answer(self, request: OperatorRequest) -> Reply:
+        match request:
+            case GetStatus():
+                return self._status()
+            case ListNames():
+                nodes = (self._node.name, *(node.name for node in self._sad.fabric.nodes()))
+                return Names(tunnels=tuple(self._sad.tunnels), nodes=nodes)
+            case Migrate():
+                return await self._migrations.migrate(request.tunnel, request.to)
+
+    def _status(self) -> Status:
+        nodes = self._sad.fabric.nodes()
+        tunnels = list(self._sad.tunnels.values())
+        on = Counter(tunnel.sealing.gpn for tunnel in tunnels if tunnel.sealing is not None)
+        up = {node.name for node in nodes if node.connected}
+        ours = NodeStatus(
+            name=self._node.name,
+            role="gmn",
+            state="up",
+            tunnels=sum(1 for tunnel in tunnels if tunnel.ikes),
+            cpu=self._cpu(),
+            counters=self._counters.nonzero(),
+        )
+        return Status(
+            epoch=self._epoch,
+            nodes=(ours, *(_node_status(node, on[node.name]) for node in nodes)),
+            tunnels=tuple(_tunnel_status(tunnel, up) for tunnel in tunnels),
+        )
+
+
+def _node_status(node: NodeState, tunnels: int) -> NodeStatus:
+    report = node.report
+    return NodeStatus(
+        name=node.name,
+        role=node.role,
+        state="up" if node.connected else "down",
+        tunnels=tunnels,
+        cpu=report.cpu if report and node.connected else 0.0,
+        counters=report.counters if report else {},
+    )
+
+
+def _tunnel_status(tunnel: Tunnel, up: set[str]) -> TunnelStatus:
+    sealing, totals = tunnel.sealing, tunnel.totals
+    return TunnelStatus(
+        id=tunnel.id,
+        state=state(tunnel, up),
+        gpn=sealing.gpn if sealing else None,
+        spi_in=f"{sealing.spi:08x}" if sealing else None,
+        spi_out=f"{sealing.child.spi_out:08x}" if sealing else None,
+        suite=sealing.child.suite if sealing else None,
+        packets_in=totals.packets_in,
+        packets_out=totals.packets_out,
+        bytes_in=totals.bytes_in,
+        bytes_out=totals.bytes_out,
+        peer=sealing.peer[0] if sealing else tunnel.config.peer,
+        error=tunnel.error,
+    )
+
+
+def state(tunnel: Tunnel, up: set[str]) -> str:
+    """`up` when it carries traffic; `connecting` while somebody is at making it so."""
+    sealing = tunnel.sealing
+    if sealing is not None and sealing.standing and not sealing.retiring:
+        return "up" if sealing.gpn in up else "down"
+    return "connecting" if tunnel.ikes or tunnel.offers or tunnel.dialling else "down"

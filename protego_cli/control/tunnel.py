@@ -1,0 +1,143 @@
+"""One tunnel as the GMN sees it: its CHILD_SAs, where each lies, which one seals, what passed through it.
+
+A `Placed` is a CHILD_SA on a GPN. Of a tunnel's, at most one is `sealing`; a `successor` stands ready and
+seals once the peer is known to use it (RFC 7296 2.8); the rest are retiring: they open what is still on its
+way. All fields change without an await in between, so every task sees a consistent tunnel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import trio
+
+from protego_cli.config.model import TunnelConfig
+from protego_cli.control.messages import SaUsage
+from protego_cli.control.ranges import SealingRange
+from protego_cli.ike.events import ChildSa
+
+
+class Totals(NamedTuple):
+    packets_in: int = 0
+    bytes_in: int = 0
+    packets_out: int = 0
+    bytes_out: int = 0
+
+    def plus(self, other: Totals) -> Totals:
+        return Totals(*(mine + its for mine, its in zip(self, other, strict=True)))
+
+
+class Meter:
+    """What passed through one SA, over all processes that held it; never runs backwards."""
+
+    def __init__(self) -> None:
+        self.highest_in = 0  # authenticated sequence number, of the present keys whoever opened them
+        self._before = Totals()
+        self._now = Totals()
+
+    def read(self, usage: SaUsage) -> None:
+        """A report of the process that holds the SA now."""
+        found = Totals(usage.packets_in, usage.bytes_in, usage.packets_out, usage.bytes_out)
+        if any(new < known for new, known in zip(found, self._now, strict=True)):
+            self.restart()
+        self._now = found
+        self.highest_in = max(self.highest_in, usage.highest_in)
+
+    def restart(self) -> None:
+        """Another process holds the SA from now on and counts from zero."""
+        self._before, self._now = self.total, Totals()
+
+    @property
+    def total(self) -> Totals:
+        return self._before.plus(self._now)
+
+
+@dataclass(eq=False)
+class Placed:
+    """A CHILD_SA and where it lies."""
+
+    child: ChildSa
+    ike: int
+    gpn: str
+    numbers: SealingRange
+    peer: tuple[str, int]  # where its ESP goes: the IKE_SA's path, unless packets have proven another
+    floor: int = 0
+    opens: bool = True
+    marks_complete: bool = True  # whether the GINs' marks and the last report cover all that was opened
+    standing: bool = False  # acknowledged by its GPN, and known to the peer
+    retiring: bool = False
+    renewing: bool = False  # a task sees to its rekey
+    meter: Meter = field(default_factory=Meter)
+
+    @property
+    def spi(self) -> int:
+        return self.child.spi_in
+
+
+class Tunnel:
+    def __init__(self, config: TunnelConfig, vni: int) -> None:
+        self.config = config
+        self.id = config.id
+        self.vni = vni
+        self.ikes: set[int] = set()  # handles of its IKE_SAs
+        self.sas: dict[int, Placed] = {}  # by inbound SPI, oldest first
+        self.sealing: Placed | None = None
+        self.successor: Placed | None = None
+        self.ruled: dict[str, int] = {}  # GPN -> inbound SPI of the SA that its Rule names
+        self.target: str | None = None  # where every new SA goes while a migration is under way
+        self.offers = 0  # requests of the peer that are being worked on
+        self.dialling = False
+        self.error: str | None = None  # why the last negotiation failed
+        self.moving = trio.Lock()  # held by a rekey of ours, from its first step to its last
+        self.flipping = trio.Lock()  # held while the sealing SA changes
+        self._retired = Totals()
+        self._changed = trio.Event()
+
+    # ---- CHILD_SAs
+
+    def add(self, placed: Placed) -> None:
+        self.sas[placed.spi] = placed
+        self.changed()
+
+    def remove(self, placed: Placed) -> None:
+        """The SA is on no node any more; what passed through it still counts."""
+        if self.sas.pop(placed.spi, None) is not None:
+            self._retired = self._retired.plus(placed.meter.total)
+        if self.sealing is placed:
+            self.sealing = None
+        if self.successor is placed:
+            self.successor = None
+        self.changed()
+
+    def heir(self, leaving: Iterable[Placed]) -> Placed | None:
+        """What may seal when these no longer do: the successor, or else the newest that stands."""
+        gone = set(leaving)
+        candidates = [self.successor, *reversed(self.sas.values())]
+        return next(
+            (sa for sa in candidates if sa and sa not in gone and sa.standing and not sa.retiring), None
+        )
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing that the peer began is open."""
+        return self.successor is None and not self.offers
+
+    @property
+    def totals(self) -> Totals:
+        total = self._retired
+        for placed in self.sas.values():
+            total = total.plus(placed.meter.total)
+        return total
+
+    # ---- waiting
+
+    def changed(self) -> None:
+        """Wake those who wait for something about this tunnel."""
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            await self._changed.wait()

@@ -1,0 +1,249 @@
+"""What happens to tunnels: what their peers ask for and delete, where they move to, what GPNs see of them.
+
+1. `ChildOffered`: choose the GPN, install the SA, `accept`. A tunnel's first SA seals at once; one that
+   replaces another seals from the peer's first packet on it, from the DELETE of the old one (RFC 7296 2.8),
+   or after `OVERDUE` seconds. One that came with a new IKE_SA ends the old IKE_SA then.
+2. `ChildDeleteOffered`: seal on another SA, pass the barrier, `accept`, let the SA linger.
+3. `IkeClosed`: its SAs retire; another IKE_SA's SA seals, if there is one.
+4. `PeerMoved`, `PeerAddress`: the peer's SAs seal towards its new address.
+
+`handle` and the reports decide without an await; what has to be waited for runs in a task of its own.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+from collections.abc import Iterable
+from functools import partial
+from typing import Final
+
+import trio
+
+from protego_cli.control.distribution import together
+from protego_cli.control.driver import Driver
+from protego_cli.control.messages import FirstPacket, PeerAddress, Report
+from protego_cli.control.sad import Sad
+from protego_cli.control.tunnel import Placed, Tunnel
+from protego_cli.errors import ProtegoError, TemporaryFailure
+from protego_cli.ike.events import (
+    ChildDeleted,
+    ChildDeleteOffered,
+    ChildOffered,
+    Event,
+    IkeClosed,
+    IkeEstablished,
+    NegotiationFailed,
+    PeerMoved,
+)
+
+log = logging.getLogger(__name__)
+
+OVERDUE: Final = 10.0  # seconds after which a successor seals although its peer sent nothing on it
+REPLACED: Final = 1.0  # the same where a new IKE_SA has brought it: its peer may have lost the old one
+SEATS: Final = 3  # GPNs that are tried for one request
+FAREWELLS: Final = 64  # IKE_SAs that are closed side by side at the end
+
+
+class Tunnels:
+    def __init__(self, sad: Sad, driver: Driver, tasks: trio.Nursery) -> None:
+        """Makes itself the driver's listener. `tasks` runs what has to be waited for."""
+        self._sad = sad
+        self._driver = driver
+        self._tasks = tasks
+        driver.listener = self.handle
+
+    async def close_all(self) -> None:
+        """DELETE of every IKE_SA, so that the peers dial anew at once."""
+        limit = trio.CapacityLimiter(FAREWELLS)
+
+        async def close(ike: int) -> None:
+            async with limit:
+                await self._driver.close(ike)
+
+        async with trio.open_nursery() as nursery:
+            for tunnel in self._sad.tunnels.values():
+                for ike in tunnel.ikes:
+                    nursery.start_soon(close, ike)
+
+    # ---- what the engine says
+
+    def handle(self, event: Event) -> None:
+        """An event that no command waits for; never blocks."""
+        match event:
+            case NegotiationFailed():
+                self._negotiation_failed(event)
+            case IkeEstablished():
+                if tunnel := self._sad.tunnels.get(event.tunnel):
+                    self._ike_established(tunnel, event)
+            case ChildOffered():
+                if tunnel := self._sad.tunnels.get(event.child.tunnel):
+                    tunnel.offers += 1
+                    tunnel.changed()
+                    self._tasks.start_soon(self._offered, tunnel, event)
+            case ChildDeleteOffered():
+                if found := self._sad.find(event.spi_in):
+                    self._tasks.start_soon(self._deleted, *found, event.ticket)
+                else:
+                    self._driver.accept(event.ticket)
+            case ChildDeleted():  # by the engine itself: the redundant one of two that crossed
+                if found := self._sad.find(event.spi_in):
+                    self._tasks.start_soon(self._deleted, *found, None)
+            case IkeClosed():
+                if tunnel := self._sad.tunnels.get(event.tunnel):
+                    self._ike_closed(tunnel, event)
+            case PeerMoved(path=path):
+                if tunnel := self._sad.tunnels.get(event.tunnel):
+                    self._peer_moved(tunnel, event.ike, (path.remote, path.remote_port))
+            case _:
+                log.debug("outcome nobody waits for event=%s", type(event).__name__)
+
+    def _negotiation_failed(self, event: NegotiationFailed) -> None:
+        log.warning(
+            "negotiation failed tunnel=%s peer=%s notify=%d reason=%s",
+            *(event.tunnel or "unknown", event.path.remote, event.notify, event.detail),
+        )
+        tunnel = self._sad.tunnels.get(event.tunnel or "")
+        if tunnel is not None:
+            tunnel.error = event.detail
+
+    def _ike_established(self, tunnel: Tunnel, event: IkeEstablished) -> None:
+        tunnel.ikes.add(event.ike)
+        tunnel.changed()
+        log.info(
+            "IKE_SA up tunnel=%s peer=%s suite=%s initiator=%s",
+            *(tunnel.id, event.path.remote, event.suite, "gateway" if event.initiator else "peer"),
+        )
+
+    def _ike_closed(self, tunnel: Tunnel, event: IkeClosed) -> None:
+        log.info("IKE_SA closed tunnel=%s reason=%s", tunnel.id, event.reason)
+        tunnel.ikes.discard(event.ike)
+        tunnel.changed()
+        leaving = [sa for sa in tunnel.sas.values() if sa.ike == event.ike and not sa.retiring]
+        for placed in leaving:
+            self._sad.retire(tunnel, placed)
+        if leaving:
+            self._tasks.start_soon(self._sad.leave, tunnel, *leaving)
+
+    # ---- the peer asks for a CHILD_SA
+
+    async def _offered(self, tunnel: Tunnel, event: ChildOffered) -> None:
+        try:
+            placed = await self._install_offer(tunnel, event)
+        finally:
+            tunnel.offers -= 1
+            tunnel.changed()
+        if placed is None:
+            await self._reject(tunnel, event)
+        elif tunnel.successor is placed:
+            await self.succeed(tunnel, placed)
+
+    async def _install_offer(self, tunnel: Tunnel, event: ChildOffered) -> Placed | None:
+        """Install the SA and accept. None when no GPN takes it, or its IKE_SA is gone."""
+        sad = self._sad
+        placed: Placed | None = None
+        for _ in range(SEATS):
+            gpn = await sad.seat_soon(tunnel)
+            if gpn is None or event.ike not in tunnel.ikes:
+                break
+            if placed is None:
+                placed = sad.place(tunnel, event.child, event.ike, gpn)
+            elif placed.gpn != gpn:
+                sad.move(tunnel, placed, gpn)  # its peer has not heard of it, so nothing was opened
+            if tunnel.sealing in (None, placed):
+                sad.seal_first(tunnel, placed)
+            else:
+                tunnel.successor = placed
+            try:
+                await together(partial(sad.nodes.holds, gpn), sad.nodes.steered, sad.nodes.routed)
+            except ProtegoError as error:
+                log.warning("SA not installed tunnel=%s node=%s reason=%s", tunnel.id, gpn, error)
+                continue
+            if event.ike in tunnel.ikes:
+                self.stand(tunnel, placed)
+                self._driver.accept(event.ticket)
+                return placed
+        if placed is not None:
+            sad.forget(tunnel, placed)
+        return None
+
+    async def _reject(self, tunnel: Tunnel, event: ChildOffered) -> None:
+        if event.ike in tunnel.ikes:
+            tunnel.error = "no GPN could take the tunnel"
+            log.error("request rejected tunnel=%s reason=%s", tunnel.id, tunnel.error)
+            self._driver.reject(event.ticket, TemporaryFailure(tunnel.error))
+            if event.replaces is None:  # an IKE_SA without CHILD_SA is of no use: let the peer dial anew
+                await self._driver.close(event.ike)
+        await self._sad.nodes.steered()
+
+    def stand(self, tunnel: Tunnel, placed: Placed) -> None:
+        """An SA is acknowledged."""
+        placed.standing = True
+        tunnel.error = None
+        tunnel.changed()
+        log.info(
+            "SA up tunnel=%s node=%s spi=%08x suite=%s peer=%s:%d",
+            *(tunnel.id, placed.gpn, placed.spi, placed.child.suite, *placed.peer),
+        )
+
+    async def succeed(self, tunnel: Tunnel, placed: Placed) -> None:
+        """Let a successor seal at last, and end the IKE_SA whose SA it has replaced."""
+        old = tunnel.sealing
+        if old is not None:
+            with trio.move_on_after(OVERDUE if old.ike == placed.ike else REPLACED):
+                await tunnel.until(lambda: tunnel.successor is not placed or tunnel.sealing is None)
+        if tunnel.successor is placed:
+            await self._sad.flip_whole(tunnel, placed)
+        if old is not None and old.ike != placed.ike and {old.ike, placed.ike} <= tunnel.ikes:
+            log.info("IKE_SA replaced by a newer one tunnel=%s", tunnel.id)
+            await self._driver.close(old.ike)
+
+    async def _deleted(self, tunnel: Tunnel, placed: Placed, ticket: int | None) -> None:
+        """A CHILD_SA goes: seal on another, answer if the peer asked, let it linger."""
+        await self._sad.leave(tunnel, placed)
+        if ticket is not None:
+            self._driver.accept(ticket)
+        self._sad.retire(tunnel, placed)
+
+    # ---- what the nodes say
+
+    def reported(self, gpn: str, report: Report) -> None:
+        for usage in report.usage:
+            if found := self._sad.find(usage.spi_in, gpn):
+                placed = found[1]
+                placed.meter.read(usage)
+                placed.marks_complete = True
+
+    def first_packet(self, gpn: str, event: FirstPacket) -> None:
+        """The peer uses a new SA: so may we (RFC 7296 2.8)."""
+        if found := self._sad.find(event.spi_in, gpn):
+            tunnel, placed = found
+            if tunnel.successor is placed:
+                self._tasks.start_soon(self._sad.flip_whole, tunnel, placed)
+
+    def peer_address(self, gpn: str, event: PeerAddress) -> None:
+        """Authentic packets come from elsewhere: so ours go there (RFC 7296 2.23)."""
+        found = self._sad.find(event.spi_in, gpn)
+        try:
+            address = str(ipaddress.ip_address(event.address))
+        except ValueError:
+            return
+        if found is not None and 0 < event.port < 1 << 16:
+            tunnel, placed = found
+            self._peer_moved(tunnel, placed.ike, (address, event.port))
+
+    def _peer_moved(self, tunnel: Tunnel, ike: int, peer: tuple[str, int]) -> None:
+        moved = [sa for sa in tunnel.sas.values() if sa.ike == ike and sa.peer != peer]
+        if not moved:
+            return
+        log.info("peer moved tunnel=%s peer=%s:%d", tunnel.id, *peer)
+        for placed in moved:
+            placed.peer = peer
+            self._sad.nodes.put_sa(tunnel, placed)
+        self._tasks.start_soon(self._deliver, {placed.gpn for placed in moved})
+
+    async def _deliver(self, gpns: Iterable[str]) -> None:
+        """What was decided reaches the GINs and these GPNs."""
+        await self._sad.nodes.steered()
+        for gpn in gpns:
+            await self._sad.nodes.let_go(gpn)

@@ -1,0 +1,120 @@
+"""The Gateway Management Node: all IKE, all placement, the desired state of every data node.
+
+    peers ◀─ GIN ◀─ envelopes, UDP address:fabric ─▶ driver ─▶ IKE engine
+                                                       │ events
+    operators ─▶ fabric, mTLS address:control ◀─▶ tunnels, migrations, recovery ─▶ SAD ─▶ data nodes
+
+When it is told to end it closes every IKE_SA first, within `FAREWELL` seconds, so that the peers dial anew at
+once; the data nodes forward until then.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import closing
+
+import trio
+
+from protego_cli.config.model import Cluster, Node, TunnelConfig
+from protego_cli.config.secrets import read_secret
+from protego_cli.control.driver import Driver
+from protego_cli.control.epoch import next_epoch
+from protego_cli.control.fabric import Fabric
+from protego_cli.control.keeper import Keeper
+from protego_cli.control.membership import Membership
+from protego_cli.control.migration import Migrations
+from protego_cli.control.placement import PackingPolicy
+from protego_cli.control.recovery import Recovery
+from protego_cli.control.renewal import Renewals
+from protego_cli.control.sad import Sad
+from protego_cli.control.spis import SpiAllocator
+from protego_cli.control.status import Operations
+from protego_cli.control.tunnels import Tunnels
+from protego_cli.counters import Counters
+from protego_cli.errors import UsageError
+from protego_cli.ike.engine import Engine
+from protego_cli.ike.events import Policy
+from protego_cli.net.udp import UdpSocket
+from protego_cli.plugins.manager import Plugins
+from protego_cli.roles.cpu import CpuMeter
+from protego_cli.wire.selectors import TrafficSelector
+
+FAREWELL = 1.0
+
+
+async def run(
+    cluster: Cluster,
+    node: Node,
+    plugins: Plugins,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Run until cancelled. Raises EnvironmentFault when a port or a file is not to be had."""
+    policy = packing_policy(cluster, plugins)
+    policies = [policy_of(tunnel) for tunnel in cluster.tunnels()]
+    with closing(UdpSocket.bind(node.address, node.ports.fabric)) as socket:
+        epoch = next_epoch(cluster.state)
+        counters = Counters()
+        spis = SpiAllocator(os.urandom, trio.current_time)
+        engine = Engine(policies, plugins.registry(), cluster.ike, os.urandom, spis.allocate, epoch, counters)
+        fabric = Fabric(cluster, epoch, os.urandom, node=node)
+        driver = Driver(
+            engine,
+            socket,
+            cluster.nodes_of("gin"),
+            fabric.envelope_key,
+            lambda: fabric.connected("gin"),
+            counters,
+        )
+        async with trio.open_nursery() as outer, trio.open_nursery() as services:
+            services.cancel_scope.shield = True  # until the farewell is over
+            sad = Sad(cluster, fabric, policy, spis, services)
+            tunnels = Tunnels(sad, driver, services)
+            recovery = Recovery(sad)
+            migrations = Migrations(sad, tunnels, driver, recovery)
+            renewals = Renewals(sad, migrations, services)
+            fabric.observer = Membership(cluster, sad, tunnels, recovery, renewals)
+            operations = Operations(node, epoch, sad, migrations, counters, CpuMeter())
+            fabric.operator_handler = operations.answer
+            services.start_soon(driver.run)
+            await services.start(fabric.serve)
+            services.start_soon(Keeper(sad, tunnels, driver, os.urandom).run)
+            outer.start_soon(_part, tunnels, services.cancel_scope)
+            task_status.started()
+
+
+async def _part(tunnels: Tunnels, services: trio.CancelScope) -> None:
+    """When this task is cancelled, take leave of the peers, then end the services."""
+    try:
+        await trio.sleep_forever()
+    finally:
+        with trio.move_on_after(FAREWELL, shield=True):
+            await tunnels.close_all()
+        services.cancel()
+
+
+def packing_policy(cluster: Cluster, plugins: Plugins) -> PackingPolicy:
+    """The policy that the cluster file names. Raises UsageError."""
+    policies = plugins.packing_policies()
+    try:
+        return policies[cluster.packing]
+    except KeyError:
+        known = ", ".join(sorted(policies)) or "none"
+        raise UsageError(
+            f"no plugin provides the packing policy {cluster.packing!r}; known: {known}"
+        ) from None
+
+
+def policy_of(tunnel: TunnelConfig) -> Policy:
+    """A tunnel of the cluster file as the IKE engine needs it. Raises EnvironmentFault without its secret."""
+    return Policy(
+        tunnel=tunnel.id,
+        remote=tunnel.peer,
+        local_id=tunnel.local_id,
+        remote_id=tunnel.remote_id,
+        psk=read_secret(tunnel.auth.file),
+        local_ts=tuple(map(TrafficSelector.from_prefix, tunnel.local_ts)),
+        remote_ts=tuple(map(TrafficSelector.from_prefix, tunnel.remote_ts)),
+        ike=tunnel.ike,
+        esp=tunnel.esp,
+    )
