@@ -20,6 +20,7 @@ import msgspec
 from protego_cli.config.load import load
 from protego_cli.control import pki
 from protego_cli.errors import EnvironmentFault
+from protego_cli.lab.plan import Plan, Site
 
 MAX_TENANTS = 200
 MAX_GPNS = 100
@@ -28,36 +29,6 @@ REMOTE_TS = ("10.2.0.0/24", "fd00:2::/64")
 
 _ATTEMPTS = 64
 _CLAIM_PORT = 7443
-
-
-class Site(msgspec.Struct, frozen=True):
-    """One tenant with its tunnel: the two endpoints whose traffic is counted."""
-
-    tenant: int  # 1, 2, …: the number in its payloads
-    tunnel: str  # "t1/hq"
-    vni: int
-    peer: str  # address of the on-premises gateway
-    vtep: str  # address of the tenant's VTEP
-    vtep_mac: bytes
-    gateway_mac: bytes
-
-
-class Plan(msgspec.Struct, frozen=True):
-    """What the endpoint processes need beyond the cluster file."""
-
-    cluster_file: str
-    vip: str
-    nodes: dict[str, str]  # name -> address
-    sites: tuple[Site, ...]
-    pps: int
-
-    @property
-    def gen(self) -> str:
-        return self.nodes["gen-1"]
-
-    @property
-    def gpns(self) -> list[str]:
-        return [name for name in self.nodes if name.startswith("gpn-")]
 
 
 def claim() -> tuple[str, socket.socket]:
@@ -143,10 +114,6 @@ def write(plan: Plan) -> Path:
     path = directory / "plan.json"
     path.write_bytes(msgspec.json.encode(plan))
     return path
-
-
-def read(path: Path) -> Plan:
-    return msgspec.json.decode(path.read_bytes(), type=Plan)
 
 
 def _psk(site: Site) -> str:

@@ -34,8 +34,8 @@ from protego_cli.ike.events import (
     Path,
     Policy,
 )
-from protego_cli.lab import layout
 from protego_cli.lab.endpoint import Pacer, run, transmit
+from protego_cli.lab.plan import Plan, Site, read
 from protego_cli.lab.protocol import SiteCount, Snapshot
 from protego_cli.lab.tally import Tally
 from protego_cli.lab.traffic import Direction, Flow, build
@@ -54,7 +54,7 @@ class Peer:
     """One on-premises gateway with its tunnel."""
 
     def __init__(
-        self, site: layout.Site, config: TunnelConfig, cluster: Cluster, registry: Registry, tally: Tally
+        self, site: Site, config: TunnelConfig, cluster: Cluster, registry: Registry, tally: Tally
     ) -> None:
         self.socket = UdpSocket.bind(site.peer, PORT)
         self.sent = 0
@@ -198,10 +198,10 @@ def _new_spi() -> int:
 
 def main(path: FilePath) -> None:
     """Run every peer of the plan until stdin closes."""
-    trio.run(_run, layout.read(path))
+    trio.run(_run, read(path))
 
 
-async def _run(plan: layout.Plan) -> None:
+async def _run(plan: Plan) -> None:
     file = FilePath(plan.cluster_file)
     registry = load_plugins(load_plugins_section(file)).registry()
     cluster = load(file)

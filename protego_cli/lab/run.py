@@ -15,7 +15,7 @@ from protego_cli.control.client import ask
 from protego_cli.control.messages import GetStatus, Migrate, Migrated, Status
 from protego_cli.errors import ProtegoError, Unreachable
 from protego_cli.lab.children import Child, Children
-from protego_cli.lab.layout import Plan
+from protego_cli.lab.plan import Plan
 from protego_cli.lab.receipt import Move, Receipt, make_receipt
 from protego_cli.lab.schedule import Schedule, next_gpn
 from protego_cli.lab.show import Show

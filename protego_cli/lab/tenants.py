@@ -13,8 +13,8 @@ from pathlib import Path
 import trio
 
 from protego_cli.errors import Malformed
-from protego_cli.lab import layout
 from protego_cli.lab.endpoint import Pacer, run, transmit
+from protego_cli.lab.plan import Plan, Site, read
 from protego_cli.lab.protocol import SiteCount, Snapshot
 from protego_cli.lab.tally import Tally
 from protego_cli.lab.traffic import Direction, Flow, build
@@ -36,7 +36,7 @@ _ETHERTYPES = {4: ETHERTYPE_IPV4, 6: ETHERTYPE_IPV6}
 class Vtep:
     """A tenant's end of its tunnel."""
 
-    def __init__(self, site: layout.Site, gen: str, gpns: dict[str, str], tally: Tally) -> None:
+    def __init__(self, site: Site, gen: str, gpns: dict[str, str], tally: Tally) -> None:
         """`gpns`: address -> name."""
         self.socket = UdpSocket.bind(site.vtep, VXLAN_PORT)
         self.sent = 0
@@ -97,10 +97,10 @@ class Vtep:
 
 def main(path: Path) -> None:
     """Run every tenant of the plan until stdin closes."""
-    trio.run(_run, layout.read(path))
+    trio.run(_run, read(path))
 
 
-async def _run(plan: layout.Plan) -> None:
+async def _run(plan: Plan) -> None:
     tally = Tally(Flow(site.tenant, 0, Direction.IN) for site in plan.sites)
     gpns = {plan.nodes[name]: name for name in plan.gpns}
     vteps = [Vtep(site, plan.gen, gpns, tally) for site in plan.sites]
