@@ -125,7 +125,10 @@ def outbound(rounds: int = ROUNDS) -> Cost:
             world.gen.send(batch, len(frame), dest)
 
         return compare(
-            Side(lambda: fill(plane.vxlan.address), empty), Side(lambda: fill(address), bare), world.sink, rounds
+            Side(lambda: fill(plane.vxlan.address), empty),
+            Side(lambda: fill(address), bare),
+            world.sink,
+            rounds,
         )
 
 

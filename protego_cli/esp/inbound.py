@@ -104,49 +104,46 @@ class Inbound:
         fields = _packets(size, count).unpack_from(data)
         sa = pair.inbound
         plaintexts = sa.open(numbers, fields[0::3], fields[1::3], fields[2::3], self._counters, now)
-        if None in plaintexts:
-            opened = [plaintext for plaintext in plaintexts if plaintext is not None]
-            if not opened:
-                return
-        else:
-            opened = plaintexts  # type: ignore[assignment]  # none of them is None
+        if not plaintexts:
+            return
         if not sa.authentic:
             sa.authentic = True
             self._events.append(FirstPacket(spi))
         if origin is not None and origin != pair.peer and numbers[-1] == sa.highest:
             pair.move_peer(origin)
             self._events.append(PeerMoved(spi, *origin))
-        self._pass_on(pair, opened)
+        self._pass_on(pair, plaintexts)
 
     def _pass_on(self, pair: Pair, plaintexts: list[bytes]) -> None:
         """Opened packets of one SA and one size, in order."""
-        tail = plaintexts[0][-2] + 2 if len(plaintexts[0]) >= 2 else 0
-        layout = _row(len(plaintexts[0]), tail, 6 if plaintexts[0][-1:] == b"\x29" else 4)
+        first, count = plaintexts[0], len(plaintexts)
+        tail = first[-2] + 2 if len(first) >= 2 else 0
+        layout = _row(len(first), tail, 6 if first[-1:] == b"\x29" else 4, count)
         if layout is None or not pair.inbound.selectors.by_address:
             for plaintext in plaintexts:
                 self._judge_one(pair, plaintext)
             return
-        rows: list[Row] = list(layout.iter_unpack(b"".join(plaintexts)))
-        row = rows[0]
-        if rows.count(row) == len(rows):
-            self._deliver(pair, self._judge(pair, plaintexts[0]), plaintexts)
-            return
-        if any(other[2][-1] != row[2][-1] for other in rows):  # IPv4 beside IPv6
+        fields = layout.unpack(b"".join(plaintexts))
+        if fields == fields[:3] * count:
+            self._deliver(pair, self._judge(pair, first), plaintexts)
+        else:
+            rows: list[Row] = list(zip(fields[0::3], fields[1::3], fields[2::3], strict=True))
+            self._mixed(pair, rows, plaintexts)
+
+    def _mixed(self, pair: Pair, rows: list[Row], plaintexts: list[bytes]) -> None:
+        """Opened packets of several flows. Where their lengths differ, as padding allows, they are taken one
+        by one: they may be of one flow, whose order is kept.
+        """
+        examples = dict(zip(rows, plaintexts, strict=True))  # a packet of each combination
+        judged = {row: self._judge(pair, plaintext) for row, plaintext in examples.items()}
+        lengths = {verdict[1] for verdict in judged.values() if not isinstance(verdict, str)}
+        if len({row[2] for row in rows}) > 1 or len(lengths) > 1:
             for plaintext in plaintexts:
                 self._judge_one(pair, plaintext)
             return
-        verdicts: dict[Row, tuple[Delivery, int] | str] = {}
         groups: dict[tuple[Delivery, int] | str, list[bytes]] = {}
         for row, plaintext in zip(rows, plaintexts, strict=True):
-            verdict = verdicts.get(row)
-            if verdict is None or plaintext[-2] + 2 > tail:  # padding that the row does not show
-                verdict = verdicts[row] = self._judge(pair, plaintext)
-            groups.setdefault(verdict, []).append(plaintext)
-        lengths = {verdict[1] for verdict in groups if not isinstance(verdict, str)}
-        if len(lengths) > 1:  # one flow may have several: keep its order
-            for plaintext in plaintexts:
-                self._judge_one(pair, plaintext)
-            return
+            groups.setdefault(judged[row], []).append(plaintext)
         for verdict, group in groups.items():
             self._deliver(pair, verdict, group)
 
@@ -211,8 +208,10 @@ def _frames(header: int, length: int, count: int) -> struct.Struct:
 
 
 @lru_cache(maxsize=1024)
-def _row(size: int, tail: int, version: int) -> struct.Struct | None:
-    """How opened packets of this size are laid out; None when they are too short."""
+def _row(size: int, tail: int, version: int, count: int) -> struct.Struct | None:
+    """What decides about each of the opened packets of one size; None when they are too short."""
     head, skip, addresses = (4, 8, 8) if version == 4 else (7, 1, 32)
     rest = size - head - skip - addresses - tail
-    return struct.Struct(f"{head}s{skip}x{addresses}s{rest}x{tail}s") if rest >= 0 and tail else None
+    if rest < 0 or not tail:
+        return None
+    return struct.Struct(f"{head}s{skip}x{addresses}s{rest}x{tail}s" * count)

@@ -1,7 +1,7 @@
 """From the tenant to the peer: VXLAN in, ESP out, a GRO batch at a time (RFC 4303 3.3, RFC 4301 5.1).
 
-1. One C call reads of every frame what decides: VXLAN header, EtherType, inner version, length, protocol and
-   addresses. Each distinct combination is judged once and remembered as a flow, until a table changes.
+1. One C call reads of every frame what decides: the headers up to the inner length, protocol, addresses.
+   Each distinct combination is judged once and remembered as a flow, until a table changes.
 2. The source must be a GEN or a VTEP of that VNI; the VNI and the selectors find the tunnel ruled to seal
    here. What a VTEP sent straight here and no tunnel here takes goes on to a GEN, unchanged.
 3. A virtual link may have left inner checksums and segmentation to a card (`wire/offload.py`); one strided
@@ -32,7 +32,8 @@ MAX_FLOWS = 1 << 14
 RETURN = "gpn_returned"  # what becomes of frames that a GEN should have
 
 Row = tuple[bytes, ...]
-"""VXLAN header, EtherType, then of the inner header: version to length, fragment to protocol, addresses."""
+"""VXLAN and Ethernet headers and the inner header up to the length (IPv6: next header); fragment to protocol
+(IPv6: nothing); addresses."""
 
 
 class Flow(NamedTuple):
@@ -92,17 +93,21 @@ class Outbound:
     def receive(self, view: memoryview, size: int, source: Address, now: float) -> None:
         """VXLAN frames of one size. `now` is wall-clock time."""
         origin = "" if source in self._gens else source[0]
-        layout = _row(size, bytes(view[20:22]))
+        count = len(view) // size
+        layout = _rows(size, bytes(view[20:22]), count)
         if layout is None:
             self._one_by_one(origin, view, size, now)
             return
-        rows: list[Row] = list(layout.iter_unpack(view))
-        row, count = rows[0], len(rows)
-        if self._by_packet and any(row[0][4:7] in self._by_packet for row in rows):
-            self._one_by_one(origin, view, size, now)
-        elif rows.count(row) == count:
-            self._pass_on(self._find(origin, row, view[:size]), view, size, count, now)
-        elif any(other[1] != row[1] for other in rows):  # IPv4 beside IPv6
+        fields: tuple[bytes, ...] = layout.unpack(view)
+        row = fields[:3]
+        if fields == row * count:
+            if count > 1 and row[0][4:7] in self._by_packet:
+                self._one_by_one(origin, view, size, now)
+            else:
+                self._pass_on(self._find(origin, row, view[:size]), view, size, count, now)
+            return
+        rows: list[Row] = list(zip(fields[0::3], fields[1::3], fields[2::3], strict=True))
+        if any(other[0][20:22] != row[0][20:22] for other in rows):  # IPv4 beside IPv6
             self._one_by_one(origin, view, size, now)
         else:
             self._mixed(origin, rows, view, size, now)
@@ -122,7 +127,7 @@ class Outbound:
     def _one_by_one(self, origin: str, view: memoryview, size: int, now: float) -> None:
         for at in range(0, len(view), size):
             frame = view[at : at + size]
-            layout = _row(size, bytes(frame[20:22]))
+            layout = _rows(size, bytes(frame[20:22]), 1)
             flow = self._find(origin, layout.unpack(frame), frame) if layout else self._decide(origin, frame)
             self._pass_on(flow, frame, size, 1, now)
 
@@ -237,8 +242,8 @@ def _inners(size: int, length: int, count: int) -> struct.Struct:
 
 
 @lru_cache(maxsize=4096)
-def _row(size: int, ethertype: bytes) -> struct.Struct | None:
-    """How frames of this size and EtherType are laid out; None when they are too short."""
-    fields = "8s12x2s7s1x32s" if ethertype == ETHERTYPE_IPV6 else "8s12x2s4s2x4s2x8s"
+def _rows(size: int, ethertype: bytes, count: int) -> struct.Struct | None:
+    """What decides about each of the frames of this size and EtherType; None when they are too short."""
+    fields = "29s0s1x32s" if ethertype == ETHERTYPE_IPV6 else "26s2x4s2x8s"
     rest = size - struct.calcsize(fields)
-    return struct.Struct(f"{fields}{rest}x") if rest >= 0 else None
+    return struct.Struct(f"{fields}{rest}x" * count) if rest >= 0 else None

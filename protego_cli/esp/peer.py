@@ -126,13 +126,13 @@ class PeerTunnel:
             raise Dropped("gpn_drop_unknown_spi")
         sa = pair.inbound
         iv, ciphertext = datagram[8:HEADER_LENGTH], datagram[HEADER_LENGTH:]
-        (plaintext,) = sa.open([number], [datagram[:8]], [iv], [ciphertext], self.counters, now)
-        if plaintext is None:
+        opened = sa.open([number], [datagram[:8]], [iv], [ciphertext], self.counters, now)
+        if not opened:
             return None
         if not sa.authentic:
             sa.authentic = True
             self._first.append(spi)
-        inner, packet = unwrap(plaintext)
+        inner, packet = unwrap(opened[0])
         if not sa.selectors.admit(inner, packet):
             raise Dropped("gpn_drop_selector_in")
         sa.packets += 1

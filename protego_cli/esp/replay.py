@@ -37,7 +37,10 @@ class ReplayWindow:
 
     def fresh(self, numbers: Sequence[int]) -> bool:
         """Whether the numbers are strictly ascending and all right of the window."""
-        return numbers[0] > self.top and (len(numbers) == 1 or all(map(lt, numbers, numbers[1:])))
+        first, count = numbers[0], len(numbers)
+        if first <= self.top:
+            return False
+        return tuple(numbers) == tuple(range(first, first + count)) or all(map(lt, numbers, numbers[1:]))
 
     def commit(self, number: int) -> None:
         """Mark a number whose packet opened; `check` must just have admitted it."""

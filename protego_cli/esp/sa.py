@@ -80,33 +80,34 @@ class InboundSa:
         ciphertexts: Sequence[bytes],
         counters: Counters,
         now: float,
-    ) -> list[bytes | None]:
-        """The plaintexts of a row of packets in order of arrival, trailer included; None where dropped.
+    ) -> list[bytes]:
+        """The plaintexts, trailer included, of those of a row of packets that may be opened, in order.
 
         `headers` are SPI and sequence number, `ivs` and `ciphertexts` (with ICV) what follows them.
         """
         if not self.opens or (self.expires is not None and now >= self.expires):
             counters["gpn_drop_expired" if self.opens else "gpn_drop_floor"] += len(numbers)
-            return [None] * len(numbers)
+            return []
         salt = self._salt
         nonces = [salt + iv for iv in ivs]
         if not self.window.fresh(numbers):
-            return [
-                self._open_one(*packet, counters)
-                for packet in zip(numbers, nonces, ciphertexts, headers, strict=True)
-            ]
-        plaintexts: list[bytes | None] = []
+            packets = zip(numbers, nonces, ciphertexts, headers, strict=True)
+            opened = (self._open_one(*packet, counters) for packet in packets)
+            return [plaintext for plaintext in opened if plaintext is not None]
+        plaintexts: list[bytes] = []
+        forged: set[int] = set()  # places in the row
         opening = map(self._aead.decrypt, nonces, ciphertexts, headers)
-        while len(plaintexts) < len(numbers):
+        while True:
             try:
                 plaintexts.extend(opening)
-            except InvalidTag:
-                plaintexts.append(None)  # goes on behind the packet that did not open
-        if None in plaintexts:
-            opened = [number for number, text in zip(numbers, plaintexts, strict=True) if text is not None]
-            counters["gpn_drop_auth"] += len(numbers) - len(opened)
-            for number in opened:
-                self.window.commit(number)
+                break
+            except InvalidTag:  # `opening` stands behind the packet that did not open
+                forged.add(len(plaintexts) + len(forged))
+        if forged:
+            counters["gpn_drop_auth"] += len(forged)
+            for place, number in enumerate(numbers):
+                if place not in forged:
+                    self.window.commit(number)
         else:
             self.window.commit_row(numbers)
         return plaintexts
