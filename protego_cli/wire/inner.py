@@ -82,6 +82,8 @@ def _walk(data: Buffer) -> Transport:
         else:
             length = (data[at + 1] + 1) * 8
         protocol, at = data[at], at + length
+        if at > len(data):
+            raise Malformed("IPv6 extension header longer than the packet")
     raise Malformed("more IPv6 extension headers than anyone needs")
 
 
