@@ -5,7 +5,7 @@ The same terms are settled in IKE_AUTH and in CREATE_CHILD_SA; in IKE_AUTH witho
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,7 @@ _RESERVED_SPIS = 256  # RFC 4303 2.1
 class Attempt:
     """The peer's rekey of a CHILD_SA, for the case that ours crosses it (RFC 7296 2.8.1)."""
 
+    child: Child  # the SA it makes
     lowest: bytes  # the lower of its two nonces
     accepted: bool = False
     redundant: int | None = None  # our inbound SPI of the SA that lost against it
@@ -43,8 +44,19 @@ class Child:
     sa: ChildSa
     proposal: EspProposal
     deleting: bool = False  # we have decided to send DELETE, or have sent it
-    rekeyed: bool = False  # a rekey of ours replaced it
+    doomed: bool = False  # it lost a collision: the peer will delete it
+    successor: Child | None = None  # by a rekey of ours
     theirs: Attempt | None = None
+
+    def replaced(self, children: Mapping[int, Child]) -> bool:
+        """Whether a rekey of ours made another of these `children` its successor, which stands."""
+        successor = self.successor
+        return successor is not None and successor.sa.spi_in in children and not successor.deleting
+
+    def taken(self, children: Mapping[int, Child]) -> bool:
+        """Whether the peer is rekeying it, or has, and what came of that stands."""
+        theirs = self.theirs
+        return theirs is not None and (not theirs.accepted or theirs.child.sa.spi_in in children)
 
 
 @dataclass(frozen=True)

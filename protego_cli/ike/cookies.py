@@ -3,8 +3,8 @@
 Flow: while too many handshakes are half open, an IKE_SA_INIT request without a valid cookie is answered by
 one and forgotten. The cookie is a MAC, under a secret only we know, of what the retry will repeat: the
 initiator's address, SPI and nonce; so checking one needs no memory of having sent it. A first byte names the
-secret. The secret changes every `LIFETIME` seconds and its predecessor stays valid once as long, so that a
-cookie lives for at least one round trip and for two minutes at most.
+secret. Every period of `LIFETIME` seconds has a secret of its own, and that of the period before stays valid,
+so that a cookie lives for at least one round trip and for two minutes at most.
 """
 
 from __future__ import annotations
@@ -21,30 +21,32 @@ _SECRET_LENGTH = 32
 class Cookies:
     def __init__(self, random: RandomSource) -> None:
         self._random = random
-        self._version = 0
-        self._secrets: dict[int, bytes] = {}
-        self._renew_at = float("-inf")
+        self._secrets: dict[int, bytes] = {}  # by period: the current one and its predecessor
 
     def make(self, address: str, spi_i: bytes, nonce: bytes, now: float) -> bytes:
-        self._renew(now)
-        return self._cookie(self._version, address, spi_i, nonce)
+        period = self._renew(now)
+        return self._cookie(period, address, spi_i, nonce)
 
     def valid(self, cookie: bytes, address: str, spi_i: bytes, nonce: bytes, now: float) -> bool:
         self._renew(now)
-        if not cookie or cookie[0] not in self._secrets:
-            return False
-        return hmac.compare_digest(cookie, self._cookie(cookie[0], address, spi_i, nonce))
+        for period in self._secrets:
+            if cookie[:1] == _label(period):
+                return hmac.compare_digest(cookie, self._cookie(period, address, spi_i, nonce))
+        return False
 
-    def _cookie(self, version: int, address: str, spi_i: bytes, nonce: bytes) -> bytes:
-        # SPI and nonce lead and the SPI's length is fixed; a length keeps nonce and address apart.
+    def _cookie(self, period: int, address: str, spi_i: bytes, nonce: bytes) -> bytes:
+        # The SPI's length is fixed, and the nonce's own length keeps it apart from the address.
         data = spi_i + len(nonce).to_bytes(2, "big") + nonce + address.encode()
-        return bytes((version,)) + hmac_sha256(self._secrets[version], data)
+        return _label(period) + hmac_sha256(self._secrets[period], data)
 
-    def _renew(self, now: float) -> None:
-        if now < self._renew_at:
-            return
-        previous = self._secrets.get(self._version) if now < self._renew_at + LIFETIME else None
-        kept = {} if previous is None else {self._version: previous}
-        self._version = (self._version + 1) % 256
-        self._secrets = {**kept, self._version: self._random(_SECRET_LENGTH)}
-        self._renew_at = now + LIFETIME
+    def _renew(self, now: float) -> int:
+        """The current period; its secret is made on first use."""
+        period = int(now // LIFETIME)
+        if period not in self._secrets:
+            self._secrets = {old: secret for old, secret in self._secrets.items() if old == period - 1}
+            self._secrets[period] = self._random(_SECRET_LENGTH)
+        return period
+
+
+def _label(period: int) -> bytes:
+    return bytes((period % 256,))

@@ -24,7 +24,7 @@ class HalfOpen:
         return self._total >= self._maximum / 10
 
     def admits(self, address: str) -> bool:
-        return self._total < self._maximum and self._by_address[address] <= self._maximum / 4
+        return self._total < self._maximum and self._by_address[address] < self._maximum / 4
 
     def add(self, address: str) -> None:
         self._total += 1

@@ -183,7 +183,7 @@ def test_we_are_asked_for_another_group(tmp_path: Path) -> None:
         "ike": ("aes256gcm16-prfsha256-ecp256", "aes256gcm16-prfsha256-x25519"),
         "esp": ("aes256gcm16-ecp256", "aes256gcm16-x25519"),
     }
-    with meeting(tmp_path, policy, esp="aes256gcm16-x25519") as (site, swan):
+    with meeting(tmp_path, policy, esp="aes256gcm16-x25519") as (site, _):
         assert isinstance(finish(site, site.dial(TUNNEL, PEER, SPI)), ChildEstablished)
         assert isinstance(finish(site, site.rekey(SPI, NEW_SPI)), ChildEstablished)
         assert site.children[NEW_SPI].suite == "aes256gcm16-x25519"

@@ -1,4 +1,4 @@
-"""The IKE engine alone on real UDP sockets in a namespace, to meet a real peer without the gateway around it."""
+"""The IKE engine alone on real UDP sockets in a namespace, to meet a real peer without a gateway."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from protego_cli.config.model import IkeSettings
 from protego_cli.counters import Counters
 from protego_cli.crypto.algorithms import Registry
 from protego_cli.crypto.builtin import ALGORITHMS
+from protego_cli.ike.context import Context
 from protego_cli.ike.engine import Engine
 from protego_cli.ike.events import (
     Alive,
@@ -139,6 +140,7 @@ class Site:
     seed: int = 0
     inside_port: int = 4500
     hold: bool = False  # leave tickets to the test
+    tidy: bool = False  # delete a CHILD_SA as soon as a rekey of ours has replaced it
     events: list[Event] = field(default_factory=list)
     ikes: dict[int, IkeEstablished] = field(default_factory=dict)
     children: dict[int, ChildSa] = field(default_factory=dict)
@@ -194,6 +196,11 @@ class Site:
         self.settle()
 
     @property
+    def context(self) -> Context:
+        """The engine's inside, to see that nothing piles up there."""
+        return self.engine._context
+
+    @property
     def ike(self) -> int:
         """The handle of the only IKE_SA."""
         (handle,) = self.ikes
@@ -235,6 +242,8 @@ class Site:
                 self.children[event.child.spi_in] = event.child
                 if event.redundant:
                     self.redundant.add(event.child.spi_in)
+                elif self.tidy and event.replaces is not None:
+                    self.engine.delete_child(event.replaces, self.now)
             case ChildDeleted():
                 self.children.pop(event.spi_in, None)
             case ChildOffered() | ChildDeleteOffered():

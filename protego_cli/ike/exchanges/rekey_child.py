@@ -68,12 +68,13 @@ class RekeyChild(Exchange):
 
     def build(self, sa: IkeSa, now: float) -> Sequence[Payload] | None:
         old = self._old
-        if old.sa.spi_in not in sa.children or old.deleting:
+        if old.sa.spi_in not in sa.children or old.deleting or old.doomed:
             self.fail(sa, "the CHILD_SA is gone, or going")
             return None
-        if old.theirs is not None:
-            self.fail(sa, "the peer is rekeying the CHILD_SA itself")
+        if old.replaced(sa.children) or old.taken(sa.children):
+            self.fail(sa, "the CHILD_SA has been rekeyed, or the peer is rekeying it")
             return None
+        old.theirs = None
         if not self._retried:
             self._suites = tuple(dict.fromkeys((old.proposal, *sa.tunnel.esp)))
             self._group = next((suite.group for suite in self._suites if suite.group), None)
@@ -137,7 +138,7 @@ class RekeyChild(Exchange):
         theirs = old.theirs
         redundant = theirs is not None and lowest < theirs.lowest
         sa.add_child(child)
-        old.rekeyed = True
+        old.successor = child
         if sa.handle is not None:
             sa.context.emit(
                 ChildEstablished(self._token, sa.handle, child.sa, old.sa.spi_in, redundant=redundant)
@@ -145,6 +146,8 @@ class RekeyChild(Exchange):
         if theirs is not None and redundant:
             theirs.redundant = child.sa.spi_in
             _delete_redundant(sa, theirs, now)
+        elif theirs is not None:
+            theirs.child.doomed = True
 
 
 def _delete_redundant(sa: IkeSa, theirs: Attempt, now: float) -> None:
@@ -159,7 +162,7 @@ def answer(sa: IkeSa, notify: Notify, payloads: Payloads, now: float) -> None:
     old = sa.child_towards(int.from_bytes(notify.spi, "big"))
     if old is None or notify.protocol != Protocol.ESP:
         raise ChildSaNotFound(f"no CHILD_SA with the peer's SPI {notify.spi.hex()}")
-    if old.deleting or old.rekeyed:
+    if old.deleting or old.replaced(sa.children):
         raise TemporaryFailure("the CHILD_SA is being replaced or deleted")
     if len(sa.children) >= MAX_CHILDREN:
         raise NoAdditionalSas(f"{MAX_CHILDREN} CHILD_SAs stand already")
@@ -194,7 +197,7 @@ def _offer(
     lowest: bytes,
     now: float,
 ) -> None:
-    attempt = Attempt(lowest)
+    attempt = Attempt(child, lowest)
     old.theirs = attempt
     group = terms.proposal.group
     ke = (Ke(group.transform_id, private.public),) if group and private else ()
