@@ -98,10 +98,8 @@ class Keeper:
         sad = self._sad
         placed = sad.place(tunnel, event.child, event.ike, gpn)
         first = tunnel.sealing is None
-        if first:
-            sad.seal_first(tunnel, placed)
         try:
-            await together(partial(sad.installed, placed), sad.nodes.routed)
+            await (sad.install_first(tunnel, placed) if first else sad.installed(placed))
         except ProtegoError:
             await self._driver.close(event.ike)  # dialling anew finds another GPN
             raise

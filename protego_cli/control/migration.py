@@ -217,20 +217,18 @@ class Migrations:
         old GPN if possible: the peer counts on it by now.
         """
         try:
-            await self._seal_on(tunnel, new)
+            self._sad.nodes.rule(tunnel, new)  # in one update with the SA
+            await self._sad.nodes.holds(new.gpn)
+            self._tunnels.stand(tunnel, new)
+            await self._sad.flip(tunnel, new, even_if_down=False)
         except ProtegoError as error:
             log.warning("tunnel=%s cannot go to %s reason=%s", tunnel.id, new.gpn, error)
             tunnel.target = None
             await self._recovery.settle_floors([new])
             self._sad.move(tunnel, new, self._sad.seat(tunnel) or old.gpn)
-            await self._seal_on(tunnel, new)
+            self._tunnels.stand(tunnel, new)
+            await self._sad.flip(tunnel, new)
         return trio.current_time()
-
-    async def _seal_on(self, tunnel: Tunnel, new: Placed) -> None:
-        self._sad.nodes.rule(tunnel, new)  # in one update with the SA
-        await self._sad.nodes.holds(new.gpn)
-        self._tunnels.stand(tunnel, new)
-        await self._sad.flip(tunnel, new, even_if_down=False)
 
     async def _round_trip(self, tunnel: Tunnel, new: Placed) -> None:
         """What was sealed on the old SA is on its way; let it arrive before its DELETE."""

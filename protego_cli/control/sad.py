@@ -147,13 +147,19 @@ class Sad:
 
     # ---- sealing
 
-    def seal_first(self, tunnel: Tunnel, placed: Placed) -> None:
-        """Seal on the first SA of a tunnel; nothing is acknowledged yet."""
+    async def install_first(self, tunnel: Tunnel, placed: Placed) -> None:
+        """Seal on the first SA of a tunnel; return when it stands. Raises NodeDown."""
+        self._seal_on(tunnel, placed)
+        self.nodes.rule(tunnel, placed)
+        await self.installed(placed)
+        if tunnel.sealing is placed:
+            self.nodes.route(tunnel, placed)
+            await self.nodes.routed()
+
+    def _seal_on(self, tunnel: Tunnel, placed: Placed) -> None:
         tunnel.sealing = placed
         if tunnel.successor is placed:
             tunnel.successor = None
-        self.nodes.rule(tunnel, placed)
-        self.nodes.route(tunnel, placed)
         tunnel.changed()
 
     async def flip(self, tunnel: Tunnel, new: Placed, *, even_if_down: bool = True) -> None:
@@ -176,7 +182,8 @@ class Sad:
             if new.retiring:
                 self._rule_again(tunnel, tunnel.sealing, new)  # its IKE_SA ended meanwhile
                 return
-            self.seal_first(tunnel, new)
+            self._seal_on(tunnel, new)
+            self.nodes.route(tunnel, new)
             behind = old.gpn if old and old.gpn != new.gpn else None
             await self.nodes.routed(behind if behind in self.fabric.connected("gpn") else None)
 

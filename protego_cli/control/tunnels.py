@@ -15,12 +15,10 @@ from __future__ import annotations
 import ipaddress
 import logging
 from collections.abc import Iterable
-from functools import partial
 from typing import Final
 
 import trio
 
-from protego_cli.control.distribution import together
 from protego_cli.control.driver import Driver
 from protego_cli.control.messages import FirstPacket, PeerAddress, Report
 from protego_cli.control.sad import Sad
@@ -150,12 +148,12 @@ class Tunnels:
                 placed = sad.place(tunnel, event.child, event.ike, gpn)
             elif placed.gpn != gpn:
                 sad.move(tunnel, placed, gpn)  # its peer has not heard of it, so nothing was opened
-            if tunnel.sealing in (None, placed):
-                sad.seal_first(tunnel, placed)
-            else:
-                tunnel.successor = placed
             try:
-                await together(partial(sad.nodes.holds, gpn), sad.nodes.steered, sad.nodes.routed)
+                if tunnel.sealing in (None, placed):
+                    await sad.install_first(tunnel, placed)
+                else:
+                    tunnel.successor = placed
+                    await sad.installed(placed)
             except ProtegoError as error:
                 log.warning("SA not installed tunnel=%s node=%s reason=%s", tunnel.id, gpn, error)
                 continue

@@ -1,0 +1,571 @@
+"""The GMN with a real IKE engine, its peers with real engines, and data nodes in memory, on a mock clock.
+
+`World.watch` holds the gateway to its promise after every change of a node or a peer:
+- on whatever SA a peer may seal, every GIN steers to a GPN that holds or parks it;
+- whatever a GEN routes, or a VTEP sends straight, meets a Rule whose SA the peer can open.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path as FilePath
+from random import Random
+from typing import Literal
+
+import trio
+
+from protego_cli.config.model import (
+    Cluster,
+    IkeSettings,
+    Node,
+    Ports,
+    PskAuth,
+    TenantConfig,
+    TunnelConfig,
+    VxlanAttach,
+)
+from protego_cli.control.driver import Driver
+from protego_cli.control.keeper import Keeper
+from protego_cli.control.membership import Membership
+from protego_cli.control.messages import FirstPacket, GetStatus, Route, Rule, Sa, Status, Steer, TunnelStatus
+from protego_cli.control.migration import Migrations
+from protego_cli.control.recovery import Recovery
+from protego_cli.control.renewal import Renewals
+from protego_cli.control.sad import Sad
+from protego_cli.control.spis import SpiAllocator
+from protego_cli.control.status import Operations
+from protego_cli.control.tunnel import Tunnel
+from protego_cli.control.tunnels import Tunnels
+from protego_cli.counters import Counters
+from protego_cli.crypto.mac import hmac_sha256
+from protego_cli.errors import ProtocolError
+from protego_cli.ike.engine import Engine
+from protego_cli.ike.events import (
+    ChildDeleted,
+    ChildDeleteOffered,
+    ChildEstablished,
+    ChildOffered,
+    ChildSa,
+    Event,
+    IkeClosed,
+    IkeEstablished,
+    Path,
+    Policy,
+)
+from protego_cli.net.udp import Address, Batch, Buffer
+from protego_cli.plugins.packing_policies import Spread
+from protego_cli.wire.envelope import Envelope, open_envelope, seal_envelope
+from protego_cli.wire.ike import parse_header_untrusted
+from protego_cli.wire.payloads import ExchangeType
+from protego_cli.wire.selectors import TrafficSelector
+from tests.support.gmn_fabric import DataNodes
+from tests.support.network import REGISTRY
+
+VIP = "203.0.113.10"
+TUNNEL = "acme/hq"
+KEY = b"k" * 32
+Exchange = ExchangeType
+
+
+def make_cluster(
+    tunnels: int = 1, start: Literal["wait", "auto"] = "wait", gins: int = 2, **settings: float
+) -> Cluster:
+    names = [*(f"gin-{i + 1}" for i in range(gins)), "gen-1", "gen-2", "gpn-1", "gpn-2", "gpn-3"]
+    nodes = [Node("gmn-1", "gmn", "10.0.0.1")]
+    nodes += [Node(name, name[:3], f"10.0.1.{i}", Ports()) for i, name in enumerate(names)]  # type: ignore[arg-type]
+    return Cluster(
+        name="demo",
+        file=FilePath("cluster.toml"),
+        vips=(VIP,),
+        pki=FilePath("pki"),
+        state=FilePath("state"),
+        nodes=tuple(nodes),
+        tenants=tuple(
+            TenantConfig(
+                name=_tenant(i),
+                vni=1001 + i,
+                gateway_mac=bytes(6),
+                attach=VxlanAttach(()),
+                tunnels=(_tunnel(i, start),),
+            )
+            for i in range(tunnels)
+        ),
+        ike=IkeSettings(**settings),  # type: ignore[arg-type]
+    )
+
+
+def _tenant(i: int) -> str:
+    return "acme" if i == 0 else f"tenant{i}"
+
+
+def _tunnel(i: int, start: Literal["wait", "auto"]) -> TunnelConfig:
+    peer = f"198.51.100.{i + 7}"
+    return TunnelConfig(
+        name="hq",
+        tenant=_tenant(i),
+        peer=peer,
+        local_id=VIP,
+        remote_id=peer,
+        auth=PskAuth(FilePath("psk")),
+        local_ts=("10.1.0.0/24",),
+        remote_ts=("10.2.0.0/24",),
+        start=start,
+        vip=VIP,
+    )
+
+
+def policy_of(tunnel: TunnelConfig) -> Policy:
+    return Policy(
+        tunnel=tunnel.id,
+        remote=tunnel.peer,
+        local_id=tunnel.local_id,
+        remote_id=tunnel.remote_id,
+        psk=b"a secret both sides hold",
+        local_ts=tuple(map(TrafficSelector.from_prefix, tunnel.local_ts)),
+        remote_ts=tuple(map(TrafficSelector.from_prefix, tunnel.remote_ts)),
+        ike=tunnel.ike,
+        esp=tunnel.esp,
+    )
+
+
+class EnvelopeSocket:
+    """The GMN's fabric socket: what it sends reaches the peers, what they send reaches it."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._inbox: deque[tuple[bytes, Address]] = deque()
+        self._arrived = trio.Event()
+        self.refuses = False
+
+    def receive(self) -> Batch | None:
+        if not self._inbox:
+            self._arrived = trio.Event()
+            return None
+        data, source = self._inbox.popleft()
+        return Batch(memoryview(data), len(data), source)
+
+    async def wait_readable(self) -> None:
+        await trio.lowlevel.checkpoint()
+        if not self._inbox:
+            await self._arrived.wait()
+
+    def send(self, data: Buffer, size: int, dest: Address) -> bool:
+        if self.refuses:
+            return False
+        envelope = open_envelope(KEY, bytes(data), hmac_sha256)
+        self._world.to_peer(envelope)
+        return True
+
+    def put(self, data: bytes, source: Address) -> None:
+        self._inbox.append((data, source))
+        self._arrived.set()
+
+
+@dataclass(eq=False)
+class Peer:
+    """An on-premises gateway. `lazy`: as responder of a rekey it seals on the old SA until the DELETE, as
+    strongSwan does; else on the new one at once.
+    """
+
+    world: World
+    config: TunnelConfig
+    seed: int
+    lazy: bool = False
+    silent: bool = False  # sends no packets on new SAs
+    deaf: bool = False  # answers nothing
+    refuse: Callable[[], ProtocolError | None] = lambda: None  # for ChildOffered
+    opens: dict[int, ChildSa] = field(default_factory=dict)  # by its inbound SPI
+    seals: dict[int, ChildSa] = field(default_factory=dict)  # what it may seal on, by our inbound SPI
+    events: list[Event] = field(default_factory=list)
+    ikes: set[int] = field(default_factory=set)
+    tidy: bool = True  # deletes the old SA after a rekey of its own
+    port: int = 4500
+
+    def __post_init__(self) -> None:
+        source = Random(self.seed)
+        ours = policy_of(self.config)
+        mirrored = replace(
+            ours,
+            remote=self.config.vip,
+            local_id=ours.remote_id,
+            remote_id=ours.local_id,
+            local_ts=ours.remote_ts,
+            remote_ts=ours.local_ts,
+        )
+        self.address = self.config.peer or ""
+        self.random = source
+        self.engine = Engine(
+            [mirrored],
+            REGISTRY,
+            self.world.cluster.ike,
+            source.randbytes,
+            self.spi,
+            1,
+            Counters(),
+        )
+
+    def spi(self) -> int:
+        return self.random.randrange(256, 1 << 32)
+
+    def dial(self) -> int:
+        path = Path(self.address, self.port, VIP, 4500)
+        token = self.engine.initiate(self.config.id, path, self.spi(), trio.current_time())
+        self.work()
+        return token
+
+    def rekey(self) -> int:
+        """Rekey the newest CHILD_SA."""
+        token = self.engine.rekey_child(self.newest.spi_in, self.spi(), trio.current_time())
+        self.work()
+        return token
+
+    def delete(self, spi_in: int) -> None:
+        self.engine.delete_child(spi_in, trio.current_time())
+        self.work()
+
+    def close(self) -> None:
+        for ike in list(self.ikes):
+            self.engine.close(ike, trio.current_time())
+        self.work()
+
+    @property
+    def newest(self) -> ChildSa:
+        return list(self.opens.values())[-1]
+
+    def receive(self, data: bytes, path: Path) -> None:
+        if not self.deaf:
+            self.engine.receive_datagram(data, path, trio.current_time())
+            self.work()
+
+    def work(self) -> None:
+        while True:
+            for datagram in self.engine.datagrams_to_send():
+                self.world.to_gateway(self, datagram.path, datagram.data)
+            event = self.engine.next_event()
+            if event is None:
+                break
+            self.events.append(event)
+            self._act(event)
+            self.world.watch()
+        self.world.timer_changed(self)
+
+    def _act(self, event: Event) -> None:
+        now = trio.current_time()
+        match event:
+            case IkeEstablished():
+                self.ikes.add(event.ike)
+            case ChildEstablished(child=child, replaces=replaces, redundant=redundant):
+                self._take(child)
+                if not redundant:
+                    self._use(child)
+                if replaces is not None and not redundant and self.tidy:
+                    self.engine.delete_child(replaces, now)
+            case ChildOffered(child=child, ticket=ticket):
+                error = self.refuse()
+                if error is not None:
+                    self.engine.reject(ticket, error, now)
+                    return
+                self._take(child)
+                if not self.lazy:
+                    self._use(child)
+                self.engine.accept(ticket, now)
+            case ChildDeleteOffered(ticket=ticket, spi_in=spi_in):
+                self.world.nodes.note("peer deletes", self.opens[spi_in].spi_out)
+                self._lose(spi_in)
+                for child in self.opens.values():
+                    self._use(child)
+                self.engine.accept(ticket, now)
+            case ChildDeleted(spi_in=spi_in):
+                if spi_in in self.opens:
+                    self.world.nodes.note("peer deleted", self.opens[spi_in].spi_out)
+                    self._lose(spi_in)
+            case IkeClosed(ike=ike, children=children):
+                self.ikes.discard(ike)
+                for spi_in in children:
+                    self._lose(spi_in)
+
+    def _take(self, child: ChildSa) -> None:
+        self.opens[child.spi_in] = child
+
+    def _use(self, child: ChildSa) -> None:
+        """Packets go out on this SA from now on, and the first one is on its way."""
+        if child.spi_out not in self.seals:
+            self.seals[child.spi_out] = child
+            if not self.silent:
+                self.world.packet(child.spi_out)
+
+    def _lose(self, spi_in: int) -> None:
+        child = self.opens.pop(spi_in, None)
+        if child is not None:
+            self.seals.pop(child.spi_out, None)
+
+
+class World:
+    def __init__(
+        self, cluster: Cluster, tasks: trio.Nursery, seed: int, delay: tuple[float, float] = (0.0001, 0.002)
+    ) -> None:
+        self.cluster = cluster
+        self.tasks = tasks
+        self.random = Random(seed)
+        self.nodes = DataNodes(cluster, seed, delay)
+        self.nodes.watch = self.watch
+        self.watching = True
+        self.wire_delay = (0.0005, 0.003)
+        self.lost: Callable[[str, int, bool], bool] = lambda sender, exchange, response: False
+        self.counters = Counters()
+        self.socket = EnvelopeSocket(self)
+        self.spis = SpiAllocator(self.random.randbytes, trio.current_time)
+        self.engine = Engine(
+            [policy_of(tunnel) for tunnel in cluster.tunnels()],
+            REGISTRY,
+            cluster.ike,
+            self.random.randbytes,
+            self.spis.allocate,
+            1,
+            self.counters,
+        )
+        self.driver = Driver(
+            self.engine,
+            self.socket,
+            cluster.nodes_of("gin"),
+            lambda gin: KEY,
+            lambda: self.nodes.connected("gin"),
+            self.counters,
+        )
+        self.sad = Sad(cluster, self.nodes, Spread(), self.spis, tasks)
+        self.tunnels = Tunnels(self.sad, self.driver, tasks)
+        self.recovery = Recovery(self.sad)
+        self.migrations = Migrations(self.sad, self.tunnels, self.driver, self.recovery)
+        self.renewals = Renewals(self.sad, self.migrations, tasks)
+        self.keeper = Keeper(self.sad, self.tunnels, self.driver, self.random.randbytes)
+        self.nodes.observer = Membership(cluster, self.sad, self.tunnels, self.recovery, self.renewals)
+        self.operations = Operations(
+            cluster.nodes[0], 1, self.sad, self.migrations, self.counters, lambda: 0.0
+        )
+        self.peers = {
+            tunnel.peer or "": Peer(self, tunnel, seed * 1000 + i)
+            for i, tunnel in enumerate(cluster.tunnels())
+        }
+        self._timers: dict[Peer, trio.Event] = {}
+        tasks.start_soon(self.driver.run)
+        for peer in self.peers.values():
+            tasks.start_soon(self._keep_time, peer)
+
+    # ---- shorthand
+
+    @property
+    def log(self) -> list[tuple[object, ...]]:
+        return self.nodes.log
+
+    @property
+    def tunnel(self) -> Tunnel:
+        return self.sad.tunnels[TUNNEL]
+
+    @property
+    def peer(self) -> Peer:
+        return next(iter(self.peers.values()))
+
+    async def start_nodes(self) -> None:
+        for name in self.nodes.all:
+            await self.nodes.start(name)
+
+    async def until(self, condition: Callable[[], object], limit: float = 120.0) -> None:
+        """Let simulated time pass until the condition holds."""
+        with trio.fail_after(limit):
+            while not condition():  # noqa: ASYNC110 - what is waited for knows nothing of the test
+                await trio.sleep(0.002)
+
+    async def settle(self, seconds: float = 0.5) -> None:
+        await trio.sleep(seconds)
+
+    def is_up(self) -> bool:
+        return all(
+            tunnel.sealing is not None and tunnel.sealing.standing for tunnel in self.sad.tunnels.values()
+        )
+
+    async def up(self, *, by: Literal["peer", "gateway"] = "peer") -> None:
+        """Every tunnel is established, by whoever begins."""
+        if by == "peer":
+            for peer in self.peers.values():
+                peer.dial()
+        else:
+            self.tasks.start_soon(self.keeper.run)
+        await self.until(lambda: self.is_up() and all(peer.opens for peer in self.peers.values()))
+        await self.until(lambda: all(tunnel.settled for tunnel in self.sad.tunnels.values()))
+
+    async def tunnel_status(self) -> TunnelStatus:
+        return (await self.status()).tunnels[0]
+
+    async def status(self) -> Status:
+        reply = await self.operations.answer(GetStatus())
+        assert isinstance(reply, Status)
+        return reply
+
+    def on(self, node: str, kind: str) -> set[int | str]:
+        """Keys of the records of a type that a node acts on."""
+        return {key for found, key in self.nodes.all[node].held if found == kind}
+
+    def check_clean(self) -> None:
+        """Every tunnel lies on one GPN with one SA, and no node holds or is to hold anything else of it."""
+        sealing = {tunnel.id: tunnel.sealing for tunnel in self.sad.tunnels.values()}
+        sas = [placed for placed in sealing.values() if placed is not None]
+        for tunnel in self.sad.tunnels.values():
+            assert list(tunnel.sas.values()) == [tunnel.sealing], tunnel.id
+            assert tunnel.settled
+        for node in self.nodes.all.values():
+            if node.role == "gpn":
+                here = [placed for placed in sas if placed.gpn == node.name]
+                wanted = {("sa", placed.spi) for placed in here}
+                wanted |= {("rule", placed.child.tunnel) for placed in here}
+            elif node.role == "gin":
+                wanted = {("steer", placed.spi) for placed in sas}
+            else:
+                wanted = {("route", placed.child.tunnel) for placed in sas}
+            assert set(node.desired) == wanted, node.name
+            if node.up:
+                assert node.held == node.desired, node.name
+
+    def ordered(self, *steps: tuple[object, ...]) -> None:
+        """Each step is in the log behind the one before. A step matches an entry with the same first two
+        fields that holds its other fields anywhere.
+        """
+        last = -1
+        for step in steps:
+            found = next((i for i, entry in enumerate(self.log) if i > last and _matches(step, entry)), None)
+            assert found is not None, f"{step} does not come after entry {last}:\n{self.text()}"
+            last = found
+
+    def never_before(self, step: tuple[object, ...], other: tuple[object, ...]) -> None:
+        """`step` does not occur before the first `other`."""
+        end = next(i for i, entry in enumerate(self.log) if _matches(other, entry))
+        assert not any(_matches(step, entry) for entry in self.log[:end]), (
+            f"{step} is before {other}:\n{self.text()}"
+        )
+
+    def text(self) -> str:
+        return "\n".join(map(str, self.log))
+
+    # ---- the wire
+
+    def to_peer(self, envelope: Envelope) -> None:
+        peer = self.peers.get(envelope.remote)
+        header = parse_header_untrusted(bytes(envelope.data))
+        self.nodes.note("wire", "gmn", Exchange(header.exchange).name, header.response)
+        if peer is not None and not self.lost("gmn", header.exchange, header.response):
+            path = Path(envelope.remote, envelope.remote_port, envelope.local, envelope.local_port)
+            self.tasks.start_soon(self._later, peer.receive, bytes(envelope.data), path)
+
+    def to_gateway(self, peer: Peer, path: Path, data: bytes) -> None:
+        header = parse_header_untrusted(data)
+        self.nodes.note("wire", "peer", Exchange(header.exchange).name, header.response)
+        gins = self.nodes.connected("gin")
+        if gins and not self.lost("peer", header.exchange, header.response):
+            gin = self.cluster.node(self.random.choice(gins))
+            assert gin is not None
+            envelope = Envelope(path.remote, path.remote_port, path.local, path.local_port, data)
+            sealed = seal_envelope(KEY, envelope, hmac_sha256)
+            self.tasks.start_soon(self._later, self.socket.put, sealed, (gin.address, gin.ports.fabric))
+
+    async def _later(self, call: Callable[..., None], *args: object) -> None:
+        await trio.sleep(self.random.uniform(*self.wire_delay))
+        call(*args)
+
+    def packet(self, spi: int) -> None:
+        """A peer's packet goes out on an SPI."""
+        self.tasks.start_soon(self._packet, spi)
+
+    async def _packet(self, spi: int) -> None:
+        await trio.sleep(self.random.uniform(*self.wire_delay))
+        for gin in self.nodes.connected("gin"):
+            steer = self.nodes.all[gin].held.get(("steer", spi))
+            if isinstance(steer, Steer):
+                await self._open(self.nodes.all[steer.gpn].name, spi)
+                return
+
+    async def _open(self, gpn: str, spi: int) -> None:
+        node = self.nodes.all[gpn]
+        while node.up and ("park", spi) in node.held and ("sa", spi) not in node.held:  # noqa: ASYNC110
+            await trio.sleep(0.001)  # it waits in the parking buffer
+        if node.up and ("sa", spi) in node.held:
+            await self.nodes.observer.reported(gpn, FirstPacket(spi))
+
+    # ---- time
+
+    def timer_changed(self, peer: Peer) -> None:
+        if peer in self._timers:
+            self._timers[peer].set()
+
+    async def _keep_time(self, peer: Peer) -> None:
+        while True:
+            self._timers[peer] = trio.Event()
+            deadline = peer.engine.timer()
+            with trio.move_on_at(float("inf") if deadline is None else deadline):
+                await self._timers[peer].wait()
+            if deadline is not None and deadline <= trio.current_time():
+                peer.engine.handle_timer(trio.current_time())
+                peer.work()
+
+    # ---- the promise
+
+    def watch(self) -> None:
+        if not self.watching:
+            return
+        for peer in self.peers.values():
+            for spi in peer.seals:
+                self._check_inbound(spi)
+        for node in self.nodes.all.values():
+            if node.up:
+                for record in list(node.held.values()):
+                    if isinstance(record, Route):
+                        self._check_rule(record.gpn, record.tunnel)
+                    elif isinstance(record, Rule):
+                        self._check_rule(node.name, record.tunnel)
+
+    def _check_inbound(self, spi: int) -> None:
+        for gin in self.nodes.connected("gin"):
+            steer = self.nodes.all[gin].held.get(("steer", spi))
+            assert isinstance(steer, Steer), f"{gin} does not steer {spi:08x}"
+            gpn = self.nodes.all[steer.gpn]
+            if gpn.up:
+                assert ("sa", spi) in gpn.held or ("park", spi) in gpn.held, (
+                    f"{spi:08x} is lost on {gpn.name}"
+                )
+
+    def _check_rule(self, gpn: str, tunnel: str) -> None:
+        node = self.nodes.all[gpn]
+        config = self.sad.tunnels[tunnel].config
+        peer = self.peers[config.peer or ""]
+        if not node.up or not peer.opens:
+            return
+        rule = node.held.get(("rule", tunnel))
+        assert isinstance(rule, Rule), f"{tunnel} is routed to {gpn}, which has no rule for it"
+        sa = node.held.get(("sa", rule.spi_in))
+        assert isinstance(sa, Sa), f"{gpn} seals {tunnel} on an SA it does not have"
+        assert sa.spi_out in peer.opens, f"{gpn} seals {tunnel} on {sa}, which its peer cannot open"
+
+
+def _matches(step: tuple[object, ...], entry: tuple[object, ...]) -> bool:
+    return len(entry) >= 2 and entry[:2] == step[:2] and all(part in entry for part in step[2:])
+
+
+@asynccontextmanager
+async def world(
+    seed: int = 1,
+    *,
+    tunnels: int = 1,
+    start: Literal["wait", "auto"] = "wait",
+    delay: tuple[float, float] = (0.0001, 0.002),
+    nodes: bool = True,
+    gins: int = 2,
+    **settings: float,
+) -> AsyncIterator[World]:
+    """A gateway whose nodes are up, and peers that have not dialled."""
+    async with trio.open_nursery() as tasks:
+        found = World(make_cluster(tunnels, start, gins, **settings), tasks, seed, delay)
+        if nodes:
+            await found.start_nodes()
+        yield found
+        tasks.cancel_scope.cancel()
