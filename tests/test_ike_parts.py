@@ -323,6 +323,10 @@ def test_half_open_limits() -> None:
         half_open.remove("198.51.100.1")
     assert half_open.admits("198.51.100.1")
     assert half_open.total == 4
+    for number in range(10):
+        half_open.add(f"2001:db8::{number}")
+    assert not half_open.admits("2001:db8::ffff")
+    assert half_open.admits("2001:db8:0:1::1")
 
 
 # ---- windows

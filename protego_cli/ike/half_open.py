@@ -1,18 +1,20 @@
 """Limits on IKE_SAs whose peer has not proven itself, or that only linger to repeat a response.
 
 Beyond a tenth of the maximum every new handshake must bring a cookie; beyond a quarter, those from one
-address are dropped; beyond the maximum, all are (RFC 7296 2.6, RFC 8019 4.3).
+address are dropped; beyond the maximum, all are (RFC 7296 2.6, RFC 8019 4.3). An IPv6 /64 counts as one
+address, since whoever has one has them all.
 """
 
 from __future__ import annotations
 
+import ipaddress
 from collections import Counter
 
 
 class HalfOpen:
     def __init__(self, maximum: int) -> None:
         self._maximum = maximum
-        self._by_address: Counter[str] = Counter()
+        self._by_address: Counter[bytes] = Counter()
         self._total = 0
 
     @property
@@ -24,14 +26,20 @@ class HalfOpen:
         return self._total >= self._maximum / 10
 
     def admits(self, address: str) -> bool:
-        return self._total < self._maximum and self._by_address[address] < self._maximum / 4
+        return self._total < self._maximum and self._by_address[_site(address)] < self._maximum / 4
 
     def add(self, address: str) -> None:
         self._total += 1
-        self._by_address[address] += 1
+        self._by_address[_site(address)] += 1
 
     def remove(self, address: str) -> None:
         self._total -= 1
-        self._by_address[address] -= 1
-        if not self._by_address[address]:
-            del self._by_address[address]
+        site = _site(address)
+        self._by_address[site] -= 1
+        if not self._by_address[site]:
+            del self._by_address[site]
+
+
+def _site(address: str) -> bytes:
+    """An IPv4 address, or the network part of an IPv6 one."""
+    return ipaddress.ip_address(address).packed[:8]

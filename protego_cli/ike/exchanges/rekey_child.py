@@ -167,45 +167,34 @@ def answer(sa: IkeSa, notify: Notify, payloads: Payloads, now: float) -> None:
     if len(sa.children) >= MAX_CHILDREN:
         raise NoAdditionalSas(f"{MAX_CHILDREN} CHILD_SAs stand already")
     terms = terms_for(sa, payloads, in_auth=False)
-    nonce = payloads.one(Nonce).data
-    private, shared = _exchange_keys(sa, terms, payloads.maybe(Ke))
-    mine = sa.context.new_nonce()
+    nonce, mine = payloads.one(Nonce).data, sa.context.new_nonce()
+    ke, shared = _exchange_keys(sa, terms, payloads.maybe(Ke))
     spi_in = sa.context.allocate_spi()
     child = make_child(sa, terms, spi_in, (nonce, mine), initiator=False, shared=shared)
-    _offer(sa, old, child, terms, mine, private, min(nonce, mine), now)
+    chosen = with_spi(terms.answer, spi_bytes(spi_in))
+    response = (Sa((chosen,)), Nonce(mine), *ke, TsI(terms.remote_ts), TsR(terms.local_ts))
+    _offer(sa, old, Attempt(child, min(nonce, mine)), response, now)
 
 
-def _exchange_keys(sa: IkeSa, terms: Terms, ke: Ke | None) -> tuple[KePrivate | None, bytes]:
-    """Our half of the fresh key exchange, when one was agreed on, and its secret."""
+def _exchange_keys(sa: IkeSa, terms: Terms, ke: Ke | None) -> tuple[tuple[Ke, ...], bytes]:
+    """Our KE payload, when a fresh key exchange was agreed on, and the secret."""
     group = terms.proposal.group
     if group is None:
-        return None, b""
+        return (), b""
     if ke is None or ke.group != group.transform_id:
         wanted = group.transform_id.to_bytes(2, "big")
         raise InvalidKePayload(f"{group.keyword} was agreed on", data=wanted)
     private = group.generate(sa.context.random)
-    return private, private.shared(ke.data)
+    return (Ke(group.transform_id, private.public),), private.shared(ke.data)
 
 
-def _offer(
-    sa: IkeSa,
-    old: Child,
-    child: Child,
-    terms: Terms,
-    nonce: bytes,
-    private: KePrivate | None,
-    lowest: bytes,
-    now: float,
-) -> None:
-    attempt = Attempt(child, lowest)
+def _offer(sa: IkeSa, old: Child, attempt: Attempt, response: Sequence[Payload], now: float) -> None:
+    """Hold the response until the driver has the new CHILD_SA in place."""
     old.theirs = attempt
-    group = terms.proposal.group
-    ke = (Ke(group.transform_id, private.public),) if group and private else ()
 
     def accept(now: float) -> None:
-        sa.add_child(child)
-        chosen = with_spi(terms.answer, spi_bytes(child.sa.spi_in))
-        sa.respond((Sa((chosen,)), Nonce(nonce), *ke, TsI(terms.remote_ts), TsR(terms.local_ts)))
+        sa.add_child(attempt.child)
+        sa.respond(response)
         attempt.accepted = True
         _delete_redundant(sa, attempt, now)
         sa.pump(now)
@@ -217,4 +206,4 @@ def _offer(
 
     ticket = sa.offer(accept, reject, now)
     if sa.handle is not None:
-        sa.context.emit(ChildOffered(ticket, sa.handle, child.sa, old.sa.spi_in))
+        sa.context.emit(ChildOffered(ticket, sa.handle, attempt.child.sa, old.sa.spi_in))
