@@ -172,7 +172,13 @@ def answer(sa: IkeSa, notify: Notify, payloads: Payloads, now: float) -> None:
     spi_in = sa.context.allocate_spi()
     child = make_child(sa, terms, spi_in, (nonce, mine), initiator=False, shared=shared)
     chosen = with_spi(terms.answer, spi_bytes(spi_in))
-    response = (Sa((chosen,)), Nonce(mine), *ke, TsI(terms.remote_ts), TsR(terms.local_ts))
+    response: tuple[Payload, ...] = (
+        Sa((chosen,)),
+        Nonce(mine),
+        *ke,
+        TsI(terms.remote_ts),
+        TsR(terms.local_ts),
+    )
     _offer(sa, old, Attempt(child, min(nonce, mine)), response, now)
 
 
