@@ -167,6 +167,10 @@ class UdpSocket:
             and self._send_in_parts(memoryview(data), size, dest, source, tos)
         )
 
+    def fileno(self) -> int:
+        """For whoever waits on many sockets at once."""
+        return self._sock.fileno()
+
     async def wait_readable(self) -> None:
         await trio.lowlevel.wait_readable(self._sock)
 

@@ -1,0 +1,167 @@
+"""`protego local` from end to end: real processes, real sockets, every packet counted."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from protego_cli.errors import UsageError
+from protego_cli.lab import layout
+from protego_cli.lab.main import run_local
+
+PROGRAM = [sys.executable, "-m", "protego_cli", "local", "--headless"]
+
+
+def options(**given: float) -> list[str]:
+    return [word for name, value in given.items() for word in (f"--{name}", str(value))]
+
+
+def test_a_short_run_loses_nothing_and_its_receipt_is_the_contract(tmp_path: Path) -> None:
+    arguments = options(duration=3, tenants=3, gpns=2, migrations=6, pps=200)
+    done = subprocess.run(
+        [*PROGRAM, "--json", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=90,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
+    assert done.returncode == 0, done.stderr
+    receipt = json.loads(done.stdout)
+    assert set(receipt) == {
+        *("tunnels", "migrations", "sent", "received", "lost", "misdelivered", "corrupted", "duplicated"),
+        *("reordered", "pps", "migration_ms", "per_migration"),
+    }
+    assert (receipt["tunnels"], receipt["migrations"]) == (3, 6)
+    for fault in ("lost", "misdelivered", "corrupted", "duplicated"):
+        assert receipt[fault] == 0
+    assert receipt["sent"] == receipt["received"] >= 3 * 3 * 200 * 2 * 0.9
+    times = receipt["migration_ms"]
+    assert 0 < times["p50"] <= times["p99"] <= times["max"]
+    assert [m["tunnel"] for m in receipt["per_migration"]] == [f"t{i}/hq" for i in (1, 2, 3)] * 2
+    for migration in receipt["per_migration"]:
+        assert set(migration) == {"tunnel", "from", "to", "via_old", "via_new"}
+        assert migration["from"] != migration["to"]
+        assert migration["via_old"] > 0
+        assert migration["via_new"] > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_ends_early_with_a_receipt(tmp_path: Path) -> None:
+    arguments = options(duration=60, tenants=1, gpns=2, migrations=0)
+    with subprocess.Popen(
+        [*PROGRAM, "--json", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    ) as process:
+        wait_for(process, "traffic:")
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    assert process.returncode == 0, err
+    assert json.loads(out)["migrations"] == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_node_that_dies_fails_the_run_at_once_and_no_process_is_left(tmp_path: Path) -> None:
+    arguments = options(duration=60, tenants=1, gpns=2, migrations=0)
+    with subprocess.Popen(
+        [*PROGRAM, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    ) as process:
+        wait_for(process, "traffic:")
+        (directory,) = tmp_path.iterdir()
+        nodes = processes_of(directory)
+        assert len(nodes) == 7  # GMN, GIN, GEN, two GPNs, the peers, the tenants
+        os.kill(next(pid for pid, line in nodes.items() if "gin-1" in line), signal.SIGKILL)
+        out, _ = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "gin-1 ended by signal 9 during the run" in out
+    assert str(directory) in out  # the logs are kept
+    assert processes_of(directory) == {}
+
+
+def test_children_do_not_outlive_a_killed_orchestrator(tmp_path: Path) -> None:
+    arguments = options(duration=60, tenants=1, gpns=2, migrations=0)
+    with subprocess.Popen(
+        [*PROGRAM, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    ) as process:
+        wait_for(process, "traffic:")
+        (directory,) = tmp_path.iterdir()
+        descriptors = [os.pidfd_open(pid) for pid in processes_of(directory)]
+        process.kill()
+        process.communicate(timeout=30)
+    assert len(descriptors) == 7
+    for descriptor in descriptors:
+        assert ends_within(descriptor, 10)
+        os.close(descriptor)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"tenants": 0}, "--tenants"),
+        ({"gpns": 1}, "--gpns"),
+        ({"pps": 0}, "--pps"),
+        ({"duration": 0.0}, "--duration"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(wrong: dict[str, int], named: str) -> None:
+    right = {"duration": 5.0, "tenants": 2, "gpns": 2, "migrations": 4, "pps": 200}
+    with pytest.raises(UsageError, match=named):
+        run_local(json=True, headless=True, **(right | wrong))
+
+
+def test_two_runs_never_share_addresses() -> None:
+    claims = [layout.claim() for _ in range(8)]
+    try:
+        assert len({block for block, _ in claims}) == len(claims)
+    finally:
+        for _, holder in claims:
+            holder.close()
+
+
+def wait_for(process: subprocess.Popen[str], text: str) -> None:
+    """Read what the run says until it says this."""
+    stream = process.stderr or process.stdout
+    assert stream is not None
+    said = []
+    for line in stream:
+        said.append(line)
+        if text in line:
+            return
+    pytest.fail("".join(said))
+
+
+def processes_of(directory: Path) -> dict[int, str]:
+    """The running processes whose command line names this directory."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except OSError:
+                continue
+            if str(directory) in line:
+                found[int(entry.name)] = line
+    return found
+
+
+def ends_within(descriptor: int, seconds: float) -> bool:
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
