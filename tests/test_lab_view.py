@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from io import StringIO
 
+import pytest
 from rich.console import Console, RenderableType
 
 from protego_cli.control.messages import NodeStatus, Status, TunnelStatus
@@ -58,6 +59,16 @@ def test_many_tunnels_do_not_fill_the_screen() -> None:
     assert "t16/hq" in seen
     assert "t17/hq" not in seen
     assert "and 84 more" in seen
+
+
+@pytest.mark.parametrize("height", [24, 30, 50])
+def test_the_picture_fits_the_terminal(height: int) -> None:
+    nodes = tuple(NodeStatus(f"gpn-{i}", "gpn", "up", 1, 0.1) for i in range(6))
+    scene = Scene(tuple(f"t{i}/hq" for i in range(1, 9)), 100, ends=20.0, status=Status(1, nodes, ()))
+    scene.events.extend((float(i), f"event {i}") for i in range(20))
+    lines = text(picture(scene, height)).splitlines()
+    assert len(lines) <= height
+    assert "event 19" in lines[-1]
 
 
 def test_the_receipt_shows_every_figure() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import trio
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 
 from protego_cli.lab.view import Scene, picture
@@ -40,7 +40,7 @@ class Show:
         if not self.live:
             yield
             return
-        with Live(picture(self.scene), console=self.console, auto_refresh=False, transient=True) as live:
+        with Live(self._picture(), console=self.console, auto_refresh=False, transient=True) as live:
             self._live = live
             try:
                 yield
@@ -50,5 +50,8 @@ class Show:
     async def frames(self) -> None:
         """Redraw until cancelled."""
         while self._live is not None:
-            self._live.update(picture(self.scene), refresh=True)
+            self._live.update(self._picture(), refresh=True)
             await trio.sleep(_FRAME)
+
+    def _picture(self) -> RenderableType:
+        return picture(self.scene, self.console.height)

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 
 from rich import box
 from rich.console import Group, RenderableType
-from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -19,8 +18,10 @@ from protego_cli.control.messages import NodeStatus, Status, TunnelStatus
 from protego_cli.lab.protocol import SiteCount, Snapshot
 from protego_cli.lab.receipt import Receipt
 
-_EVENTS = 8
-_TUNNELS = 16  # rows; the others are summed up in one line
+_EVENTS = 8  # kept; as many are shown as fit
+_FEWEST_EVENTS = 3
+_TUNNELS = 16  # rows at most; the others are summed up in one line
+_CHROME = 7  # lines that are always there: headline, progress, headers, gaps
 _GOOD, _BAD, _BUSY = "green", "bold red", "yellow"
 
 
@@ -41,9 +42,15 @@ class Scene:
     moving: str | None = None  # the tunnel that is migrating now
 
 
-def picture(scene: Scene) -> RenderableType:
-    """The live view."""
-    return Group(_headline(scene), _nodes(scene), _tunnel_table(scene), _events(scene))
+def picture(scene: Scene, height: int = 50) -> RenderableType:
+    """The live view, in that many lines where it can be."""
+    room = height - _CHROME - _FEWEST_EVENTS - (len(scene.status.nodes) if scene.status else 0)
+    tunnels = min(len(scene.tunnels), max(room - 1, 1), _TUNNELS)
+    events = max(room - tunnels - 1 + _FEWEST_EVENTS, _FEWEST_EVENTS)
+    gap = Text("")
+    return Group(
+        _headline(scene), gap, _nodes(scene), gap, _tunnel_table(scene, tunnels), gap, _events(scene, events)
+    )
 
 
 def receipt_table(receipt: Receipt, *, plain: bool = False) -> RenderableType:
@@ -96,7 +103,7 @@ def _headline(scene: Scene) -> RenderableType:
 
 
 def _nodes(scene: Scene) -> RenderableType:
-    table = Table(title="Nodes", title_justify="left", expand=False, min_width=72)
+    table = _table()
     for header in ("node", "role", "state"):
         table.add_column(header)
     table.add_column("tunnels", justify="right")
@@ -114,18 +121,18 @@ def _node(node: NodeStatus) -> tuple[RenderableType, ...]:
     return node.name, node.role, Text(node.state, style=style), tunnels, f"{node.cpu:.0%}", bar
 
 
-def _tunnel_table(scene: Scene) -> RenderableType:
-    table = Table(title="Tunnels", title_justify="left", expand=False, min_width=72)
+def _tunnel_table(scene: Scene, rows: int) -> RenderableType:
+    table = _table()
     for header in ("tunnel", "state", "GPN"):
         table.add_column(header)
     for header in ("peer → tenant", "tenant → peer", "on the way"):
         table.add_column(header, justify="right")
     known = {tunnel.id: tunnel for tunnel in scene.status.tunnels} if scene.status else {}
-    for index, name in enumerate(scene.tunnels[:_TUNNELS]):
+    for index, name in enumerate(scene.tunnels[:rows]):
         peer = scene.peers.sites[index] if scene.peers else SiteCount()
         tenant = scene.tenants.sites[index] if scene.tenants else SiteCount()
         table.add_row(*_tunnel(name, known.get(name), peer, tenant, moving=name == scene.moving))
-    if (more := len(scene.tunnels) - _TUNNELS) > 0:
+    if (more := len(scene.tunnels) - rows) > 0:
         table.add_row(f"and {more} more", "", "", "", "", "")
     return table
 
@@ -147,9 +154,13 @@ def _tunnel(
     )
 
 
-def _events(scene: Scene) -> RenderableType:
-    text = Text("\n").join(Text(f"{at:6.2f} s  {event}") for at, event in scene.events)
-    return Panel(text, title="Events", title_align="left", height=_EVENTS + 2, width=76)
+def _events(scene: Scene, count: int) -> RenderableType:
+    lines = (Text(f"{at:6.2f} s  {event}", no_wrap=True) for at, event in list(scene.events)[-count:])
+    return Text("\n").join(lines)
+
+
+def _table() -> Table:
+    return Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold cyan")
 
 
 def _all(scene: Scene) -> tuple[SiteCount, ...]:
