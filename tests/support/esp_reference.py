@@ -1,0 +1,187 @@
+"""A GPN's data path written for the reader: one packet at a time, sets and `ipaddress`, no batch, no cache.
+
+It judges by the RFCs' text (4301 5, 4303 3, 4106, 7348) and shares with the gateway nothing but the names of
+the counters. Tests compare the two.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import struct
+from collections import Counter
+from dataclasses import dataclass, field
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+Address = tuple[str, int]
+WINDOW = 64
+
+
+def seal(key: bytes, spi: int, number: int, text: bytes) -> bytes:
+    """An ESP packet around a plaintext that already has its trailer."""
+    header, iv = struct.pack("!II", spi, number), number.to_bytes(8)
+    return header + iv + AESGCM(key[:32]).encrypt(key[32:] + iv, text, header)
+
+
+def unseal(key: bytes, packet: bytes) -> bytes:
+    """The plaintext of an ESP packet, trailer included. Raises InvalidTag."""
+    return AESGCM(key[:32]).decrypt(key[32:] + packet[8:16], packet[16:], packet[:8])
+
+
+def padded(inner: bytes, next_header: int, extra: int = 0) -> bytes:
+    """The plaintext of an inner packet, with TFC padding of `extra` bytes."""
+    text = inner + bytes(extra)
+    pad = -(len(text) + 2) % 4
+    return text + bytes(range(1, pad + 1)) + bytes((pad, next_header))
+
+
+@dataclass
+class ReferenceSa:
+    """Both halves of a CHILD_SA."""
+
+    tunnel: str
+    vni: int
+    spi_in: int
+    spi_out: int
+    key_in: bytes
+    key_out: bytes
+    local: list[str]  # prefixes
+    remote: list[str]
+    peer: Address
+    vip: str
+    next_out: int = 1
+    hi: int = 1 << 32
+    seen: set[int] = field(default_factory=set)
+
+
+@dataclass
+class ReferenceGpn:
+    """`sent_in` and `sent_out` collect (destination, datagram) in order; drops are counted by reason."""
+
+    sas: list[ReferenceSa]
+    rules: dict[str, int]  # tunnel -> inbound SPI
+    vteps: dict[int, list[tuple[str, Address, bytes]]]  # VNI -> prefix, address, MAC
+    gateway_mac: bytes
+    gens: list[Address]
+    counts: Counter[str] = field(default_factory=Counter)
+    sent_in: list[tuple[Address, bytes]] = field(default_factory=list)
+    sent_out: list[tuple[Address, bytes]] = field(default_factory=list)
+
+    # ---- from the peer
+
+    def receive_esp(self, packet: bytes) -> None:
+        if len(packet) < 28:
+            self.counts["gpn_drop_short"] += 1
+            return
+        spi, number = struct.unpack("!II", packet[:8])
+        sa = next((sa for sa in self.sas if sa.spi_in == spi), None)
+        if sa is None:
+            self.counts["gpn_drop_tag" if 1 <= spi <= 255 else "gpn_drop_unknown_spi"] += 1
+            return
+        if number == 0:
+            self.counts["gpn_drop_floor"] += 1
+            return
+        if number in sa.seen or number <= max(sa.seen, default=0) - WINDOW:
+            self.counts["gpn_drop_replay"] += 1
+            return
+        try:
+            text = unseal(sa.key_in, packet)
+        except InvalidTag:
+            self.counts["gpn_drop_auth"] += 1
+            return
+        sa.seen.add(number)
+        verdict = self._opened(sa, text)
+        if isinstance(verdict, str):
+            self.counts[verdict] += 1
+        else:
+            self.sent_in.append(verdict)
+
+    def _opened(self, sa: ReferenceSa, text: bytes) -> tuple[Address, bytes] | str:
+        if len(text) < 2:
+            return "gpn_drop_padding"
+        pad, next_header = text[-2:]
+        if next_header == 59:
+            return "gpn_drop_dummy"
+        body = text[: -2 - pad] if len(text) >= 2 + pad else None
+        if body is None or next_header not in (4, 41) or text[len(body) : -2] != bytes(range(1, pad + 1)):
+            return "gpn_drop_padding"
+        inner = ip_packet(body)
+        if inner is None or {4: 4, 6: 41}[inner[0] >> 4] != next_header:
+            return "gpn_drop_inner_in"
+        source, destination = addresses(inner)
+        if not _within(source, sa.remote) or not _within(destination, sa.local):
+            return "gpn_drop_selector_in"
+        vteps = [
+            (ipaddress.ip_network(prefix).prefixlen, address, mac)
+            for prefix, address, mac in self.vteps.get(sa.vni, [])
+            if _within(destination, [prefix])
+        ]
+        if not vteps:
+            return "gpn_drop_no_vtep"
+        _, address, mac = max(vteps)
+        ethertype = b"\x08\x00" if inner[0] >> 4 == 4 else b"\x86\xdd"
+        header = bytes((8, 0, 0, 0)) + sa.vni.to_bytes(3) + bytes(1) + mac + self.gateway_mac + ethertype
+        return address, header + inner
+
+    # ---- from the tenant
+
+    def receive_vxlan(self, frame: bytes, source: Address) -> None:
+        verdict = self._framed(frame, source)
+        if isinstance(verdict, str):
+            self.counts[verdict] += 1
+        else:
+            self.sent_out.append(verdict)
+
+    def _framed(self, frame: bytes, source: Address) -> tuple[Address, bytes] | str:
+        if len(frame) == 32 and frame[:3] == bytes(3) and frame[3]:
+            return "gpn_drop_tag"
+        if len(frame) < 8 or not frame[0] & 8:
+            return "gpn_drop_vxlan_malformed"
+        vni = int.from_bytes(frame[4:7])
+        from_gen = source in self.gens
+        if not from_gen and source[0] not in [address[0] for _, address, _ in self.vteps.get(vni, [])]:
+            return "gpn_drop_vxlan_source"
+        inner = ip_packet(frame[22:])
+        if inner is None or frame[20:22] != {4: b"\x08\x00", 6: b"\x86\xdd"}[inner[0] >> 4]:
+            return "gpn_drop_inner"
+        here, there = addresses(inner)
+        ruled = [sa for sa in self.sas if sa.vni == vni and self.rules.get(sa.tunnel) == sa.spi_in]
+        near = [sa for sa in ruled if _within(there, sa.remote)]
+        if not near:
+            return (self.gens[0], frame) if not from_gen else "gpn_drop_no_rule"
+        taking = [sa for sa in near if _within(here, sa.local)]
+        if not taking:
+            return "gpn_drop_selector_out"
+        sa = min(taking, key=lambda sa: (_breadth(there, sa.remote), sa.tunnel))
+        if sa.next_out >= sa.hi:
+            return "gpn_drop_range"
+        number, sa.next_out = sa.next_out, sa.next_out + 1
+        text = padded(inner, 4 if inner[0] >> 4 == 4 else 41)
+        return sa.peer, seal(sa.key_out, sa.spi_out, number, text)
+
+
+def ip_packet(data: bytes) -> bytes | None:
+    """The IP packet at the start of some bytes, without what lies behind it."""
+    if len(data) >= 20 and data[0] >> 4 == 4:
+        header, total = (data[0] & 15) * 4, int.from_bytes(data[2:4])
+        return data[:total] if 20 <= header <= total <= len(data) else None
+    if len(data) >= 40 and data[0] >> 4 == 6:
+        payload = int.from_bytes(data[4:6])
+        jumbo = payload == 0 and data[6] == 0
+        return data[: 40 + payload] if 40 + payload <= len(data) and not jumbo else None
+    return None
+
+
+def addresses(packet: bytes) -> tuple[str, str]:
+    if packet[0] >> 4 == 4:
+        return str(ipaddress.IPv4Address(packet[12:16])), str(ipaddress.IPv4Address(packet[16:20]))
+    return str(ipaddress.IPv6Address(packet[8:24])), str(ipaddress.IPv6Address(packet[24:40]))
+
+
+def _within(address: str, prefixes: list[str]) -> bool:
+    return any(ipaddress.ip_address(address) in ipaddress.ip_network(prefix) for prefix in prefixes)
+
+
+def _breadth(address: str, prefixes: list[str]) -> int:
+    return min(ipaddress.ip_network(p).num_addresses for p in prefixes if _within(address, [p]))

@@ -1,0 +1,143 @@
+"""A gateway and its reference with the same tenants, tunnels and neighbours."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import NamedTuple
+
+from protego_cli.counters import Counters
+from protego_cli.crypto.algorithms import Encryption
+from protego_cli.crypto.builtin import ALGORITHMS
+from protego_cli.esp.gateway import Gateway, Neighbour
+from protego_cli.esp.outbox import Send
+from protego_cli.esp.pairs import SaEntry
+from protego_cli.esp.tenants import Vtep
+from protego_cli.wire.selectors import TrafficSelector
+from tests.support.esp_reference import WINDOW, ReferenceGpn, ReferenceSa
+
+GCM = next(a for a in ALGORITHMS if isinstance(a, Encryption) and a.keyword == "aes256gcm16")
+GIN = ("10.10.0.2", 4501)
+GEN = ("10.10.0.3", 4789)
+GIN_KEY, GEN_KEY = bytes(range(32)), bytes(range(32, 64))
+GATEWAY_MAC, VTEP_MAC, VTEP2_MAC = bytes.fromhex("025000001001"), b"\x02" * 5 + b"\x05", b"\x02" * 5 + b"\x06"
+ACME, BLUE = 1001, 1002
+VTEP, VTEP2, BLUE_VTEP = ("10.20.0.5", 4789), ("10.20.0.6", 4790), ("10.20.0.7", 4789)
+VIP = "203.0.113.10"
+NOW = 1_000_000.0
+
+VTEPS = {
+    ACME: [
+        ("10.1.0.0/24", VTEP, VTEP_MAC),
+        ("10.1.0.128/25", VTEP2, VTEP2_MAC),
+        ("fd00:1::/64", VTEP, VTEP_MAC),
+    ],
+    BLUE: [("10.1.0.0/24", BLUE_VTEP, VTEP_MAC)],
+}
+
+
+def _key(seed: int) -> bytes:
+    return bytes((seed + place) & 255 for place in range(36))
+
+
+def sas() -> list[ReferenceSa]:
+    """Two tunnels of acme, one within the other's prefix; one of blue with the same prefixes."""
+
+    def sa(n: int, tunnel: str, vni: int, local: list[str], remote: list[str], port: int) -> ReferenceSa:
+        keys = _key(2 * n), _key(2 * n + 1)
+        return ReferenceSa(
+            tunnel, vni, 0x11111110 + n, 0x21111110 + n, *keys, local, remote, ("198.51.100.7", port), VIP
+        )
+
+    return [
+        sa(1, "acme/hq", ACME, ["10.1.0.0/24", "fd00:1::/64"], ["10.2.0.0/16", "fd00:2::/64"], 4500),
+        sa(2, "acme/lab", ACME, ["10.1.0.0/24"], ["10.2.9.0/24"], 61000),
+        sa(3, "blue/hq", BLUE, ["10.1.0.0/24"], ["10.2.0.0/16"], 4501),
+    ]
+
+
+def entry(sa: ReferenceSa) -> SaEntry:
+    return SaEntry(
+        spi_in=sa.spi_in,
+        spi_out=sa.spi_out,
+        tunnel=sa.tunnel,
+        vni=sa.vni,
+        encryption=GCM,
+        key_in=sa.key_in,
+        key_out=sa.key_out,
+        local_ts=tuple(map(TrafficSelector.from_prefix, sa.local)),
+        remote_ts=tuple(map(TrafficSelector.from_prefix, sa.remote)),
+        vip=sa.vip,
+        peer=sa.peer,
+        seal_lo=sa.next_out,
+        seal_hi=sa.hi,
+        window=WINDOW,
+    )
+
+
+class World(NamedTuple):
+    gateway: Gateway
+    counters: Counters
+    reference: ReferenceGpn
+
+    def sa(self, tunnel: str = "acme/hq") -> ReferenceSa:
+        return next(sa for sa in self.reference.sas if sa.tunnel == tunnel)
+
+    def receive_esp(self, *packets: bytes, source: tuple[str, int] = GIN, now: float = NOW) -> list[Send]:
+        """Packets as GRO hands them over: equal sizes side by side, the last perhaps shorter."""
+        return [
+            send
+            for batch, size in batches(packets)
+            for send in self.gateway.receive_esp(memoryview(batch), size, source, now)
+        ]
+
+    def receive_vxlan(self, *frames: bytes, source: tuple[str, int] = GEN, now: float = NOW) -> list[Send]:
+        return [
+            send
+            for batch, size in batches(frames)
+            for send in self.gateway.receive_vxlan(memoryview(batch), size, source, now)
+        ]
+
+
+def world(*, rules: bool = True, room: int | None = None) -> World:
+    """`room`: how many numbers each SA may seal under."""
+    counters = Counters()
+    gateway = Gateway(counters)
+    gateway.put_neighbour("gin-1", Neighbour(GIN[0], None, GIN_KEY))
+    gateway.put_neighbour("gen-1", Neighbour(GEN[0], GEN, GEN_KEY))
+    for vni, vteps in VTEPS.items():
+        gateway.put_tenant(vni, GATEWAY_MAC, [Vtep(prefix, *address, mac) for prefix, address, mac in vteps])
+    reference = ReferenceGpn(sas(), {}, VTEPS, GATEWAY_MAC, [GEN])
+    for sa in reference.sas:
+        sa.hi = sa.hi if room is None else sa.next_out + room
+        assert gateway.put_sa(entry(sa), NOW) == []
+        if rules:
+            gateway.put_rule(sa.tunnel, sa.spi_in)
+            reference.rules[sa.tunnel] = sa.spi_in
+    return World(gateway, counters, reference)
+
+
+def batches(datagrams: tuple[bytes, ...] | list[bytes]) -> list[tuple[bytes, int]]:
+    """Buffers as UDP_GRO makes them of datagrams that arrive one after another."""
+    made: list[tuple[bytes, int]] = []
+    runs = [list(run) for _, run in groupby(datagrams, key=len)]
+    while runs:
+        run = runs.pop(0)
+        size = len(run[0])
+        if runs and 0 < len(runs[0][0]) < size:
+            run.append(runs[0].pop(0))
+            if not runs[0]:
+                runs.pop(0)
+        if size:
+            made.append((b"".join(run), size))
+        else:
+            made += [(b"", 0)] * len(run)
+    return made
+
+
+def datagrams(sends: list[Send]) -> list[tuple[tuple[str, int], bytes]]:
+    """(destination, datagram) of everything sent, in order."""
+    return [
+        (send.way.dest, bytes(send.data[at : at + send.size]))
+        for send in sends
+        for at in range(0, len(send.data), send.size)
+    ]

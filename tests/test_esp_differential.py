@@ -1,0 +1,206 @@
+"""The gateway's batches against the reference's single packets, over whatever Hypothesis thinks of.
+
+Every packet carries its place in the run, so that what comes out can be laid beside what the reference let
+out: the same packets to the same places, in the same order for each SA, and the same reasons for the rest.
+"""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import NamedTuple
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from protego_cli.wire.vxlan import ETHERTYPE_IPV4, ETHERTYPE_IPV6, build_frame_header
+from tests.support.esp_packets import ipv4, ipv6
+from tests.support.esp_reference import ReferenceSa, padded, seal
+from tests.support.esp_world import (
+    ACME,
+    BLUE,
+    BLUE_VTEP,
+    GATEWAY_MAC,
+    GEN,
+    VTEP,
+    VTEP_MAC,
+    datagrams,
+    world,
+)
+
+Address = tuple[str, int]
+
+LENGTHS = st.sampled_from([0, 1, 2, 3, 4, 40, 41])
+PLACES = 4  # bytes of the payload that say which packet it is
+V4_HERE = ["10.1.0.5", "10.1.0.6", "10.1.0.200", "10.9.0.5"]
+V4_THERE = ["10.2.0.9", "10.2.9.9", "10.3.0.9"]
+V6_HERE, V6_THERE = ["fd00:1::5", "fd00:9::5"], ["fd00:2::9", "fd00:3::9"]
+
+
+class Inner(NamedTuple):
+    here: str
+    there: str
+    length: int
+    tos: int
+    inward: bool = True
+
+    def build(self, place: int) -> bytes:
+        payload = place.to_bytes(PLACES) + bytes(self.length)
+        source, destination = (self.there, self.here) if self.inward else (self.here, self.there)
+        if ":" in source:
+            return ipv6(source, destination, payload)
+        return ipv4(source, destination, payload, tos=self.tos)
+
+
+def inners(*, inward: bool) -> st.SearchStrategy[Inner]:
+    """Mostly of one flow, so that batches are uniform as well as mixed."""
+    usual = st.builds(Inner, st.just("10.1.0.5"), st.just("10.2.0.9"), LENGTHS, st.just(0), st.just(inward))
+    tos = st.sampled_from([0, 3])
+    v4 = st.builds(Inner, st.sampled_from(V4_HERE), st.sampled_from(V4_THERE), LENGTHS, tos, st.just(inward))
+    v6 = st.builds(Inner, st.sampled_from(V6_HERE), st.sampled_from(V6_THERE), LENGTHS, tos, st.just(inward))
+    return st.one_of(usual, usual, v4, v6)
+
+
+class Sealed(NamedTuple):
+    """A packet from a peer, and what is wrong with it."""
+
+    sa: int
+    step: int  # from the number before
+    inner: Inner
+    flaw: str
+    repeat: int
+
+    def build(self, sa: ReferenceSa, number: int, place: int) -> bytes:
+        inner = self.inner.build(place)
+        version = 4 if inner[0] >> 4 == 4 else 41
+        text = {
+            "padding": padded(inner, version)[:-3] + bytes((9, 1, version)),
+            "padding too long": padded(inner, version)[:-2] + bytes((255, version)),
+            "dummy": padded(inner, 59),
+            "other protocol": padded(inner, 17),
+            "other version": padded(inner, 45 - version),
+            "length": padded(inner[:-1], version),
+            "TFC": padded(inner, version, extra=24),
+        }.get(self.flaw, padded(inner, version))
+        packet = seal(sa.key_in, sa.spi_in, number, text)
+        if self.flaw == "forged":
+            packet = packet[:-1] + bytes([packet[-1] ^ 1])
+        elif self.flaw == "spi":
+            packet = bytes((0x77, 0, 0, 1)) + packet[4:]
+        elif self.flaw == "reserved":
+            packet = bytes((0, 0, 0, 9)) + packet[4:]
+        elif self.flaw == "short":
+            packet = packet[:20]
+        return packet
+
+
+FLAWS = ["padding", "padding too long", "dummy", "other protocol", "other version", "length", "TFC"]
+FLAWS += ["forged", "spi", "reserved", "short"]
+SEALED = st.builds(
+    Sealed,
+    st.sampled_from([0, 0, 0, 1, 2]),
+    st.sampled_from([1, 1, 1, 1, 0, 2, -1, -3, 70, -70]),
+    inners(inward=True),
+    st.one_of(st.just(""), st.just(""), st.just(""), st.sampled_from(FLAWS)),
+    st.integers(1, 6),
+)
+
+
+@settings(max_examples=150)
+@given(st.lists(SEALED, min_size=1, max_size=14))
+def test_what_peers_send(specs: list[Sealed]) -> None:
+    w = world()
+    numbers = dict.fromkeys(range(3), 0)
+    packets: list[bytes] = []
+    for spec in specs:
+        for _ in range(spec.repeat):
+            numbers[spec.sa] = max(0, numbers[spec.sa] + spec.step)
+            packets.append(spec.build(w.reference.sas[spec.sa], numbers[spec.sa], len(packets)))
+    for packet in packets:
+        w.reference.receive_esp(packet)
+    sent = datagrams(w.receive_esp(*packets))
+    assert w.counters.nonzero() == dict(w.reference.counts)
+    assert _streams(sent, packets) == _streams(w.reference.sent_in, packets)
+
+
+def _streams(
+    sent: list[tuple[Address, bytes]], packets: list[bytes]
+) -> dict[tuple[bytes, Address], list[bytes]]:
+    """In order for each SA that it came by and each VTEP that it goes to."""
+    streams: dict[tuple[bytes, Address], list[bytes]] = {}
+    for dest, frame in sent:
+        start = 22 + (20 if frame[22] >> 4 == 4 else 40)
+        place = int.from_bytes(frame[start : start + PLACES])
+        streams.setdefault((packets[place][:4], dest), []).append(frame)
+    return streams
+
+
+class Framed(NamedTuple):
+    """A VXLAN packet, and what is wrong with it."""
+
+    inner: Inner
+    vni: int
+    source: Address
+    flaw: str
+    repeat: int
+
+    def build(self, place: int) -> bytes:
+        inner = self.inner.build(place)
+        ethertype = ETHERTYPE_IPV4 if inner[0] >> 4 == 4 else ETHERTYPE_IPV6
+        if self.flaw == "ethertype":
+            ethertype = {ETHERTYPE_IPV4: ETHERTYPE_IPV6, ETHERTYPE_IPV6: ETHERTYPE_IPV4}[ethertype]
+        elif self.flaw == "arp":
+            ethertype = b"\x08\x06"
+        elif self.flaw == "length":
+            inner = inner[:-1]
+        elif self.flaw == "header":
+            inner = b"\x4f" + inner[1:]
+        frame = build_frame_header(self.vni, GATEWAY_MAC, VTEP_MAC, ethertype) + inner
+        if self.flaw == "flags":
+            frame = b"\x00" + frame[1:]
+        elif self.flaw == "tag":
+            frame = bytes((0, 0, 0, 3)) + frame[4:32]
+        elif self.flaw == "short":
+            frame = frame[:30]
+        elif self.flaw == "padded":
+            frame += bytes(18)
+        return frame
+
+
+FRAMED = st.builds(
+    Framed,
+    inners(inward=False),
+    st.sampled_from([ACME, ACME, ACME, BLUE, 5]),
+    st.sampled_from([GEN, GEN, GEN, VTEP, BLUE_VTEP, ("10.66.6.6", 4789)]),
+    st.one_of(
+        st.just(""),
+        st.just(""),
+        st.sampled_from(["ethertype", "arp", "length", "header", "flags", "tag", "short", "padded"]),
+    ),
+    st.integers(1, 6),
+)
+
+
+@settings(max_examples=150)
+@given(st.lists(FRAMED, min_size=1, max_size=14), st.booleans(), st.integers(0, 60))
+def test_what_tenants_send(specs: list[Framed], ruled: bool, room: int) -> None:
+    w = world(rules=ruled, room=room)
+    sent: list[tuple[Address, bytes]] = []
+    place = 0
+    for source, run in groupby(specs, key=lambda spec: spec.source):
+        frames = []
+        for spec in run:
+            for _ in range(spec.repeat):
+                frames.append(spec.build(place))
+                w.reference.receive_vxlan(frames[-1], source)
+                place += 1
+        sent += datagrams(w.receive_vxlan(*frames, source=source))
+    assert w.counters.nonzero() == dict(w.reference.counts)
+    assert _rows(sent) == _rows(w.reference.sent_out)
+
+
+def _rows(sent: list[tuple[Address, bytes]]) -> dict[bytes, list[tuple[Address, bytes]]]:
+    """In order for each SA (by its SPI), and for what is returned (by the VXLAN flags)."""
+    rows: dict[bytes, list[tuple[Address, bytes]]] = {}
+    for dest, data in sent:
+        rows.setdefault(data[:4], []).append((dest, data))
+    return rows
