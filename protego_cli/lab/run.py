@@ -171,7 +171,10 @@ class Run:
         before = counts.sites[self.tunnels.index(tunnel)].via
         self.moves.append(Move(tunnel, reply.source, reply.to, reply.total_ms, before))
         scene.done = len(self.moves)
-        self.show.say(f"{tunnel} moved from {reply.source} to {reply.to} in {reply.total_ms:.1f} ms")
+        self.show.say(
+            f"{tunnel} moved from {reply.source} to {reply.to} in {reply.total_ms:.1f} ms "
+            f"(rekey {reply.rekey_ms:.1f}, distribution {reply.distribute_ms:.1f})"
+        )
         return reply.to
 
     async def _pause_until(self, when: float) -> None:
