@@ -108,6 +108,17 @@ def test_packets_whose_lengths_hide_in_the_padding_stay_in_order(w: World) -> No
     assert datagrams(w.receive_esp(*packets)) == [(VTEP, frame(inner)) for inner in inners]
 
 
+def test_packets_whose_lengths_hide_in_traffic_flow_padding_stay_in_order(w: World) -> None:
+    sa = w.sa()
+    inners = [ipv4("10.2.0.9", "10.1.0.5", bytes([n]) * (16 + 4 * (n % 3))) for n in range(12)]
+    packets = [
+        seal(sa.key_in, sa.spi_in, 1 + n, padded(inner, 4, extra=8 - 4 * (n % 3)))
+        for n, inner in enumerate(inners)
+    ]
+    assert len({len(packet) for packet in packets}) == 1
+    assert datagrams(w.receive_esp(*packets)) == [(VTEP, frame(inner)) for inner in inners]
+
+
 def test_sas_mixed_in_a_batch_are_told_apart_and_stay_in_order(w: World) -> None:
     inners = [ipv4("10.2.0.9", "10.1.0.5", bytes([n])) for n in range(20)]
     acme = esp(w.sa(), *inners)
@@ -158,10 +169,25 @@ def test_ethernet_padding_stays_behind(w: World) -> None:
     ]
 
 
+def test_a_cut_packet_is_not_taken_for_the_whole_one_before_it(w: World) -> None:
+    assert len(w.receive_vxlan(vxlan(OUT))) == 1
+    assert w.receive_vxlan(vxlan(OUT[:-2])) == []
+    assert w.counters.nonzero() == {"gpn_drop_inner": 1}
+
+
+def test_ipv6_flows_beside_ipv4_are_told_apart(w: World) -> None:
+    four = ipv4("10.1.0.5", "10.2.0.9", bytes(40))
+    mine, foreign = (ipv6("fd00:1::5", f"fd00:{n}::9", bytes(20)) for n in (2, 3))
+    frames = [vxlan(four), *(vxlan(six, ethertype=ETHERTYPE_IPV6) for six in (mine, foreign, mine))]
+    assert len({len(data) for data in frames}) == 1
+    assert len(datagrams(w.receive_vxlan(*frames))) == 3
+    assert w.counters.nonzero() == {"gpn_drop_no_rule": 1}
+
+
 def test_of_two_tunnels_the_one_more_exact_seals(w: World) -> None:
-    to_lab = ipv4("10.1.0.5", "10.2.9.1", b"from the tenant")
-    sent = datagrams(w.receive_vxlan(vxlan(OUT), vxlan(to_lab), vxlan(OUT)))
-    assert [dest for dest, _ in sent] == [w.sa().peer] * 2 + [w.sa("acme/lab").peer]
+    to_annex = ipv4("10.1.0.5", "10.2.9.1", b"from the tenant")
+    sent = datagrams(w.receive_vxlan(vxlan(OUT), vxlan(to_annex), vxlan(OUT)))
+    assert [dest for dest, _ in sent] == [w.sa().peer] * 2 + [w.sa("acme/annex").peer]
 
 
 @pytest.mark.parametrize("source", [VTEP, ("10.20.0.5", 51515), VTEP2])
