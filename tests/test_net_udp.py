@@ -144,6 +144,7 @@ def test_a_size_refused_for_one_destination_leaves_smaller_sizes_and_others_alon
 
 def test_without_offload_everything_still_arrives(pair: tuple[UdpSocket, UdpSocket]) -> None:
     raw = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    raw.setblocking(False)
     raw.bind(("127.0.0.2", 0))
     plain = UdpSocket(raw, gso=False)
     data = numbered(7, 300)
@@ -208,3 +209,43 @@ async def test_close_wakes_who_waits() -> None:
         nursery.start_soon(wait)
         await trio.testing.wait_all_tasks_blocked()
         sock.close()
+
+
+@pytest.mark.parametrize(
+    ("lengths", "merged"),
+    [
+        ([100, 100, 100], [(300, 100)]),
+        ([100, 100, 60, 100], [(260, 100), (100, 100)]),  # a shorter one ends a batch
+        ([60, 100, 100, 0, 5], [(60, 60), (200, 100), (0, 0), (5, 5)]),
+        ([1300, 64, 1300, 1300], [(1364, 1300), (2600, 1300)]),
+        ([1400] * 47 + [9], [(1400 * 46, 1400), (1409, 1400)]),  # 46 of them are all that one send carries
+        ([8] * 70, [(512, 8), (48, 8)]),
+    ],
+)
+def test_what_came_one_by_one_is_merged_in_order(
+    pair: tuple[UdpSocket, UdpSocket], lengths: list[int], merged: list[tuple[int, int]]
+) -> None:
+    left, right = pair
+    sent = [bytes((number % 251,)) * length for number, length in enumerate(lengths)]
+    for datagram in sent:
+        assert left.send(datagram, 1 << 16, right.address)
+    found = everything(right)
+    assert [(len(view), size) for view, size, _, _ in found] == merged
+    assert b"".join(view for view, _, _, _ in found) == b"".join(sent)
+
+
+def test_only_datagrams_that_are_alike_are_merged(pair: tuple[UdpSocket, UdpSocket]) -> None:
+    left, right = pair
+    with closing(UdpSocket.bind("127.0.0.4", 0)) as other:
+        left.send(b"a" * 8, 8, right.address)
+        other.send(b"b" * 8, 8, right.address)
+        other.send(b"c" * 8, 8, right.address, tos=0xB8)
+        other.send(b"d" * 24, 8, right.address, tos=0xB8)  # merged by the kernel already
+        other.send(b"e" * 8, 8, right.address, tos=0xB8)
+        assert everything(right) == [
+            (b"a" * 8, 8, left.address, 0),
+            (b"b" * 8, 8, other.address, 0),
+            (b"c" * 8, 8, other.address, 0xB8),
+            (b"d" * 24, 8, other.address, 0xB8),
+            (b"e" * 8, 8, other.address, 0xB8),
+        ]
