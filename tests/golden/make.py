@@ -1,0 +1,155 @@
+"""Write `esp.json`: packets into a GPN, its verdict on each, and what leaves.
+
+    python -m tests.golden.make
+
+ESP, VXLAN and IP, in and out, are scapy's. Nothing of the gateway takes part, so the file says what the RFCs
+say. It changes only when this script does.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from scapy.layers.inet import IP, TCP, UDP
+from scapy.layers.inet6 import IPv6
+from scapy.layers.l2 import ARP, Ether
+from scapy.layers.vxlan import VXLAN
+from scapy.packet import Packet, Raw
+
+from tests.support.esp_reference import padded, seal
+from tests.support.esp_scapy import scapy_seal
+
+FILE = Path(__file__).with_name("esp.json")
+SUITE = "aes256gcm16"
+VNI = 1001
+SPI_IN, SPI_OUT = 0x11111111, 0x21111111
+KEY_IN, KEY_OUT = bytes(range(36)), bytes(range(100, 136))
+GATEWAY_MAC, VTEP_MAC = "02:50:00:00:10:01", "02:00:00:00:00:05"
+VTEP, GEN, PEER, VIP = "10.20.0.5", "10.10.0.3", "198.51.100.7", "203.0.113.10"
+IN4, IN6 = IP(src="10.2.0.9", dst="10.1.0.5"), IPv6(src="fd00:2::9", dst="fd00:1::5")
+OUT4, OUT6 = IP(src="10.1.0.5", dst="10.2.0.9"), IPv6(src="fd00:1::5", dst="fd00:2::9")
+DATA = UDP(sport=7, dport=9) / Raw(b"golden")
+
+Case = dict[str, str]
+
+
+def _esp(number: int, inner: Packet) -> bytes:
+    return scapy_seal(SUITE, KEY_IN, SPI_IN, number, bytes(inner))
+
+
+def _raw(number: int, text: bytes) -> bytes:
+    """Plaintexts that scapy would not make."""
+    return seal(KEY_IN, SPI_IN, number, text)
+
+
+def _to_vtep(inner: Packet) -> bytes:
+    return bytes(VXLAN(vni=VNI, flags=8) / Ether(src=GATEWAY_MAC, dst=VTEP_MAC) / inner)
+
+
+def _from_vtep(inner: Packet, vni: int = VNI) -> bytes:
+    return bytes(VXLAN(vni=vni, flags=8) / Ether(src=VTEP_MAC, dst=GATEWAY_MAC) / inner)
+
+
+def _case(description: str, port: str, packet: bytes, verdict: str, out: bytes = b"") -> Case:
+    return {
+        "description": description,
+        "port": port,
+        "in": packet.hex(),
+        "verdict": verdict,
+        "out": out.hex(),
+    }
+
+
+def _inbound() -> list[Case]:
+    good4, good6, tcp = IN4 / DATA, IN6 / DATA, IN4 / TCP(sport=80, dport=1025) / Raw(b"tcp")
+    inner = bytes(good4)
+    forged = bytearray(_esp(4, good4))
+    forged[20] ^= 1
+    return [
+        _case("IPv4 in UDP, first packet", "esp", _esp(1, good4), "gpn_opened", _to_vtep(good4)),
+        _case("IPv6", "esp", _esp(2, good6), "gpn_opened", _to_vtep(good6)),
+        _case("a gap in the numbers, TCP", "esp", _esp(9, tcp), "gpn_opened", _to_vtep(tcp)),
+        _case("an older number inside the window", "esp", _esp(3, good4), "gpn_opened", _to_vtep(good4)),
+        _case("a replay", "esp", _esp(9, tcp), "gpn_drop_replay"),
+        _case("one bit of the ciphertext turned", "esp", bytes(forged), "gpn_drop_auth"),
+        _case("its ICV cut short", "esp", _esp(4, good4)[:-4], "gpn_drop_auth"),
+        _case("another SA's SPI", "esp", b"\x99" + _esp(4, good4)[1:], "gpn_drop_unknown_spi"),
+        _case("shorter than any ESP packet", "esp", _esp(4, good4)[:27], "gpn_drop_short"),
+        _case("padding that is not 1, 2, 3", "esp", _raw(5, inner + b"\x07\x07\x02\x04"), "gpn_drop_padding"),
+        _case("a next header of 17", "esp", _raw(6, padded(inner, 17)), "gpn_drop_padding"),
+        _case("a dummy packet", "esp", _raw(7, padded(bytes(64), 59)), "gpn_drop_dummy"),
+        _case("TFC padding", "esp", _raw(8, padded(inner, 4, extra=100)), "gpn_opened", _to_vtep(good4)),
+        _case("IPv4 announced as IPv6", "esp", _raw(10, padded(inner, 41)), "gpn_drop_inner_in"),
+        _case("an inner length too long", "esp", _raw(11, padded(inner[:-1], 4)), "gpn_drop_inner_in"),
+        _case(
+            *("a source outside the selectors", "esp"),
+            *(_esp(12, IP(src="10.3.0.9", dst="10.1.0.5") / DATA), "gpn_drop_selector_in"),
+        ),
+        _case(
+            *("a destination outside the selectors", "esp"),
+            *(_esp(13, IP(src="10.2.0.9", dst="10.1.1.5") / DATA), "gpn_drop_selector_in"),
+        ),
+        _case("far ahead", "esp", _esp(100_000, good4), "gpn_opened", _to_vtep(good4)),
+        _case("left of the window", "esp", _esp(14, good4), "gpn_drop_replay"),
+    ]
+
+
+def _outbound() -> list[Case]:
+    good4, good6 = OUT4 / DATA, OUT6 / DATA
+    odd = OUT4 / UDP(sport=7, dport=9) / Raw(b"golden!")
+
+    def sealed(number: int, inner: Packet) -> bytes:
+        return scapy_seal(SUITE, KEY_OUT, SPI_OUT, number, bytes(inner))
+
+    flagless, reserved = bytearray(_from_vtep(good4)), bytearray(_from_vtep(good4))
+    flagless[0] = 0
+    reserved[:4], reserved[7] = bytes.fromhex("ffeeddcc"), 0xBB
+    return [
+        _case("IPv4 in UDP", "vxlan", _from_vtep(good4), "gpn_sealed", sealed(1, good4)),
+        _case("IPv6", "vxlan", _from_vtep(good6), "gpn_sealed", sealed(2, good6)),
+        _case("a length that needs padding", "vxlan", _from_vtep(odd), "gpn_sealed", sealed(3, odd)),
+        _case("Ethernet padding", "vxlan", _from_vtep(good4) + bytes(12), "gpn_sealed", sealed(4, good4)),
+        _case("ARP", "vxlan", _from_vtep(ARP(psrc="10.1.0.5", pdst="10.1.0.1")), "gpn_drop_inner"),
+        _case("no valid VNI", "vxlan", bytes(flagless), "gpn_drop_vxlan_malformed"),
+        _case("half a header", "vxlan", _from_vtep(good4)[:5], "gpn_drop_vxlan_malformed"),
+        _case("an inner packet cut short", "vxlan", _from_vtep(good4)[:-1], "gpn_drop_inner"),
+        _case("another tenant's VNI", "vxlan", _from_vtep(good4, vni=1002), "gpn_drop_no_rule"),
+        _case(
+            *("a destination no tunnel serves", "vxlan"),
+            *(_from_vtep(IP(src="10.1.0.5", dst="10.9.0.9") / DATA), "gpn_drop_no_rule"),
+        ),
+        _case(
+            *("a source outside the selectors", "vxlan"),
+            *(_from_vtep(IP(src="10.1.1.5", dst="10.2.0.9") / DATA), "gpn_drop_selector_out"),
+        ),
+        _case("reserved fields set", "vxlan", bytes(reserved), "gpn_sealed", sealed(5, good4)),
+    ]
+
+
+def make() -> dict[str, Any]:
+    """The whole file: the SA, then the cases in the order in which they must be given."""
+    return {
+        "sa": {
+            "suite": SUITE,
+            "vni": VNI,
+            "spi_in": SPI_IN,
+            "spi_out": SPI_OUT,
+            "key_in": KEY_IN.hex(),
+            "key_out": KEY_OUT.hex(),
+            "local": ["10.1.0.0/24", "fd00:1::/64"],
+            "remote": ["10.2.0.0/24", "fd00:2::/64"],
+            "vip": VIP,
+            "peer": PEER,
+            "gen": GEN,
+            "vtep": VTEP,
+            "vtep_mac": VTEP_MAC.replace(":", ""),
+            "gateway_mac": GATEWAY_MAC.replace(":", ""),
+        },
+        "cases": _inbound() + _outbound(),
+    }
+
+
+if __name__ == "__main__":
+    FILE.write_text(json.dumps(make(), indent=1) + "\n")
