@@ -1,0 +1,266 @@
+"""A whole GPN but its control channel, on loopback addresses: a GIN, a GEN, a VTEP and a peer around it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack
+
+import pytest
+import trio
+import trio.testing
+
+from protego_cli.config.model import Node, Ports
+from protego_cli.control.agent import Notice
+from protego_cli.control.messages import (
+    FirstPacket,
+    Neighbour,
+    Park,
+    PeerAddress,
+    RangeLow,
+    Rule,
+    Sa,
+    Tenant,
+    Vtep,
+)
+from protego_cli.crypto.algorithms import Registry
+from protego_cli.crypto.builtin import ALGORITHMS
+from protego_cli.crypto.mac import hmac_sha256
+from protego_cli.errors import EnvironmentFault, Refused
+from protego_cli.roles.gpn import GpnPlane
+from protego_cli.wire.selectors import TrafficSelector
+from protego_cli.wire.tags import Tag, TagKind, open_tag, seal_tag
+from protego_cli.wire.vxlan import ETHERTYPE_IPV4, build_frame_header
+from tests.support.datagrams import station
+from tests.support.esp_packets import ipv4
+from tests.support.esp_reference import padded, seal
+
+VNI, SPI_IN, SPI_OUT = 1001, 0xC0FFEE01, 0xC0FFEE02
+KEY_IN, KEY_OUT, TAG_KEY = bytes(range(36)), bytes(range(100, 136)), bytes(range(32))
+GATEWAY_MAC, VTEP_MAC = bytes.fromhex("025000001001"), bytes.fromhex("020000000005")
+VIP = "127.30.0.10"
+LOCAL, REMOTE = (TrafficSelector.from_prefix("10.1.0.0/24"),), (TrafficSelector.from_prefix("10.2.0.0/24"),)
+IN, OUT = ipv4("10.2.0.9", "10.1.0.5", bytes(100)), ipv4("10.1.0.5", "10.2.0.9", bytes(100))
+FRAME_IN = build_frame_header(VNI, VTEP_MAC, GATEWAY_MAC, ETHERTYPE_IPV4) + IN
+FRAME_OUT = build_frame_header(VNI, GATEWAY_MAC, VTEP_MAC, ETHERTYPE_IPV4) + OUT
+
+
+def esp(number: int) -> bytes:
+    return seal(KEY_IN, SPI_IN, number, padded(IN, 4))
+
+
+class World:
+    """The GPN and everything it talks to. Ports are the kernel's choice, so tests never collide."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self.gin = stack.enter_context(station("127.10.0.11"))
+        self.gen = stack.enter_context(station("127.10.0.12"))
+        self.vtep = stack.enter_context(station("127.40.0.5"))
+        self.peer = stack.enter_context(station("127.20.0.7"))
+        registry = Registry(("test", algorithm) for algorithm in ALGORITHMS)
+        self.plane = GpnPlane(Node("gpn-1", "gpn", "127.10.0.21", Ports(esp=0, vxlan=0)), registry, stack)
+        self.esp, self.vxlan = self.plane.esp.address, self.plane.vxlan.address
+        self.notices: list[Notice] = []
+        self.plane.put(Neighbour("gin-1", "gin", self.gin.address[0], 0, 0, TAG_KEY))
+        self.plane.put(Neighbour("gen-1", "gen", self.gen.address[0], 0, self.gen.address[1], TAG_KEY))
+        vtep = Vtep("10.1.0.0/24", *self.vtep.address, VTEP_MAC)
+        self.plane.put(Tenant("acme", VNI, GATEWAY_MAC, (vtep,)))
+
+    def sa(self, **changes: object) -> Sa:
+        fields: dict[str, object] = {
+            "spi_in": SPI_IN,
+            "spi_out": SPI_OUT,
+            "tunnel": "acme/hq",
+            "vni": VNI,
+            "encryption": "aes256gcm16",
+            "key_in": KEY_IN,
+            "key_out": KEY_OUT,
+            "local_ts": LOCAL,
+            "remote_ts": REMOTE,
+            "vip": VIP,
+            "peer": self.peer.address[0],
+            "peer_port": self.peer.address[1],
+            "seal_lo": 1,
+            "seal_hi": 1 << 30,
+        }
+        return Sa(**{**fields, **changes})  # type: ignore[arg-type]
+
+    def establish(self) -> None:
+        self.plane.put(self.sa())
+        self.plane.put(Rule("acme/hq", SPI_IN))
+
+    async def until(self, **expected: int) -> None:
+        """Wait until these counters stand so, and no other does."""
+        with trio.fail_after(10):
+            while any(self.plane.counters[name] < count for name, count in expected.items()):
+                await trio.testing.wait_all_tasks_blocked(0.001)
+        assert self.plane.counters.nonzero() == expected
+
+
+@pytest.fixture
+def bound() -> Iterator[World]:
+    with ExitStack() as stack:
+        yield World(stack)
+
+
+@pytest.fixture
+async def world(bound: World) -> AsyncIterator[World]:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(bound.plane.serve, bound.notices.append)
+        yield bound
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_peers_packets_reach_the_vtep(world: World) -> None:
+    world.establish()
+    world.gin.say_batch(world.esp, *[esp(number) for number in range(1, 45)])
+    for _ in range(44):
+        assert await world.vtep.hear() == (FRAME_IN, world.vxlan)
+    await world.until(gpn_opened=44)
+    assert world.notices == [FirstPacket(SPI_IN)]
+
+
+async def test_a_tenants_packets_reach_the_peer_from_the_vip(world: World) -> None:
+    world.establish()
+    world.gen.say_batch(world.vxlan, *[FRAME_OUT] * 44)
+    for number in range(1, 45):
+        expected = seal(KEY_OUT, SPI_OUT, number, padded(OUT, 4))
+        assert await world.peer.hear() == (expected, (VIP, world.esp[1]))
+    await world.until(gpn_sealed=44)
+
+
+async def test_parked_packets_leave_the_moment_the_keys_arrive(world: World) -> None:
+    world.plane.put(Park(SPI_IN))
+    world.gin.say(world.esp, esp(1), esp(2))
+    await world.until(gpn_parked=2)
+    world.establish()
+    assert [await world.vtep.hear() for _ in range(2)] == [(FRAME_IN, world.vxlan)] * 2
+    world.plane.drop(("park", SPI_IN))
+    await world.until(gpn_parked=2, gpn_opened=2)
+
+
+async def test_a_barrier_comes_back_behind_what_was_sent_before_it(world: World) -> None:
+    world.establish()
+    world.gen.say(world.vxlan, FRAME_OUT, seal_tag(TAG_KEY, Tag(TagKind.BARRIER, 9), hmac_sha256))
+    data, source = await world.gen.hear()
+    assert source == world.vxlan
+    assert open_tag(TAG_KEY, data, hmac_sha256) == Tag(TagKind.BARRIER_ECHO, 9)
+    await world.until(gpn_sealed=1)
+
+
+async def test_without_its_rule_a_vteps_packet_goes_to_the_gen(world: World) -> None:
+    world.establish()
+    world.plane.drop(("rule", "acme/hq"))
+    world.vtep.say(world.vxlan, FRAME_OUT)
+    assert await world.gen.hear() == (FRAME_OUT, world.vxlan)
+    await world.until(gpn_returned=1)
+
+
+async def test_the_gmn_hears_of_a_moved_peer_and_of_a_range_that_runs_low(world: World) -> None:
+    world.plane.put(world.sa(seal_hi=5))
+    world.plane.put(Rule("acme/hq", SPI_IN))
+    elsewhere = bytes((127, 20, 0, 7))
+    tag = Tag(TagKind.ORIGIN, 0, elsewhere, 60000, esp(1))
+    world.gin.say(world.esp, seal_tag(TAG_KEY, tag, hmac_sha256))
+    await world.until(gpn_opened=1)
+    world.gen.say_batch(world.vxlan, *[FRAME_OUT] * 3)
+    await world.until(gpn_opened=1, gpn_sealed=3)
+    assert world.notices == [
+        FirstPacket(SPI_IN),
+        PeerAddress(SPI_IN, "127.20.0.7", 60000),
+        RangeLow(SPI_IN),
+    ]
+
+
+async def test_what_the_kernel_refuses_is_counted(world: World) -> None:
+    world.plane.put(world.sa(vip="192.0.2.1"))  # no address of this machine
+    world.plane.put(Rule("acme/hq", SPI_IN))
+    world.gen.say_batch(world.vxlan, *[FRAME_OUT] * 3)
+    await world.until(gpn_drop_send=3)
+
+
+async def test_what_comes_before_the_first_sync_waits(bound: World) -> None:
+    bound.gin.say(bound.esp, esp(1))
+    bound.establish()
+    assert bound.plane.informed.is_set()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(bound.plane.serve, bound.notices.append)
+        assert await bound.vtep.hear() == (FRAME_IN, bound.vxlan)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_report_says_what_each_sa_carried(world: World) -> None:
+    world.establish()
+    world.gin.say_batch(world.esp, esp(1), esp(2))
+    world.gen.say(world.vxlan, FRAME_OUT)
+    await world.until(gpn_opened=2, gpn_sealed=1)
+    report = world.plane.report()
+    (usage,) = report.usage
+    assert (usage.spi_in, usage.packets_in, usage.packets_out) == (SPI_IN, 2, 1)
+    assert (usage.bytes_in, usage.bytes_out, usage.highest_in, usage.next_out) == (240, 120, 2, 2)
+    assert report.counters == {"gpn_opened": 2, "gpn_sealed": 1}
+    world.plane.drop(("sa", SPI_IN))
+    assert world.plane.report().usage == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"encryption": "rot13"}, "no plugin here provides 'rot13'"),
+        ({"key_in": b"short"}, "wrong length"),
+        ({"seal_hi": 0}, "no range"),
+    ],
+)
+def test_a_record_it_cannot_act_on_is_refused(bound: World, changes: dict[str, object], reason: str) -> None:
+    with pytest.raises(Refused, match=reason) as caught:
+        bound.plane.put(bound.sa(**changes))
+    assert KEY_OUT.hex() not in str(caught.value)
+
+
+async def test_only_its_own_business(bound: World) -> None:
+    assert bound.plane.marks((SPI_IN,)) == {}
+    with pytest.raises(Refused, match="no barriers"):
+        await bound.plane.barrier("gpn-2")
+
+
+def test_an_occupied_port_is_one_clear_sentence(bound: World) -> None:
+    node = Node("gpn-2", "gpn", "127.10.0.21", Ports(esp=bound.esp[1], vxlan=0))
+    with (
+        ExitStack() as stack,
+        pytest.raises(EnvironmentFault, match=r"UDP port \d+ is in use"),
+    ):
+        GpnPlane(node, Registry(()), stack)
+
+
+async def test_a_flood_of_garbage_is_counted_and_stops_nothing(world: World) -> None:
+    """100,000 random and mutated datagrams, a bounded number of them in flight."""
+    world.establish()
+    chaos = random.Random(20261122)
+    valid = {world.esp: esp(1), world.vxlan: FRAME_OUT}
+    sent = 0
+    while sent < 100_000:
+        for dest, example in valid.items():
+            batch = [_garbage(chaos, example) for _ in range(40)]
+            source = world.gin if dest == world.esp else world.gen
+            source.say_batch(dest, *batch)
+            sent += len(batch)
+        with trio.fail_after(10):
+            while sum(world.plane.counters.values()) < sent:
+                await trio.lowlevel.checkpoint()
+    assert sum(world.plane.counters.values()) == sent
+    assert world.plane.counters["gpn_opened"] <= 1
+    before = world.plane.counters["gpn_opened"]
+    world.gin.say(world.esp, esp(1_000_000))
+    with trio.fail_after(10):
+        while world.plane.counters["gpn_opened"] == before:
+            await trio.lowlevel.checkpoint()
+
+
+def _garbage(chaos: random.Random, example: bytes) -> bytes:
+    """As long as the example, so that they travel as one batch: random, or the example with bytes changed."""
+    if chaos.random() < 0.5:
+        return chaos.randbytes(len(example))
+    data = bytearray(example)
+    for _ in range(chaos.randint(1, 4)):
+        data[chaos.randrange(len(data))] = chaos.randrange(256)
+    return bytes(data)
