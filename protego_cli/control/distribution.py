@@ -19,7 +19,7 @@ import trio
 from protego_cli.config.model import Role
 from protego_cli.control.fabric import NodeDown, NodeState
 from protego_cli.control.messages import AnyRecord, Key, Park, Steer
-from protego_cli.control.records import route_record, rule_record, sa_record, steer_record
+from protego_cli.control.records import route_record, rule_record, sa_record
 from protego_cli.control.tunnel import Placed, Tunnel
 from protego_cli.errors import ProtegoError
 
@@ -73,9 +73,10 @@ class Distribution:
 
     # ---- deciding, without an await
 
-    def steer(self, steer: Steer) -> None:
+    def steer(self, spi: int, gpn: str, peer: tuple[str, int]) -> None:
+        """Packets with this SPI go to this GPN; they are expected from `peer`."""
         for gin in self._gins:
-            self._fabric.desire(gin, put=(steer,))
+            self._fabric.desire(gin, put=(Steer(spi, gpn, *peer),))
 
     def unsteer(self, spi: int) -> None:
         for gin in self._gins:
@@ -89,13 +90,11 @@ class Distribution:
         self._fabric.desire(gpn, drop=(("park", spi),))
 
     def put_sa(self, tunnel: Tunnel, placed: Placed) -> None:
-        """The SA on its GPN, in the place of what was parked for it, and steered there."""
+        """The SA on its GPN, in the place of what was parked for it."""
         self._fabric.desire(placed.gpn, put=(sa_record(tunnel, placed),), drop=(("park", placed.spi),))
-        self.steer(steer_record(placed))
 
     def drop_sa(self, placed: Placed) -> None:
         self._fabric.desire(placed.gpn, drop=(("sa", placed.spi),))
-        self.unsteer(placed.spi)
 
     def rule(self, tunnel: Tunnel, placed: Placed) -> None:
         """The tunnel's packets that reach this GPN are sealed on this SA."""

@@ -18,7 +18,6 @@ import trio
 
 from protego_cli.control.distribution import together
 from protego_cli.control.driver import Driver, ExchangeError
-from protego_cli.control.messages import Steer
 from protego_cli.control.sad import Sad
 from protego_cli.control.tunnel import Tunnel
 from protego_cli.control.tunnels import Tunnels
@@ -78,7 +77,7 @@ class Keeper:
         spi = sad.spis.allocate()
         sad.spis.hold(spi)
         sad.nodes.park(spi, gpn)
-        sad.nodes.steer(Steer(spi, gpn, peer, path.remote_port))
+        sad.nodes.steer(spi, gpn, (peer, path.remote_port))
         try:
             await together(partial(sad.nodes.holds, gpn), sad.nodes.steered)
             event = await self._driver.initiate(tunnel.id, path, spi)

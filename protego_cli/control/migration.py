@@ -30,7 +30,7 @@ import trio
 
 from protego_cli.control.distribution import together
 from protego_cli.control.driver import Driver, ExchangeError
-from protego_cli.control.messages import Migrated, Steer
+from protego_cli.control.messages import Migrated
 from protego_cli.control.recovery import Recovery
 from protego_cli.control.sad import Sad
 from protego_cli.control.tunnel import Placed, Tunnel
@@ -152,7 +152,7 @@ class Migrations:
         else:
             new = self._place(tunnel, event, old, to)
             distributed = await self._distribute(tunnel, new, old)
-            await together(partial(self._sad.unrule, tunnel, old), partial(self._round_trip, tunnel, new))
+            await together(partial(self._sad.nodes.let_go, old.gpn), partial(self._round_trip, tunnel, new))
             await self._delete(tunnel, old)
             if new.gpn != to:
                 raise Refused(f"{to} went down meanwhile; {tunnel.id} is on {new.gpn} now, under a new SA")
@@ -202,7 +202,7 @@ class Migrations:
         """Step 1. Done already, in a second attempt, it costs nothing. Raises NodeDown."""
         self._sad.spis.hold(spi)
         self._sad.nodes.park(spi, to)
-        self._sad.nodes.steer(Steer(spi, to, *old.peer))
+        self._sad.nodes.steer(spi, to, old.peer)
         await together(partial(self._sad.nodes.holds, to), self._sad.nodes.steered)
 
     async def _undo(self, spi: int, to: str) -> None:
@@ -226,8 +226,10 @@ class Migrations:
             tunnel.target = None
             await self._recovery.settle_floors([new])
             self._sad.move(tunnel, new, self._sad.seat(tunnel) or old.gpn)
+            await self._sad.nodes.let_go(new.gpn)
+            self._sad.steer(new)
             self._tunnels.stand(tunnel, new)
-            await self._sad.flip(tunnel, new)
+            await together(partial(self._sad.flip, tunnel, new), self._sad.nodes.steered)
         return trio.current_time()
 
     async def _round_trip(self, tunnel: Tunnel, new: Placed) -> None:

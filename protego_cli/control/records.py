@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from protego_cli.control.messages import Route, Rule, Sa, Steer
+from protego_cli.control.messages import Route, Rule, Sa
 from protego_cli.control.tunnel import Placed, Tunnel
 
 
@@ -31,10 +31,6 @@ def sa_record(tunnel: Tunnel, placed: Placed) -> Sa:
 
 def rule_record(tunnel: Tunnel, placed: Placed) -> Rule:
     return Rule(tunnel.id, placed.spi)
-
-
-def steer_record(placed: Placed) -> Steer:
-    return Steer(placed.spi, placed.gpn, *placed.peer)
 
 
 def route_record(tunnel: Tunnel, placed: Placed) -> Route:

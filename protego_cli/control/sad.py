@@ -124,10 +124,17 @@ class Sad:
         self._load[gpn] += 1
         tunnel.add(placed)
         self.nodes.put_sa(tunnel, placed)
+        self.steer(placed)
         return placed
 
+    def steer(self, placed: Placed) -> None:
+        """The GINs pass it what comes from where its peer is."""
+        self.nodes.steer(placed.spi, placed.gpn, placed.peer)
+
     def move(self, tunnel: Tunnel, placed: Placed, gpn: str) -> None:
-        """Place an SA elsewhere. What its old GPN may have opened must be below its floor already."""
+        """Place an SA elsewhere; `steer` follows when it stands there. What its old GPN may have opened must
+        be below its floor already.
+        """
         self.nodes.drop_sa(placed)
         self.nodes.unrule(tunnel, placed)
         self._load[placed.gpn] -= 1
@@ -163,9 +170,10 @@ class Sad:
         tunnel.changed()
 
     async def flip(self, tunnel: Tunnel, new: Placed, *, even_if_down: bool = True) -> None:
-        """Seal on `new` from now on; return when all that was to be sealed before has been sent.
+        """Seal on `new` from now on; return when all that was to be sealed before has been sent. The Rule of
+        the GPN before is desired no more then, but not yet known to be gone (`let_go`).
 
-        With `even_if_down` false, raises NodeDown and changes nothing when its GPN is not there.
+        With `even_if_down` false, raises NodeDown and changes nothing when the new GPN is not there.
         """
         async with tunnel.flipping:
             old = tunnel.sealing
@@ -176,46 +184,48 @@ class Sad:
                 await self.nodes.holds(new.gpn)
             except ProtegoError as error:
                 if not even_if_down:
-                    self._rule_again(tunnel, old, new)
+                    self._rule_again(tunnel, new)
                     raise
                 log.warning("rule not confirmed tunnel=%s node=%s reason=%s", tunnel.id, new.gpn, error)
-            if new.retiring:
-                self._rule_again(tunnel, tunnel.sealing, new)  # its IKE_SA ended meanwhile
+            if new.retiring:  # its IKE_SA ended meanwhile
+                self._rule_again(tunnel, new)
                 return
             self._seal_on(tunnel, new)
             self.nodes.route(tunnel, new)
             behind = old.gpn if old and old.gpn != new.gpn else None
             await self.nodes.routed(behind if behind in self.fabric.connected("gpn") else None)
+            if old is not None:
+                self.nodes.unrule(tunnel, old)
 
-    def _rule_again(self, tunnel: Tunnel, old: Placed | None, new: Placed) -> None:
-        if old is not None and old.gpn == new.gpn:
-            self.nodes.rule(tunnel, old)
+    def _rule_again(self, tunnel: Tunnel, new: Placed) -> None:
+        """The SA that seals goes on to, and not `new`."""
+        if tunnel.sealing is not None and tunnel.sealing.gpn == new.gpn:
+            self.nodes.rule(tunnel, tunnel.sealing)
         else:
             self.nodes.unrule(tunnel, new)
 
-    async def unrule(self, tunnel: Tunnel, old: Placed) -> None:
-        """What still reaches a GPN that the tunnel has left goes on to a GEN from now on."""
-        if tunnel.sealing is not old:
-            self.nodes.unrule(tunnel, old)
-            await self.nodes.let_go(old.gpn)
-
     async def flip_whole(self, tunnel: Tunnel, new: Placed) -> None:
-        """`flip`, and the `unrule` of the GPN before."""
+        """`flip`, and what still reaches the GPN before goes on to a GEN."""
         old = tunnel.sealing
         await self.flip(tunnel, new)
         if old is not None:
-            await self.unrule(tunnel, old)
+            await self.nodes.let_go(old.gpn)
 
     async def leave(self, tunnel: Tunnel, *leaving: Placed) -> None:
-        """Seal on another SA if one of these seals now; on none where there is no other."""
+        """Return when none of these seals and all that they sealed has been sent. Another SA seals then; none
+        where there is no other.
+        """
         while (sealing := tunnel.sealing) in leaving and sealing is not None:
             heir = tunnel.heir(leaving)
             if heir is None:
                 self._silence(tunnel, sealing)
-                await self.nodes.let_go(sealing.gpn)
                 await self.nodes.routed()
             else:
-                await self.flip_whole(tunnel, heir)
+                await self.flip(tunnel, heir)
+        async with tunnel.flipping:
+            pass  # a flip that has begun is over, its barrier passed
+        for gpn in {placed.gpn for placed in leaving}:
+            await self.nodes.let_go(gpn)
 
     def _silence(self, tunnel: Tunnel, placed: Placed) -> None:
         """Nothing seals for this tunnel any more."""
@@ -255,6 +265,7 @@ class Sad:
             placed.retiring = True
             self._load[placed.gpn] -= 1
         self.nodes.drop_sa(placed)
+        self.nodes.unsteer(placed.spi)
         if tunnel.sealing is placed:
             self._silence(tunnel, placed)
         self.nodes.unrule(tunnel, placed)

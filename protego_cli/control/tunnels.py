@@ -148,6 +148,7 @@ class Tunnels:
                 placed = sad.place(tunnel, event.child, event.ike, gpn)
             elif placed.gpn != gpn:
                 sad.move(tunnel, placed, gpn)  # its peer has not heard of it, so nothing was opened
+                sad.steer(placed)
             try:
                 if tunnel.sealing in (None, placed):
                     await sad.install_first(tunnel, placed)
@@ -238,6 +239,7 @@ class Tunnels:
         for placed in moved:
             placed.peer = peer
             self._sad.nodes.put_sa(tunnel, placed)
+            self._sad.steer(placed)
         self._tasks.start_soon(self._deliver, {placed.gpn for placed in moved})
 
     async def _deliver(self, gpns: Iterable[str]) -> None:
