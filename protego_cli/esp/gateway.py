@@ -157,7 +157,7 @@ class Gateway:
         self._outbound.forget()
         for pair in self._pairs.values():
             if pair.entry.vni == vni:
-                pair.flows.clear()
+                pair.verdicts.clear()
 
     # ---- datagrams
 

@@ -21,17 +21,14 @@ from protego_cli.counters import Counters
 from protego_cli.esp.events import Event, FirstPacket, PeerMoved
 from protego_cli.esp.outbox import Address, Outbox
 from protego_cli.esp.packet import HEADER_LENGTH, Dropped, unwrap
-from protego_cli.esp.pairs import MAX_FLOWS, Pair
+from protego_cli.esp.pairs import MAX_VERDICTS, Pair, Row, Verdict
 from protego_cli.esp.parking import Parking
-from protego_cli.esp.tenants import Delivery, Tenant
-from protego_cli.wire.inner import Inner
+from protego_cli.esp.tenants import Tenant
 from protego_cli.wire.tags import MAX_RESERVED_SPI
 
 MIN_PACKET = HEADER_LENGTH + 12  # the least of any suite: four bytes of ciphertext and an ICV of eight
 
 TagHandler = Callable[[memoryview, Address, float], None]
-Row = tuple[bytes, bytes, bytes]
-"""What decides about an opened packet: head up to the length, addresses, trailer."""
 
 
 class Inbound:
@@ -123,9 +120,10 @@ class Inbound:
             for plaintext in plaintexts:
                 self._judge_one(pair, plaintext)
             return
-        fields = layout.unpack(b"".join(plaintexts))
-        if fields == fields[:3] * count:
-            self._deliver(pair, self._judge(pair, first), plaintexts)
+        fields: tuple[bytes, ...] = layout.unpack(b"".join(plaintexts))
+        row = fields[:3]
+        if fields == row * count:
+            self._deliver(pair, self._verdict(pair, row, first), plaintexts)
         else:
             rows: list[Row] = list(zip(fields[0::3], fields[1::3], fields[2::3], strict=True))
             self._mixed(pair, rows, plaintexts)
@@ -134,20 +132,20 @@ class Inbound:
         """Opened packets of several flows. Where their lengths differ, as padding allows, they are taken one
         by one: they may be of one flow, whose order is kept.
         """
-        examples = dict(zip(rows, plaintexts, strict=True))  # a packet of each combination
-        judged = {row: self._judge(pair, plaintext) for row, plaintext in examples.items()}
-        lengths = {verdict[1] for verdict in judged.values() if not isinstance(verdict, str)}
-        if len({row[2] for row in rows}) > 1 or len(lengths) > 1:
-            for plaintext in plaintexts:
-                self._judge_one(pair, plaintext)
-            return
-        groups: dict[tuple[Delivery, int] | str, list[bytes]] = {}
-        for row, plaintext in zip(rows, plaintexts, strict=True):
-            groups.setdefault(judged[row], []).append(plaintext)
-        for verdict, group in groups.items():
-            self._deliver(pair, verdict, group)
+        if len({row[2] for row in rows}) == 1:
+            examples = dict(zip(rows, plaintexts, strict=True))  # a packet of each combination
+            judged = {row: self._verdict(pair, row, plaintext) for row, plaintext in examples.items()}
+            if len({verdict[1] for verdict in judged.values() if not isinstance(verdict, str)}) <= 1:
+                groups: dict[Verdict, list[bytes]] = {}
+                for row, plaintext in zip(rows, plaintexts, strict=True):
+                    groups.setdefault(judged[row], []).append(plaintext)
+                for verdict, group in groups.items():
+                    self._deliver(pair, verdict, group)
+                return
+        for plaintext in plaintexts:
+            self._judge_one(pair, plaintext)
 
-    def _deliver(self, pair: Pair, verdict: tuple[Delivery, int] | str, plaintexts: list[bytes]) -> None:
+    def _deliver(self, pair: Pair, verdict: Verdict, plaintexts: list[bytes]) -> None:
         """Packets of one verdict: a delivery with the length of the inner packet, or the reason of a drop."""
         count = len(plaintexts)
         if isinstance(verdict, str):
@@ -164,29 +162,28 @@ class Inbound:
     def _judge_one(self, pair: Pair, plaintext: bytes) -> None:
         self._deliver(pair, self._judge(pair, plaintext), [plaintext])
 
-    def _judge(self, pair: Pair, plaintext: bytes) -> tuple[Delivery, int] | str:
+    def _verdict(self, pair: Pair, row: Row, plaintext: bytes) -> Verdict:
+        """What was judged before of a packet of this row, or is now."""
+        key = len(plaintext), row
+        verdict = pair.verdicts.get(key)
+        if verdict is None:
+            verdict = self._judge(pair, plaintext)
+            if len(pair.verdicts) >= MAX_VERDICTS:
+                pair.verdicts.clear()
+            pair.verdicts[key] = verdict
+        return verdict
+
+    def _judge(self, pair: Pair, plaintext: bytes) -> Verdict:
         try:
             inner, packet = unwrap(plaintext)
         except Dropped as drop:
             return drop.counter
-        if pair.inbound.selectors.by_address:
-            flow = pair.flows.get(inner.addresses)
-            if flow is None:
-                flow = self._decide(pair, inner, packet)
-                if len(pair.flows) >= MAX_FLOWS:
-                    pair.flows.clear()
-                pair.flows[inner.addresses] = flow
-        else:
-            flow = self._decide(pair, inner, packet)
-        return flow if isinstance(flow, str) else (flow, inner.length)
-
-    def _decide(self, pair: Pair, inner: Inner, packet: bytes) -> Delivery | str:
-        """Where a packet of an SA goes, or the counter of the reason why nowhere."""
         if not pair.inbound.selectors.admit(inner, packet):
             return "gpn_drop_selector_in"
         tenant = self._tenants.get(pair.entry.vni)
         destination = inner.addresses[len(inner.addresses) // 2 :]
-        return (tenant and tenant.deliver(destination)) or "gpn_drop_no_vtep"
+        delivery = tenant.deliver(destination) if tenant else None
+        return (delivery, inner.length) if delivery else "gpn_drop_no_vtep"
 
 
 @lru_cache(maxsize=1024)

@@ -42,8 +42,7 @@ class Flow(NamedTuple):
     pair: Pair
     length: int  # of the inner packet
     trailer: bytes
-    checksum_at: int  # offset in the frame of the inner transport checksum; 0 for none
-    unfinished: bytes  # what stands there when it was left to a card
+    unfinished: offload.Mark | None  # tells packets that were left to a card
 
 
 class Outbound:
@@ -162,8 +161,7 @@ class Outbound:
         pair = self._tunnel(vni, inner, packet)
         if isinstance(pair, str):
             return RETURN if origin and self._gens and pair == "gpn_drop_no_rule" else pair
-        checksum_at, unfinished = offload.unfinished_mark(frame) or (0, b"")
-        return Flow(pair, inner.length, trailer(inner.length, inner.version), checksum_at, unfinished)
+        return Flow(pair, inner.length, trailer(inner.length, inner.version), offload.mark(frame))
 
     def _tunnel(self, vni: int, inner: Inner, packet: memoryview) -> Pair | str:
         """Who seals: of the tunnels that take the packet, the one most exact about its destination."""
@@ -188,23 +186,33 @@ class Outbound:
             else:
                 self._counters[flow] += count
             return
-        at, mark = flow.checksum_at, flow.unfinished
-        if at and mark[0] in bytes(view[at::size]) and mark in _pieces(view, at, size):
-            self._finish(flow, view, size, now)
+        mark = flow.unfinished
+        if (
+            mark
+            and mark.value[0] in bytes(view[mark.at :: size])
+            and mark.value in _pieces(view, mark.at, size)
+        ):
+            self._finish(flow, mark, view, size, now)
         else:
             inners = _inners(size, flow.length, count).unpack_from(view)
             self._seal(flow.pair, inners, flow.length, flow.trailer, now)
 
-    def _finish(self, flow: Flow, view: memoryview, size: int, now: float) -> None:
+    def _finish(self, flow: Flow, mark: offload.Mark, view: memoryview, size: int, now: float) -> None:
         """Frames of which some were left to a card: checksums, and segments, are made here."""
-        at, mark = flow.checksum_at, flow.unfinished
+        start, end, at, value, whole = mark
         inners: list[bytes] = []
-        for start in range(0, len(view), size):
-            frame = view[start : start + size]
-            if frame[at : at + 2] == mark:
-                inners += [piece[FRAME_LENGTH:] for piece in offload.finish(frame)]
+        for first in range(0, len(view), size):
+            frame = view[first : first + size]
+            if frame[at : at + 2] != value:
+                inners.append(bytes(frame[FRAME_LENGTH:end]))
+            elif whole:
+                checksum = offload.checksum(frame, start, end)
+                inners.append(b"".join((frame[FRAME_LENGTH:at], checksum, frame[at + 2 : end])))
             else:
-                inners.append(bytes(frame[FRAME_LENGTH:]))
+                inners += [piece[FRAME_LENGTH:] for piece in offload.finish(frame)]
+        if whole:
+            self._seal(flow.pair, inners, flow.length, flow.trailer, now)
+            return
         for inner in inners:
             head = parse(inner)
             packet = inner[: head.length]

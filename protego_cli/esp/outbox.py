@@ -6,18 +6,18 @@ shorter one may end a buffer. Splitting by the kernel's limits is the socket's b
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import IntEnum
 from typing import NamedTuple
 
 Address = tuple[str, int]
 Buffer = bytes | bytearray | memoryview
 
 
-class Port(Enum):
+class Port(IntEnum):
     """Which of the GPN's sockets."""
 
-    ESP = "esp"
-    VXLAN = "vxlan"
+    ESP = 1
+    VXLAN = 2
 
 
 class Way(NamedTuple):
@@ -62,9 +62,9 @@ class Outbox:
                 run.parts.append(data)
                 run.packets += packets
                 if size < run.size:
-                    self._close(way)
+                    self._close(way, self._open.pop(way))
                 return
-            self._close(way)
+            self._close(way, run)
         self._open[way] = _Run(size, data, packets)
 
     def put(self, way: Way, datagram: bytes) -> None:
@@ -79,10 +79,10 @@ class Outbox:
         return sends
 
     def _close_all(self) -> None:
-        for way in list(self._open):
-            self._close(way)
+        for way, run in self._open.items():
+            self._close(way, run)
+        self._open.clear()
 
-    def _close(self, way: Way) -> None:
-        run = self._open.pop(way)
+    def _close(self, way: Way, run: _Run) -> None:
         data = run.parts[0] if len(run.parts) == 1 else b"".join(run.parts)
         self._sends.append(Send(way, data, run.size, run.packets))

@@ -18,7 +18,13 @@ from protego_cli.wire.selectors import TrafficSelector
 
 logger = logging.getLogger(__name__)
 
-MAX_FLOWS = 4096  # address pairs remembered per SA
+MAX_VERDICTS = 4096  # remembered per SA
+
+Row = tuple[bytes, ...]
+"""What decides about an opened packet: head up to the length, addresses, trailer."""
+
+Verdict = tuple[Delivery, int] | str
+"""How an opened packet leaves and how long its inner packet is, or the counter of the reason of a drop."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,7 @@ UNUSED = Used()
 class Pair:
     """Both SAs of a CHILD_SA with what surrounds them."""
 
-    __slots__ = ("entry", "flows", "inbound", "low_told", "outbound", "peer", "way")
+    __slots__ = ("entry", "inbound", "low_told", "outbound", "peer", "verdicts", "way")
 
     def __init__(self, entry: SaEntry, used: Used = UNUSED) -> None:
         """`used`: how far this process got with the same SA before. Raises ValueError for keys or ranges
@@ -95,7 +101,7 @@ class Pair:
             expires=entry.expires,
         )
         self.entry = entry
-        self.flows: dict[bytes, Delivery | str] = {}  # address pair -> how it leaves, or why it is dropped
+        self.verdicts: dict[tuple[int, Row], Verdict] = {}  # by length of the plaintext, and what decides
         self.low_told = False  # RangeLow was said for this range
         self.move_peer(entry.peer)
 
