@@ -1,0 +1,500 @@
+"""Tunnels at the GMN: what peers ask for and delete, in which order nodes hear of it, what status says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import trio
+import trio.testing
+from trio.testing import MockClock
+
+from protego_cli.control.messages import (
+    GetStatus,
+    ListNames,
+    Names,
+    PeerAddress,
+    RangeLow,
+    Report,
+    Rule,
+    Sa,
+    SaUsage,
+    Steer,
+)
+from protego_cli.control.sad import SEAT_WAIT
+from protego_cli.control.tunnel import Meter, Placed
+from protego_cli.control.tunnels import OVERDUE
+from protego_cli.errors import NoAdditionalSas
+from protego_cli.ike.events import ExchangeFailed, IkeClosed
+from protego_cli.wire.payloads import ExchangeType
+from tests.support.gmn_world import TUNNEL, World, world
+
+
+def sealing(w: World) -> Placed:
+    placed = w.tunnel.sealing
+    assert placed is not None
+    return placed
+
+
+# ---- a peer dials
+
+
+async def test_everything_stands_before_the_peer_hears_of_its_child_sa(autojump_clock: MockClock) -> None:
+    async with world(delay=(0.0001, 0.05)) as w:
+        await w.up()
+        answer = ("wire", "gmn", "IKE_AUTH", True)
+        sa = ("sa", sealing(w).spi)
+        w.ordered(("acknowledged", "gpn-1", sa, ("rule", TUNNEL)), answer)
+        for gin in ("gin-1", "gin-2"):
+            w.ordered(("acknowledged", gin, ("steer", sealing(w).spi)), answer)
+        for gen in ("gen-1", "gen-2"):
+            w.ordered(("acknowledged", "gpn-1", sa), ("sent", gen, ("route", TUNNEL)))
+            w.ordered(("acknowledged", gen, ("route", TUNNEL)), answer)
+        w.check_clean()
+
+
+async def test_tunnels_are_spread_over_the_gpns(autojump_clock: MockClock) -> None:
+    async with world(tunnels=6) as w:
+        await w.up()
+        nodes = {node.name: node.tunnels for node in (await w.status()).nodes if node.role == "gpn"}
+        assert nodes == {"gpn-1": 2, "gpn-2": 2, "gpn-3": 2}
+
+
+async def test_a_peer_that_dials_before_any_gpn_is_there_is_answered_when_one_comes(
+    autojump_clock: MockClock,
+) -> None:
+    async with world(nodes=False) as w:
+        for node in ("gin-1", "gen-1"):
+            await w.nodes.start(node)
+        w.peer.dial()
+        await trio.sleep(SEAT_WAIT * 0.8)
+        await w.nodes.start("gpn-2")
+        await w.until(lambda: w.peer.opens, limit=1.0)
+        assert sealing(w).gpn == "gpn-2"
+
+
+async def test_without_a_gpn_the_peer_is_refused_and_may_dial_anew(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with world(nodes=False) as w:
+        await w.nodes.start("gin-1")
+        w.peer.dial()
+        await w.until(lambda: any(isinstance(event, IkeClosed) for event in w.peer.events))
+        failed = next(event for event in w.peer.events if isinstance(event, ExchangeFailed))
+        assert failed.notify == 43
+        await w.until(lambda: not w.tunnel.ikes)
+        status = await w.tunnel_status()
+        assert (status.state, status.error) == ("down", "no GPN could take the tunnel")
+        assert "request rejected tunnel=acme/hq" in caplog.text
+        await w.nodes.start("gpn-1")
+        await w.up()
+        assert (await w.tunnel_status()).error is None
+
+
+async def test_a_gpn_that_dies_while_it_is_given_a_tunnel_is_replaced(autojump_clock: MockClock) -> None:
+    async with world() as w:
+
+        def strike(entry: tuple[object, ...]) -> None:
+            if entry[:2] == ("sent", "gpn-1"):
+                w.nodes.kill("gpn-1")
+
+        w.nodes.tap = strike
+        await w.up()
+        assert sealing(w).gpn == "gpn-2"
+        assert sealing(w).numbers.lo == 1 << 30
+        assert w.on("gin-1", "steer") == {sealing(w).spi}
+        assert w.nodes.all["gin-1"].held["steer", sealing(w).spi] == Steer(
+            sealing(w).spi, "gpn-2", w.peer.address, 4500
+        )
+        w.check_clean()
+
+
+async def test_a_failed_negotiation_is_in_the_status_of_its_tunnel(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with world() as w:
+        policy = next(iter(vars(w.peer.engine)["_context"].policies._by_name.values())).policy
+        w.peer.engine.set_policies([replace(policy, psk=b"another secret altogether")])
+        w.peer.dial()
+        await w.until(lambda: w.tunnel.error)
+        assert "pre-shared key" in str((await w.tunnel_status()).error)
+        assert "negotiation failed tunnel=acme/hq" in caplog.text
+
+
+# ---- a peer rekeys
+
+
+async def test_a_rekey_of_the_peer_seals_from_its_first_packet_on(autojump_clock: MockClock) -> None:
+    async with world(delay=(0.0001, 0.02)) as w:
+        await w.up()
+        await w.settle()
+        old = sealing(w)
+        w.peer.tidy = False
+        w.peer.silent = True
+        w.log.clear()
+        w.peer.rekey()
+        await w.until(lambda: len(w.peer.opens) == 2)
+        new = w.peer.newest.spi_out
+        answer = ("wire", "gmn", "CREATE_CHILD_SA", True)
+        w.ordered(("acknowledged", "gpn-1", ("sa", new)), answer)
+        for gin in ("gin-1", "gin-2"):
+            w.ordered(("acknowledged", gin, ("steer", new)), answer)
+        await w.settle(1)
+        assert sealing(w) is old  # the peer has not shown that it has the new one
+        w.packet(new)
+        await w.until(lambda: sealing(w) is not old)
+        assert sealing(w).spi == new
+        rule = w.nodes.all["gpn-1"].held["rule", TUNNEL]
+        assert isinstance(rule, Rule)
+        assert rule.spi_in == new
+        w.peer.delete(next(iter(w.peer.opens)))
+        await w.settle(10)
+        w.check_clean()
+
+
+async def test_a_delete_of_the_old_sa_is_answered_when_the_new_one_seals(autojump_clock: MockClock) -> None:
+    async with world(delay=(0.0001, 0.02)) as w:
+        await w.up()
+        await w.settle()
+        old = sealing(w)
+        w.peer.silent = True  # its first packet will not tell
+        w.log.clear()
+        w.peer.rekey()
+        await w.until(lambda: len(w.peer.opens) == 1 and sealing(w) is not old)
+        w.ordered(
+            ("wire", "peer", "INFORMATIONAL", False),
+            ("acknowledged", "gpn-1", ("rule", TUNNEL)),
+            ("wire", "gmn", "INFORMATIONAL", True),
+            ("peer deleted", old.spi),
+        )
+        await w.settle(10)
+        w.check_clean()
+
+
+async def test_a_rekey_while_its_gpn_is_down_moves_the_tunnel_behind_a_barrier(
+    autojump_clock: MockClock,
+) -> None:
+    async with world(delay=(0.0001, 0.02)) as w:
+        await w.up()
+        await w.settle()
+        w.tunnel.target = "gpn-3"  # as a migration does that waits for the peer
+        w.log.clear()
+        w.peer.rekey()
+        await w.until(lambda: sealing(w).gpn == "gpn-3")
+        w.tunnel.target = None
+        await w.settle(10)
+        for gen in ("gen-1", "gen-2"):
+            w.ordered(("barrier", gen, "gpn-1"), ("drop", "gpn-1", ("rule", TUNNEL)))
+            w.ordered(("barrier", gen, "gpn-1"), ("wire", "gmn", "INFORMATIONAL", True))
+        w.check_clean()
+
+
+async def test_a_peer_that_neither_sends_nor_deletes_is_followed_in_the_end(
+    autojump_clock: MockClock,
+) -> None:
+    async with world() as w:
+        await w.up()
+        await w.settle()
+        old = sealing(w)
+        w.peer.tidy, w.peer.silent = False, True
+        w.peer.rekey()
+        await trio.sleep(OVERDUE - 1)
+        assert sealing(w) is old
+        await trio.sleep(2)
+        assert sealing(w) is not old
+
+
+async def test_a_peer_that_rekeys_without_end_holds_a_bounded_number_of_sas(
+    autojump_clock: MockClock,
+) -> None:
+    async with world(linger=1000.0) as w:
+        await w.up()
+        for _ in range(50):
+            before = sealing(w)
+            w.peer.rekey()
+            await w.until(lambda before=before: sealing(w) is not before and w.tunnel.settled)  # type: ignore[misc]
+            await w.settle(0.1)
+        assert len(w.tunnel.sas) <= 34
+
+
+# ---- ends
+
+
+async def test_the_end_of_the_ike_sa_is_the_end_of_the_tunnel(autojump_clock: MockClock) -> None:
+    async with world() as w:
+        await w.up()
+        w.peer.close()
+        await w.until(lambda: w.tunnel.sealing is None)
+        status = await w.tunnel_status()
+        assert (status.state, status.gpn, status.spi_in) == ("down", None, None)
+        await w.settle(0.1)
+        assert w.on("gen-1", "route") == set()
+        assert w.on("gpn-1", "rule") == set()
+        await w.settle(10)
+        assert not any(node.desired for node in w.nodes.all.values())
+        assert not vars(w.sad)["_by_spi"]
+
+
+async def test_a_delete_of_the_only_child_sa_is_answered(autojump_clock: MockClock) -> None:
+    async with world() as w:
+        await w.up()
+        w.peer.delete(w.peer.newest.spi_in)
+        await w.until(lambda: not w.peer.opens)
+        assert w.tunnel.sealing is None
+        assert (await w.tunnel_status()).state == "connecting"
+
+
+async def test_a_new_ike_sa_replaces_the_old_one(autojump_clock: MockClock) -> None:
+    async with world() as w:
+        await w.up()
+        await w.settle()
+        (first,) = w.tunnel.ikes
+        w.peer.dial()  # it knows of the first, so it says no INITIAL_CONTACT
+        await w.until(lambda: first not in w.tunnel.ikes)
+        await w.settle(10)
+        assert len(w.tunnel.ikes) == 1
+        assert len(w.peer.opens) == 1
+        w.check_clean()
+
+
+async def test_a_peer_that_lost_its_state_gets_its_tunnel_anew(autojump_clock: MockClock) -> None:
+    async with world() as w:
+        await w.up()
+        await w.settle()
+        old = sealing(w)
+        w.watching = False
+        w.peer.opens.clear()
+        w.peer.seals.clear()
+        w.peer.ikes.clear()
+        w.peer.seed += 1
+        w.peer.__post_init__()  # another process of it, which says INITIAL_CONTACT
+        await w.up()
+        w.watching = True
+        assert sealing(w) is not old
+        await w.settle(10)
+        assert len(w.tunnel.ikes) == 1
+        w.check_clean()
+
+
+async def test_at_the_end_every_peer_is_told(autojump_clock: MockClock) -> None:
+    async with world(tunnels=5) as w:
+        await w.up()
+        with trio.fail_after(1.0):
+            await w.tunnels.close_all()
+        assert not any(peer.ikes for peer in w.peers.values())
+
+
+# ---- moved peers
+
+
+async def test_packets_from_elsewhere_move_what_goes_to_the_peer(autojump_clock: MockClock) -> None:
+    async with world() as w:
+        await w.up()
+        spi = sealing(w).spi
+        await w.nodes.observer.reported("gpn-1", PeerAddress(spi, "192.0.2.9", 61000))
+        await w.settle(0.1)
+        sa = w.nodes.all["gpn-1"].held["sa", spi]
+        assert isinstance(sa, Sa)
+        assert (sa.peer, sa.peer_port) == ("192.0.2.9", 61000)
+        assert sa.seal_lo == 1
+        for gin in ("gin-1", "gin-2"):
+            assert w.nodes.all[gin].held["steer", spi] == Steer(spi, "gpn-1", "192.0.2.9", 61000)
+        await w.migrations.migrate(TUNNEL, "gpn-2")
+        assert sealing(w).peer == ("192.0.2.9", 61000)
+
+
+@pytest.mark.parametrize(
+    ("node", "address", "port"),
+    [("gpn-2", "192.0.2.9", 61000), ("gpn-1", "nonsense", 61000), ("gpn-1", "192.0.2.9", 0)],
+)
+async def test_a_report_that_is_not_the_holders_or_makes_no_sense_moves_nothing(
+    autojump_clock: MockClock, node: str, address: str, port: int
+) -> None:
+    async with world() as w:
+        await w.up()
+        await w.nodes.observer.reported(node, PeerAddress(sealing(w).spi, address, port))
+        assert sealing(w).peer == (w.peer.address, 4500)
+
+
+# ---- ranges and totals
+
+
+async def test_a_range_that_runs_low_is_renewed_by_a_rekey_in_place(autojump_clock: MockClock) -> None:
+    async with world() as w:
+        await w.up()
+        old = sealing(w)
+        await w.nodes.observer.reported("gpn-1", RangeLow(old.spi))
+        await w.nodes.observer.reported("gpn-1", RangeLow(old.spi))
+        await w.until(lambda: sealing(w) is not old)
+        assert sealing(w).gpn == "gpn-1"
+        assert sealing(w).numbers.lo == 1
+        await w.settle(10)
+        w.check_clean()
+
+
+async def test_totals_never_run_backwards(autojump_clock: MockClock) -> None:
+    async with world() as w:
+        await w.up()
+
+        async def report(gpn: str, spi: int, packets: int) -> None:
+            usage = SaUsage(spi, packets, packets * 100, packets * 2, packets * 200, packets, packets)
+            await w.nodes.observer.reported(gpn, Report(0.1, (usage,)))
+
+        first = sealing(w).spi
+        await report("gpn-1", first, 10)
+        await w.migrations.migrate(TUNNEL, "gpn-2")
+        second = sealing(w).spi
+        await report("gpn-2", second, 5)
+        await report("gpn-2", second, 3)  # that process counts from zero again
+        await report("gpn-1", first, 11)  # what still came on the old SA
+        await report("gpn-3", second, 1000)  # it does not have that SA
+        await w.settle(10)
+        status = await w.tunnel_status()
+        assert (status.packets_in, status.packets_out) == (19, 38)
+        assert (status.bytes_in, status.bytes_out) == (1900, 3800)
+
+
+def test_a_meter_counts_on_over_processes() -> None:
+    meter = Meter()
+    meter.read(SaUsage(1, 7, 70, 8, 80, 7, 9))
+    meter.restart()
+    meter.read(SaUsage(1, 9, 90, 9, 90, 16, 9))
+    assert meter.total == (16, 160, 17, 170)
+    assert meter.highest_in == 16
+
+
+# ---- start = "auto"
+
+
+async def test_the_gateway_dials_parks_first_and_routes_last(autojump_clock: MockClock) -> None:
+    async with world(start="auto", delay=(0.0001, 0.02)) as w:
+        await w.up(by="gateway")
+        spi = sealing(w).spi
+        w.ordered(
+            ("acknowledged", "gpn-1", ("park", spi)),
+            ("wire", "gmn", "IKE_SA_INIT", False),
+            ("wire", "peer", "IKE_AUTH", True),
+            ("acknowledged", "gpn-1", ("sa", spi), ("rule", TUNNEL)),
+            ("sent", "gen-1", ("route", TUNNEL)),
+        )
+        w.ordered(("acknowledged", "gin-2", ("steer", spi)), ("wire", "gmn", "IKE_SA_INIT", False))
+        await w.settle(1)
+        w.check_clean()
+
+
+async def test_the_gateway_dials_until_the_peer_is_there(autojump_clock: MockClock) -> None:
+    async with world(start="auto", retransmit_tries=2) as w:
+        w.peer.deaf = True
+        w.tasks.start_soon(w.keeper.run)
+        await w.until(lambda: w.tunnel.error, limit=60)
+        assert (await w.tunnel_status()).state in ("down", "connecting")
+        w.peer.deaf = False
+        await w.until(w.is_up, limit=60)
+        await w.settle(5)
+        w.check_clean()
+
+
+async def test_the_gateway_dials_again_when_the_peer_has_closed(autojump_clock: MockClock) -> None:
+    async with world(start="auto") as w:
+        await w.up(by="gateway")
+        first = sealing(w)
+        w.peer.close()
+        await w.until(lambda: w.tunnel.sealing not in (None, first))
+        await w.settle(10)
+        w.check_clean()
+
+
+async def test_a_peer_that_dials_first_is_as_good(autojump_clock: MockClock) -> None:
+    async with world(start="auto", nodes=False) as w:
+        w.tasks.start_soon(w.keeper.run)
+        await w.nodes.start("gin-1")
+        w.peer.dial()
+        await w.settle(1)
+        await w.nodes.start("gpn-1")
+        await w.until(w.is_up)
+        await w.settle(20)
+        assert ("wire", "gmn", "IKE_SA_INIT", False) not in w.log
+        assert len(w.tunnel.ikes) == 1
+
+
+async def test_when_both_dial_at_once_one_ike_sa_stays(autojump_clock: MockClock) -> None:
+    async with world(start="auto") as w:
+        w.watching = False  # the first SA of a tunnel seals before its peer has it
+        w.peer.dial()
+        w.tasks.start_soon(w.keeper.run)
+        await w.until(w.is_up)
+        await w.settle(20)
+        w.watching = True
+        assert len(w.tunnel.ikes) == 1
+        assert len(w.peer.opens) == 1
+        w.check_clean()
+
+
+async def test_an_ike_sa_whose_child_sa_the_peer_refused_is_closed(autojump_clock: MockClock) -> None:
+    async with world(start="auto") as w:
+        w.peer.refuse = lambda: NoAdditionalSas("none")
+        w.tasks.start_soon(w.keeper.run)
+        await w.until(lambda: w.tunnel.error)
+        await w.until(lambda: not w.tunnel.ikes)
+        assert "NO_ADDITIONAL_SAS" in str(w.tunnel.error)
+        assert not w.on("gpn-1", "park")
+        assert not w.on("gin-1", "steer")
+
+
+async def test_the_peers_silence_takes_the_tunnel_down_and_the_gateway_dials(
+    autojump_clock: MockClock,
+) -> None:
+    async with world(start="auto", liveness=5.0, retransmit_tries=2) as w:
+        await w.up(by="gateway")
+        first = sealing(w)
+        w.watching = False
+        w.lost = lambda sender, exchange, response: exchange == ExchangeType.INFORMATIONAL
+        await w.until(lambda: w.tunnel.sealing not in (None, first))
+
+
+# ---- what operators ask
+
+
+async def test_status_says_what_the_contract_names(autojump_clock: MockClock) -> None:
+    async with world() as w:
+        await w.up()
+        await w.nodes.observer.reported("gpn-1", Report(0.25))
+        w.nodes.all["gpn-1"].report = Report(0.25, counters={"gpn_opened": 4})
+        await w.nodes.stop("gen-2")
+        status = await w.status()
+        assert status.epoch == 1
+        assert [(node.name, node.role, node.state, node.tunnels) for node in status.nodes] == [
+            ("gmn-1", "gmn", "up", 1),
+            ("gin-1", "gin", "up", 0),
+            ("gin-2", "gin", "up", 0),
+            ("gen-1", "gen", "up", 0),
+            ("gen-2", "gen", "down", 0),
+            ("gpn-1", "gpn", "up", 1),
+            ("gpn-2", "gpn", "up", 0),
+            ("gpn-3", "gpn", "up", 0),
+        ]
+        gpn = next(node for node in status.nodes if node.name == "gpn-1")
+        assert (gpn.cpu, gpn.counters) == (0.25, {"gpn_opened": 4})
+        (tunnel,) = status.tunnels
+        assert (tunnel.id, tunnel.state, tunnel.gpn, tunnel.suite) == (TUNNEL, "up", "gpn-1", "aes256gcm16")
+        assert tunnel.spi_in == f"{w.peer.newest.spi_out:08x}"
+        assert tunnel.spi_out == f"{w.peer.newest.spi_in:08x}"
+        assert tunnel.peer == w.peer.address
+
+
+async def test_names_are_those_of_the_cluster_file(autojump_clock: MockClock) -> None:
+    async with world(tunnels=2) as w:
+        names = await w.operations.answer(ListNames())
+        assert isinstance(names, Names)
+        assert names.tunnels == (TUNNEL, "tenant1/hq")
+        assert names.nodes[0] == "gmn-1"
+        assert set(names.nodes) == {node.name for node in w.cluster.nodes}
+
+
+async def test_a_tunnel_whose_gpn_is_down_is_down(autojump_clock: MockClock) -> None:
+    async with world() as w:
+        await w.up()
+        await w.nodes.stop("gpn-1")
+        status = await w.operations.answer(GetStatus())
+        assert status.tunnels[0].state == "down"  # type: ignore[attr-defined]
+        assert status.tunnels[0].gpn == "gpn-1"  # type: ignore[attr-defined]
