@@ -24,7 +24,7 @@ SETTLE = 2.0  # seconds that a packet may still be on its way after the last was
 _PATIENCE = 20.0  # seconds for the cluster, and for the tunnels, to come up
 _POLL = 0.05
 _LOOK = 0.25  # seconds between looks at the endpoints
-_STATUS = 0.5  # seconds between looks at the control node
+_STATUS = 1.0  # seconds between looks at the control node, which hears from the others as often
 
 
 class Interrupted(ProtegoError):

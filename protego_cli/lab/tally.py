@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from protego_cli.lab.traffic import Flow, parse
+from protego_cli.lab.traffic import Flow, parse, version_of
 
 
 @dataclass(slots=True)
@@ -19,8 +19,8 @@ class FlowTally:
 
     received: int = 0
     duplicated: int = 0
-    reordered: int = 0  # arrived after a higher number
-    _next: int = 0  # the highest number seen, plus one
+    reordered: int = 0  # arrived after a higher number of the same IP version: only that is one stream
+    _next: dict[int, int] = field(default_factory=lambda: {4: 0, 6: 0})  # the highest number seen, plus one
     _seen: bytearray = field(default_factory=bytearray)  # one bit per number
 
     def add(self, number: int) -> None:
@@ -33,10 +33,11 @@ class FlowTally:
             return
         seen[index] |= bit
         self.received += 1
-        if number < self._next:
+        version = version_of(number)
+        if number < self._next[version]:
             self.reordered += 1
         else:
-            self._next = number + 1
+            self._next[version] = number + 1
 
     def missing(self, sent: int) -> list[int]:
         """The numbers below `sent` that never came, in order."""
