@@ -29,7 +29,7 @@ def test_a_tunnel_stays_long_enough_to_carry_packets(migrations: int, duration: 
 
 def test_migrations_fill_the_duration_and_no_more_where_there_is_time() -> None:
     assert schedule(TUNNELS, migrations=24, duration=20, pps=200).ends == 20
-    assert schedule(TUNNELS, migrations=0, duration=5, pps=200) == ((), 5)
+    assert schedule(TUNNELS, migrations=0, duration=5, pps=200) == ((), 5, 0.25)
     assert schedule(TUNNELS[:1], migrations=100, duration=1, pps=200).ends > 25
 
 

@@ -5,6 +5,7 @@ Everything here happens inside one nursery; a child that ends by itself, or any 
 
 from __future__ import annotations
 
+import math
 import signal
 from pathlib import Path
 
@@ -41,6 +42,7 @@ class Run:
         self.show = show
         self.tunnels = tuple(site.tunnel for site in plan.sites)
         self.moves: list[Move] = []
+        self._last_move = -math.inf
         self._stop_early = trio.Event()
 
     async def go(self, plan_file: Path) -> Receipt:
@@ -136,6 +138,7 @@ class Run:
             watchers.start_soon(self._watch_status)
             await self._migrate_all(tenants, began)
             await self._pause_until(began + self.timetable.ends)
+            await trio.sleep_until(self._last_move + self.timetable.stay)  # when ended early
             watchers.cancel_scope.cancel()
         await peers.ask("stop")
         await tenants.ask("stop")
@@ -166,6 +169,7 @@ class Run:
         scene.moving = tunnel
         reply = await ask(self.cluster, Migrate(tunnel=tunnel, to=to))
         scene.moving = None
+        self._last_move = trio.current_time()
         if not isinstance(reply, Migrated):
             raise ProtegoError(f"migrating {tunnel} to {to}: unexpected answer {type(reply).__name__}")
         before = counts.sites[self.tunnels.index(tunnel)].via

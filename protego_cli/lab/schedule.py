@@ -21,16 +21,17 @@ class Turn(NamedTuple):
 class Schedule(NamedTuple):
     turns: tuple[Turn, ...]
     ends: float  # when traffic may stop
+    stay: float  # how long a tunnel needs on a GPN before its traffic may stop or move on
 
 
 def schedule(tunnels: Sequence[str], *, migrations: int, duration: float, pps: int) -> Schedule:
     """Spread migrations over `duration`, or over longer where they would come too close."""
     stay = max(_SHORTEST_STAY, _FEWEST_PACKETS / pps)
     if not migrations:
-        return Schedule((), duration)
+        return Schedule((), duration, stay)
     interval = max((duration - 2 * stay) / migrations, stay / len(tunnels))
     turns = tuple(Turn(stay + k * interval, tunnels[k % len(tunnels)]) for k in range(migrations))
-    return Schedule(turns, max(duration, turns[-1].at + stay))
+    return Schedule(turns, max(duration, turns[-1].at + stay), stay)
 
 
 def next_gpn(current: str, gpns: Sequence[str]) -> str:
