@@ -93,7 +93,7 @@ async def test_a_gpn_that_only_reconnects_keeps_everything(autojump_clock: MockC
         old = sealing(w)
         held_before = dict(w.nodes.all["gpn-1"].held)
         node = w.nodes.all["gpn-1"]
-        node.up = False
+        node.up = node.linked = False
         await w.nodes.observer.node_down("gpn-1")
         assert (await w.tunnel_status()).state == "down"
         await w.nodes.start("gpn-1", restarted=False)

@@ -137,6 +137,7 @@ class Sad:
         """
         self.nodes.drop_sa(placed)
         self.nodes.unrule(tunnel, placed)
+        self._tasks.start_soon(self.nodes.let_go, placed.gpn)
         self._load[placed.gpn] -= 1
         self._load[gpn] += 1
         placed.gpn = gpn

@@ -25,7 +25,8 @@ BARRIER_DEADLINE = 0.5
 class DataNode:
     name: str
     role: Role
-    up: bool = False
+    up: bool = False  # its Sync is applied
+    linked: bool = False
     boot: int = 0  # grows by one at every restart
     link: int = 0  # grows by one at every connection
     desired: dict[Key, AnyRecord] = field(default_factory=dict)
@@ -89,7 +90,7 @@ class DataNodes:
     ) -> None:
         self.desire(node, put, drop)
         member = self.all[node]
-        if not member.up:
+        if not member.linked:
             raise NodeDown(f"{node}: not connected")
         if not (member.pending or barriers or member.on_the_way):
             return
@@ -125,10 +126,12 @@ class DataNodes:
             node.held = {}
         node.pending.clear()
         node.link += 1
+        node.linked = True
         wanted = dict(node.desired)
-        await trio.sleep(self.random.uniform(*self.delay))
-        self._act(node, {key: wanted.get(key) for key in wanted | node.held})
-        node.up = True
+        async with node.turn:
+            await trio.sleep(self.random.uniform(*self.delay))
+            self._act(node, {key: wanted.get(key) for key in wanted | node.held})
+            node.up = True
         self.note("up", name)
         await self.observer.node_up(name)
 
@@ -139,7 +142,7 @@ class DataNodes:
     def kill(self, name: str) -> None:
         """The node is gone; the observer does not know yet."""
         node = self.all[name]
-        node.up = False
+        node.up = node.linked = False
         node.link += 1
         node.held = {}
         self.note("down", name)
@@ -148,7 +151,7 @@ class DataNodes:
 
     async def _travel(self, node: DataNode, link: int) -> None:
         await trio.sleep(self.random.uniform(*self.delay))
-        if not node.up or node.link != link:
+        if not node.linked or node.link != link:
             raise NodeDown(f"{node.name}: gone")
 
     async def _barrier(self, gen: DataNode, gpn: str) -> None:

@@ -426,7 +426,7 @@ class World:
                 wanted = {("route", placed.child.tunnel) for placed in sas}
             assert set(node.desired) == wanted, node.name
             if node.up:
-                assert node.held == node.desired, node.name
+                assert node.held == node.desired, f"{node.name} holds {node.held}, not {node.desired}"
 
     def ordered(self, *steps: tuple[object, ...]) -> None:
         """Each step is in the log behind the one before. A step matches an entry with the same first two
