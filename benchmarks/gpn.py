@@ -94,7 +94,10 @@ def inbound(rounds: int = ROUNDS) -> Cost:
             cipher=lambda: list(map(aead.decrypt, nonces, texts, headers)),
         )
         batch = b"".join(sealed)
-        bare_fill = lambda: world.gin.send(batch, len(sealed[0]), address) and None  # noqa: E731
+
+        def bare_fill() -> None:
+            world.gin.send(batch, len(sealed[0]), address)
+
         return compare(Side(fill, empty), Side(bare_fill, bare), world.sink, rounds)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from itertools import groupby
 from typing import NamedTuple
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from protego_cli.wire.vxlan import ETHERTYPE_IPV4, ETHERTYPE_IPV6, build_frame_header
@@ -105,7 +105,6 @@ SEALED = st.builds(
 )
 
 
-@settings(max_examples=150)
 @given(st.lists(SEALED, min_size=1, max_size=14))
 def test_what_peers_send(specs: list[Sealed]) -> None:
     w = world()
@@ -180,7 +179,6 @@ FRAMED = st.builds(
 )
 
 
-@settings(max_examples=150)
 @given(st.lists(FRAMED, min_size=1, max_size=14), st.booleans(), st.integers(0, 60))
 def test_what_tenants_send(specs: list[Framed], ruled: bool, room: int) -> None:
     w = world(rules=ruled, room=room)
