@@ -34,7 +34,6 @@ from protego_cli.control.messages import Migrated
 from protego_cli.control.recovery import Recovery
 from protego_cli.control.sad import Sad
 from protego_cli.control.tunnel import Placed, Tunnel
-from protego_cli.control.tunnels import Tunnels
 from protego_cli.errors import ChildSaNotFound, NotFound, ProtegoError, Refused, TemporaryFailure
 from protego_cli.ike.events import ChildEstablished
 
@@ -53,9 +52,8 @@ class Times(NamedTuple):
 
 
 class Migrations:
-    def __init__(self, sad: Sad, tunnels: Tunnels, driver: Driver, recovery: Recovery) -> None:
+    def __init__(self, sad: Sad, driver: Driver, recovery: Recovery) -> None:
         self._sad = sad
-        self._tunnels = tunnels
         self._driver = driver
         self._recovery = recovery
         self._requested: dict[str, str] = {}  # tunnel -> target, of what the operators asked for
@@ -219,7 +217,7 @@ class Migrations:
         try:
             self._sad.nodes.rule(tunnel, new)  # in one update with the SA
             await self._sad.nodes.holds(new.gpn)
-            self._tunnels.stand(tunnel, new)
+            tunnel.stand(new)
             await self._sad.flip(tunnel, new, even_if_down=False)
         except ProtegoError as error:
             log.warning("tunnel=%s cannot go to %s reason=%s", tunnel.id, new.gpn, error)
@@ -228,7 +226,7 @@ class Migrations:
             self._sad.move(tunnel, new, self._sad.seat(tunnel) or old.gpn)
             await self._sad.nodes.let_go(new.gpn)
             self._sad.steer(new)
-            self._tunnels.stand(tunnel, new)
+            tunnel.stand(new)
             await together(partial(self._sad.flip, tunnel, new), self._sad.nodes.steered)
         return trio.current_time()
 

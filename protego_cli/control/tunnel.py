@@ -101,6 +101,12 @@ class Tunnel:
         self.sas[placed.spi] = placed
         self.changed()
 
+    def stand(self, placed: Placed) -> None:
+        """The SA is acknowledged: it may seal, if the peer has it."""
+        placed.standing = True
+        self.error = None
+        self.changed()
+
     def remove(self, placed: Placed) -> None:
         """The SA is on no node any more; what passed through it still counts."""
         if self.sas.pop(placed.spi, None) is not None:

@@ -176,10 +176,8 @@ class Tunnels:
         await self._sad.nodes.steered()
 
     def stand(self, tunnel: Tunnel, placed: Placed) -> None:
-        """An SA is acknowledged."""
-        placed.standing = True
-        tunnel.error = None
-        tunnel.changed()
+        """The SA of a new tunnel, or of the peer's asking, is acknowledged."""
+        tunnel.stand(placed)
         log.info(
             "SA up tunnel=%s node=%s spi=%08x suite=%s peer=%s:%d",
             *(tunnel.id, placed.gpn, placed.spi, placed.child.suite, *placed.peer),

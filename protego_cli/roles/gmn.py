@@ -71,7 +71,7 @@ async def run(
             sad = Sad(cluster, fabric, policy, spis, services)
             tunnels = Tunnels(sad, driver, services)
             recovery = Recovery(sad)
-            migrations = Migrations(sad, tunnels, driver, recovery)
+            migrations = Migrations(sad, driver, recovery)
             renewals = Renewals(sad, migrations, services)
             fabric.observer = Membership(cluster, sad, tunnels, recovery, renewals)
             operations = Operations(node, epoch, sad, migrations, counters, CpuMeter())

@@ -338,7 +338,7 @@ class World:
         self.sad = Sad(cluster, self.nodes, Spread(), self.spis, tasks)
         self.tunnels = Tunnels(self.sad, self.driver, tasks)
         self.recovery = Recovery(self.sad)
-        self.migrations = Migrations(self.sad, self.tunnels, self.driver, self.recovery)
+        self.migrations = Migrations(self.sad, self.driver, self.recovery)
         self.renewals = Renewals(self.sad, self.migrations, tasks)
         self.keeper = Keeper(self.sad, self.tunnels, self.driver, self.random.randbytes)
         self.nodes.observer = Membership(cluster, self.sad, self.tunnels, self.recovery, self.renewals)
