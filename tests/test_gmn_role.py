@@ -1,0 +1,237 @@
+"""The role as it runs: real mTLS, real UDP envelopes, a real engine as the peer; data planes that note.
+
+The test is the GIN's data path: it opens and seals envelopes on the GIN's fabric address.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+from dataclasses import replace
+from pathlib import Path as FilePath
+
+import msgspec
+import pytest
+import trio
+
+from protego_cli.config.model import Cluster, Node, Ports, PskAuth, TenantConfig, TunnelConfig, VxlanAttach
+from protego_cli.control import pki
+from protego_cli.control.agent import run_agent
+from protego_cli.control.client import ask
+from protego_cli.control.messages import (
+    GetStatus,
+    ListNames,
+    Migrate,
+    Migrated,
+    Names,
+    Neighbour,
+    Sa,
+    Status,
+    TunnelStatus,
+)
+from protego_cli.crypto.mac import hmac_sha256
+from protego_cli.errors import EnvironmentFault, NotFound, Refused, UsageError
+from protego_cli.ike.events import Path
+from protego_cli.net.pump import pump
+from protego_cli.net.udp import Batch, UdpSocket
+from protego_cli.plugins.manager import load_plugins
+from protego_cli.roles import gmn
+from protego_cli.wire.envelope import Envelope, open_envelope, seal_envelope
+from tests.support.control import FakePlane, until
+from tests.support.network import Network, Site
+
+VIP, PEER, TUNNEL = "203.0.113.10", "198.51.100.7", "acme/hq"
+PLUGINS = load_plugins()
+
+
+def make_cluster(directory: FilePath) -> Cluster:
+    """On loopback addresses that no other run uses."""
+    prefix = f"127.77.{os.getpid() % 250 + 1}"
+    names = ("gmn-1", "gin-1", "gen-1", "gpn-1", "gpn-2")
+    secret = directory / "hq.psk"
+    secret.touch(mode=0o600)
+    secret.write_text("a secret both sides hold")
+    tunnel = TunnelConfig(
+        name="hq",
+        tenant="acme",
+        peer=PEER,
+        local_id=VIP,
+        remote_id=PEER,
+        auth=PskAuth(secret),
+        local_ts=("10.1.0.0/24",),
+        remote_ts=("10.2.0.0/24",),
+        vip=VIP,
+    )
+    cluster = Cluster(
+        name="demo",
+        file=directory / "cluster.toml",
+        vips=(VIP,),
+        pki=directory / "pki",
+        state=directory / "state",
+        nodes=tuple(Node(name, name[:3], f"{prefix}.{i + 1}", Ports()) for i, name in enumerate(names)),  # type: ignore[arg-type]
+        tenants=(TenantConfig("acme", 1001, bytes(6), VxlanAttach(()), (tunnel,)),),
+    )
+    pki.init(cluster)
+    return cluster
+
+
+class Rig:
+    """A running GMN with its nodes; the peer's engine behind the GIN's socket."""
+
+    def __init__(self, cluster: Cluster, socket: UdpSocket) -> None:
+        self.cluster = cluster
+        self.planes = {node.name: FakePlane() for node in cluster.nodes if node.role != "gmn"}
+        node = cluster.nodes[0]
+        self.gmn = (node.address, node.ports.fabric)
+        self.socket = socket
+        self.network = Network(1)
+        ours = gmn.policy_of(cluster.tunnels()[0])
+        mirrored = replace(
+            ours,
+            remote=VIP,
+            local_id=PEER,
+            remote_id=VIP,
+            local_ts=ours.remote_ts,
+            remote_ts=ours.local_ts,
+        )
+        self.peer = Site(self.network, PEER, [mirrored])
+
+    @property
+    def key(self) -> bytes:
+        return self.planes["gin-1"].welcomes[-1].envelope_key
+
+    def receive(self, batch: Batch) -> None:
+        envelope = open_envelope(self.key, bytes(batch.view), hmac_sha256)
+        path = Path(PEER, envelope.remote_port, VIP, envelope.local_port)
+        self.peer.engine.receive_datagram(bytes(envelope.data), path, self.network.now)
+        self.flush()
+
+    def flush(self) -> None:
+        """What the peer has to say goes to the GMN."""
+        self.peer.settle()
+        for path, data in self.network.sent:
+            self.send(
+                seal_envelope(
+                    self.key, Envelope(VIP, path.remote_port, PEER, path.local_port, data), hmac_sha256
+                )
+            )
+        self.network.sent.clear()
+
+    def send(self, datagram: bytes) -> None:
+        assert self.socket.send(datagram, len(datagram), self.gmn)
+
+    async def status(self) -> Status:
+        reply = await ask(self.cluster, GetStatus())
+        assert isinstance(reply, Status)
+        return reply
+
+    async def tunnel(self) -> TunnelStatus:
+        return (await self.status()).tunnels[0]
+
+    async def up(self) -> None:
+        self.peer.dial(TUNNEL, VIP, port=4500)
+        self.flush()
+        await until(lambda: self.peer.children)
+
+
+@asynccontextmanager
+async def running(directory: FilePath) -> AsyncIterator[tuple[Rig, trio.Nursery]]:
+    """Cancel the nursery to end the GMN."""
+    cluster = make_cluster(directory)
+    gin = cluster.nodes_of("gin")[0]
+    with closing(UdpSocket.bind(gin.address, gin.ports.fabric)) as socket:
+        rig = Rig(cluster, socket)
+        async with trio.open_nursery() as nodes:
+            nodes.start_soon(pump, socket, rig.receive)
+            async with trio.open_nursery() as control:
+                await control.start(gmn.run, cluster, cluster.nodes[0], PLUGINS)
+                agents = []
+                for name, plane in rig.planes.items():
+                    node = cluster.node(name)
+                    assert node is not None
+                    agents.append(await nodes.start(run_agent, cluster, node, plane))
+                await until(lambda: all(agent.connected for agent in agents))
+                await until(lambda: all(plane.records for plane in rig.planes.values()))
+                yield rig, control
+                control.cancel_scope.cancel()
+            nodes.cancel_scope.cancel()
+
+
+async def test_a_tunnel_comes_up_migrates_and_is_closed_at_the_end(tmp_path: FilePath) -> None:
+    async with running(tmp_path) as (rig, control):
+        await rig.up()
+        tunnel = await rig.tunnel()
+        assert (tunnel.id, tunnel.state, tunnel.gpn) == (TUNNEL, "up", "gpn-1")
+        assert tunnel.spi_in == f"{rig.peer.child.spi_out:08x}"
+
+        moved = await ask(rig.cluster, Migrate(TUNNEL, "gpn-2"))
+        assert isinstance(moved, Migrated)
+        assert (moved.source, moved.to, moved.method) == ("gpn-1", "gpn-2", "rekey")
+        assert 0 < moved.rekey_ms < moved.total_ms
+        assert 0 < moved.distribute_ms < moved.total_ms
+        assert (await rig.tunnel()).gpn == "gpn-2"
+        assert ("barrier", "gpn-1") in rig.planes["gen-1"].log
+        (sa,) = [record for record in rig.planes["gpn-2"].records.values() if isinstance(record, Sa)]
+        assert sa.spi_out == rig.peer.child.spi_in
+        assert sa.key_out == rig.peer.child.key_in
+
+        control.cancel_scope.cancel()
+        await until(lambda: not rig.peer.ikes)  # DELETE came before the GMN ended
+
+
+async def test_operators_are_answered_and_told_what_is_wrong(tmp_path: FilePath) -> None:
+    async with running(tmp_path) as (rig, _):
+        names = await ask(rig.cluster, ListNames())
+        assert names == Names(tunnels=(TUNNEL,), nodes=("gmn-1", "gin-1", "gen-1", "gpn-1", "gpn-2"))
+        with pytest.raises(NotFound, match="did you mean acme/hq"):
+            await ask(rig.cluster, Migrate("acme/hk", "gpn-2"))
+        with pytest.raises(Refused, match="acme/hq is not up"):
+            await ask(rig.cluster, Migrate(TUNNEL, "gpn-2"))
+        status = await rig.status()
+        assert status.epoch == 1
+        assert {node.name: node.state for node in status.nodes} == dict.fromkeys(names.nodes, "up")
+
+
+async def test_what_is_forged_or_malformed_is_counted_and_stops_nothing(tmp_path: FilePath) -> None:
+    async with running(tmp_path) as (rig, _):
+        good = seal_envelope(rig.key, Envelope(VIP, 4500, PEER, 4500, b"\x01" * 60), hmac_sha256)
+        forged = seal_envelope(bytes(32), Envelope(VIP, 4500, PEER, 4500, b"\x01" * 60), hmac_sha256)
+        for datagram in (b"", b"\x00" * 7, forged, good[:-1], os.urandom(1400)):
+            rig.send(datagram)
+        rig.send(good)
+        await rig.up()
+        counters = (await rig.status()).nodes[0].counters
+        assert counters["gmn_drop_envelope"] == 5
+        assert counters["ike_drop_malformed"] + counters.get("ike_drop_version", 0) == 1
+
+
+async def test_a_restarted_gmn_takes_a_new_epoch(tmp_path: FilePath) -> None:
+    async with running(tmp_path) as (rig, _):
+        assert (await rig.status()).epoch == 1
+    async with running(tmp_path) as (rig, _):
+        assert (await rig.status()).epoch == 2
+        assert any(isinstance(record, Neighbour) for record in rig.planes["gpn-1"].records.values())
+
+
+async def test_an_occupied_port_is_one_clear_sentence(tmp_path: FilePath) -> None:
+    cluster = make_cluster(tmp_path)
+    node = cluster.nodes[0]
+    with (
+        closing(UdpSocket.bind(node.address, node.ports.fabric)),
+        pytest.raises(EnvironmentFault, match=f"{node.ports.fabric} is in use"),
+    ):
+        await gmn.run(cluster, node, PLUGINS)
+
+
+async def test_a_missing_secret_is_named(tmp_path: FilePath) -> None:
+    cluster = make_cluster(tmp_path)
+    (tmp_path / "hq.psk").unlink()
+    with pytest.raises(EnvironmentFault, match=r"hq\.psk"):
+        await gmn.run(cluster, cluster.nodes[0], PLUGINS)
+
+
+async def test_an_unknown_packing_policy_is_named(tmp_path: FilePath) -> None:
+    cluster = msgspec.structs.replace(make_cluster(tmp_path), packing="tetris")
+    with pytest.raises(UsageError, match="'tetris'; known: spread"):
+        await gmn.run(cluster, cluster.nodes[0], PLUGINS)
