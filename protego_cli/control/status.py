@@ -104,8 +104,8 @@ def _tunnel_status(tunnel: Tunnel, up: set[str]) -> TunnelStatus:
 
 
 def state(tunnel: Tunnel, up: set[str]) -> str:
-    """`up` when it carries traffic; `connecting` while somebody is at making it so."""
+    """`up` when it carries traffic, `connecting` while a handshake is being worked on, else `down`."""
     sealing = tunnel.sealing
     if sealing is not None and sealing.standing and not sealing.retiring:
         return "up" if sealing.gpn in up else "down"
-    return "connecting" if tunnel.ikes or tunnel.offers or tunnel.dialling else "down"
+    return "connecting" if tunnel.offers or tunnel.dialling else "down"

@@ -6,6 +6,7 @@
 2. `ChildDeleteOffered`: seal on another SA, pass the barrier, `accept`, let the SA linger.
 3. `IkeClosed`: its SAs retire; another IKE_SA's SA seals, if there is one.
 4. `PeerMoved`, `PeerAddress`: the peer's SAs seal towards its new address.
+5. An IKE_SA that has no CHILD_SA for `CHILDLESS` seconds is closed, so that the peer can begin anew.
 
 `handle` and the reports decide without an await; what has to be waited for runs in a task of its own.
 """
@@ -39,6 +40,7 @@ log = logging.getLogger(__name__)
 
 OVERDUE: Final = 10.0  # seconds after which a successor seals although its peer sent nothing on it
 REPLACED: Final = 1.0  # the same where a new IKE_SA has brought it: its peer may have lost the old one
+CHILDLESS: Final = 2.0
 SEATS: Final = 3  # GPNs that are tried for one request
 FAREWELLS: Final = 64  # IKE_SAs that are closed side by side at the end
 
@@ -112,6 +114,7 @@ class Tunnels:
             "IKE_SA up tunnel=%s peer=%s suite=%s initiator=%s",
             *(tunnel.id, event.path.remote, event.suite, "gateway" if event.initiator else "peer"),
         )
+        self._tasks.start_soon(self._close_if_childless, tunnel, event.ike)
 
     def _ike_closed(self, tunnel: Tunnel, event: IkeClosed) -> None:
         log.info("IKE_SA closed tunnel=%s reason=%s", tunnel.id, event.reason)
@@ -201,6 +204,14 @@ class Tunnels:
         if ticket is not None:
             self._driver.accept(ticket)
         self._sad.retire(tunnel, placed)
+        await self._close_if_childless(tunnel, placed.ike)
+
+    async def _close_if_childless(self, tunnel: Tunnel, ike: int) -> None:
+        await trio.sleep(CHILDLESS)
+        children = any(sa.ike == ike and not sa.retiring for sa in tunnel.sas.values())
+        if ike in tunnel.ikes and not (children or tunnel.offers or tunnel.dialling or tunnel.target):
+            log.info("IKE_SA without CHILD_SA is closed tunnel=%s", tunnel.id)
+            await self._driver.close(ike)
 
     # ---- what the nodes say
 
