@@ -354,11 +354,14 @@ def test_receive_window_tells_new_from_again() -> None:
     assert window.classify(1) is Verdict.OUTSIDE
     window.accept(0)
     assert window.classify(0) is Verdict.HELD
+    assert window.classify(1) is Verdict.OUTSIDE  # a window of one: the response comes first
     window.answer(b"response")
+    assert window.classify(1) is Verdict.NEW
     assert window.classify(0) is Verdict.AGAIN
     window.accept(1)
     assert window.response is None
     assert window.classify(0) is Verdict.OUTSIDE
+    window.answer(b"response")
     assert window.classify(2) is Verdict.NEW
 
 

@@ -21,6 +21,7 @@ from protego_cli.ike.events import (
 from protego_cli.ike.exchanges.rekey_child import RekeyChild
 from protego_cli.ike.message import Payloads
 from protego_cli.ike.sa import IkeSa
+from protego_cli.ike.window import SendWindow
 from protego_cli.wire.notifies import NotifyType
 from protego_cli.wire.payloads import (
     ExchangeType,
@@ -121,6 +122,29 @@ def test_a_refused_rekey_changes_nothing() -> None:
     again = gateway.rekey(gateway.child.spi_in, NEWER)
     network.settle()
     assert isinstance(gateway.outcome(again), ChildEstablished)
+    assert matched(gateway, peer) == 2
+
+
+def test_a_request_beyond_the_window_is_dropped_while_another_is_held() -> None:
+    """The held one would be answered under the other's message ID, and its CHILD_SA go to a dead IKE_SA."""
+    network, gateway, peer = connected()
+    gateway.hold = True
+    token = peer.rekey(peer.child.spi_in, NEW)
+    network.run(lambda: bool(gateway.tickets))
+    theirs = peer.context.by_handle[peer.ike]
+    asked = theirs.current
+    theirs.sender.finish()  # as if it had been answered
+    theirs.current = None
+    rekey_ike(peer)
+    network.run(lambda: bool(gateway.counters["ike_drop_message_id"]))
+    ours = gateway.context.by_handle[gateway.ike]
+    assert ours.tickets
+    theirs.sender.cancel()
+    theirs.sender, theirs.current = SendWindow(DEFAULTS, ours.receiver.current), asked
+    theirs.sender.begin(b"asked", network.now)
+    gateway.grant(gateway.tickets[0])
+    gateway.settle()
+    network.run(lambda: isinstance(peer.outcome(token), ChildEstablished))
     assert matched(gateway, peer) == 2
 
 

@@ -79,6 +79,8 @@ class Verdict(Enum):
 
 
 class ReceiveWindow:
+    """One request at a time: while its response is held back, no other is taken (RFC 7296 2.3)."""
+
     def __init__(self, first: int = 0) -> None:
         self._expected = first
         self._current: int | None = None
@@ -92,10 +94,11 @@ class ReceiveWindow:
         return self._current
 
     def classify(self, message_id: int) -> Verdict:
-        if message_id == self._expected:
+        held = self._current is not None and self.response is None
+        if message_id == self._expected and not held:
             return Verdict.NEW
         if message_id == self._current:
-            return Verdict.HELD if self.response is None else Verdict.AGAIN
+            return Verdict.HELD if held else Verdict.AGAIN
         return Verdict.OUTSIDE
 
     def accept(self, message_id: int) -> None:

@@ -27,6 +27,7 @@ from protego_cli.ike.natd import detect, floated, natd_payloads
 from protego_cli.ike.negotiation import choose, confirm, difference, propose
 from protego_cli.ike.sa import Handshake, IkeSa
 from protego_cli.ike.transitions import State, Trigger
+from protego_cli.ike.window import ReceiveWindow
 from protego_cli.wire.ike import Header, build_message, parse_message_untrusted
 from protego_cli.wire.notifies import NotifyType, notify_name
 from protego_cli.wire.payloads import ExchangeType, Ke, Nonce, Notify, Payload, Sa
@@ -216,7 +217,7 @@ def _invite(
         *natd_payloads(sa.spi_i, sa.spi_r, path, force=context.force_encapsulation),
     )
     sa.handshake.response = build_message(_response_header(header, sa.spi_r), response)
-    sa.receiver.accept(header.message_id)
+    sa.receiver = ReceiveWindow(header.message_id + 1)  # this one is answered by what it is, not by its ID
     sa.expires = now + context.settings.half_open_timeout
     sa.request_key = (header.spi_i, path.remote, path.remote_port)
     context.by_request[sa.request_key] = sa
