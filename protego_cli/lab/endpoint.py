@@ -20,6 +20,7 @@ import trio
 from protego_cli.lab.protocol import Command, Snapshot
 from protego_cli.lab.traffic import MAX_NUMBER
 from protego_cli.net.gso import runs
+from protego_cli.net.pump import drain
 from protego_cli.net.udp import Address, Batch, UdpSocket
 
 TICK = 0.01
@@ -99,16 +100,20 @@ async def _receive(ends: Sequence[SiteEnd]) -> None:
     with select.epoll() as ready:
         for descriptor in by_descriptor:
             ready.register(descriptor, select.EPOLLIN)
+        more: set[int] = set()  # not drained: what is left may lie in the socket object, out of epoll's sight
         while True:
-            await trio.lowlevel.wait_readable(ready.fileno())
+            if more:
+                await trio.lowlevel.checkpoint()
+            else:
+                await trio.lowlevel.wait_readable(ready.fileno())
             now = trio.current_time()
-            for descriptor, _ in ready.poll(0):
-                end = by_descriptor[descriptor]
-                for _ in range(_BATCHES):
-                    batch = end.socket.receive()
-                    if batch is None:
-                        break
-                    end.receive(batch, now)
+            readable = more.union(descriptor for descriptor, _ in ready.poll(0))
+            more = {descriptor for descriptor in readable if _drain(by_descriptor[descriptor], now)}
+
+
+def _drain(end: SiteEnd, now: float) -> bool:
+    """A bounded number of batches; whether there may be more."""
+    return drain(end.socket, lambda batch: end.receive(batch, now), _BATCHES)
 
 
 async def _pace(ends: Sequence[SiteEnd], pacer: Pacer) -> None:

@@ -1,0 +1,51 @@
+"""The frame of an endpoint process: nothing that has arrived stays unseen."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+import trio
+
+from protego_cli.lab import endpoint
+from protego_cli.net.gso import segments
+from protego_cli.net.udp import Batch, UdpSocket
+
+
+class Sink:
+    def __init__(self, expected: int) -> None:
+        self.socket = UdpSocket.bind("127.0.0.1", 0)
+        self.sent = 0
+        self.sizes: list[int] = []
+        self.complete = trio.Event()
+        self._expected = expected
+
+    def connect(self, now: float) -> None:
+        raise NotImplementedError
+
+    def tick(self, now: float) -> None:
+        raise NotImplementedError
+
+    def send(self, numbers: range) -> None:
+        raise NotImplementedError
+
+    def receive(self, batch: Batch, now: float) -> None:
+        self.sizes += [len(segment) for segment in segments(batch.view, batch.size)]
+        if len(self.sizes) == self._expected:
+            self.complete.set()
+
+
+@pytest.mark.parametrize("count", range(endpoint._BATCHES, endpoint._BATCHES + 3))
+async def test_the_last_packet_of_a_full_turn_does_not_wait_for_the_next(count: int) -> None:
+    """Each is longer than the one before, so none joins it: the socket object holds one back in between."""
+    sink, sizes = Sink(count), list(range(100, 100 + count))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        for size in sizes:
+            sender.sendto(bytes(size), sink.socket.address)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(endpoint._receive, [sink])
+        with trio.move_on_after(1):
+            await sink.complete.wait()
+        nursery.cancel_scope.cancel()
+    sink.socket.close()
+    assert sink.sizes == sizes
