@@ -121,9 +121,9 @@ class UdpSocket:
         """The next batch, without blocking; None when there is nothing."""
         first, self._held = self._held, None
         if first is not None:
-            length = len(first.view)
-            self._buffer[:length] = first.view
-            first = first._replace(view=self._buffer[:length])
+            view, size, source, tos = first
+            self._buffer[: len(view)] = view
+            first = Batch(self._buffer[: len(view)], size, source, tos)
         elif self._empty:
             self._empty = False
             return None

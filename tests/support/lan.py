@@ -22,12 +22,13 @@ import zlib
 
 HEADER = struct.Struct("!QI")
 SIZES = (1200, 200, 64, 800)
+TRAIN = 32  # packets of one size in a row
 SETTLE = 2.0
 SO_MAX_PACING_RATE = 47
 
 
 def packet(number: int) -> bytes:
-    body = number.to_bytes(8, "big") * (SIZES[number % len(SIZES)] // 8)
+    body = number.to_bytes(8, "big") * (SIZES[number // TRAIN % len(SIZES)] // 8)
     return HEADER.pack(number, zlib.crc32(body)) + body
 
 

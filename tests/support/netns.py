@@ -42,11 +42,10 @@ class Namespace:
     def ip(self, *arguments: str) -> str:
         return run("ip", "-n", self.name, *arguments)
 
-    def popen(self, *command: str, log: Path | None = None, **options: object) -> subprocess.Popen[str]:
-        """Start a process inside; its output goes to `log`, or to pipes the caller names."""
-        if log is not None:
-            options |= {"stdout": log.open("a"), "stderr": subprocess.STDOUT}
-        return subprocess.Popen(self.command(*command), text=True, **options)  # type: ignore[call-overload,no-any-return]  # options pass through
+    def popen(self, *command: str, log: Path) -> subprocess.Popen[str]:
+        """Start a process inside; its output goes to `log`."""
+        with log.open("a") as out:
+            return subprocess.Popen(self.command(*command), text=True, stdout=out, stderr=subprocess.STDOUT)
 
     def udp_drops(self) -> int:
         """Datagrams the kernel of this namespace dropped for want of socket buffer (RcvbufErrors)."""

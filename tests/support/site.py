@@ -108,9 +108,8 @@ class LanProgram:
     """One run of lan.py in a namespace."""
 
     def __init__(self, space: Namespace, *arguments: str) -> None:
-        self.process = space.popen(
-            sys.executable, str(LAN), *arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
+        command = space.command(sys.executable, str(LAN), *arguments)
+        self.process = subprocess.Popen(command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self._read()  # ready
 
     def _read(self) -> dict[str, Any]:
@@ -128,9 +127,17 @@ class LanProgram:
         return self.result()
 
     def result(self) -> dict[str, Any]:
-        result = self._read()
-        self.process.wait(10)
-        return result
+        """The result of a program that ends by itself."""
+        try:
+            return self._read()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                pipe.close()
+        stop(self.process)
 
 
 @dataclass
