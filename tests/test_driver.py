@@ -67,17 +67,20 @@ async def test_an_answer_leaves_through_the_gin_that_its_peer_came_by(autojump_c
         assert set(dests) == {("10.0.1.0", 4501)}
 
 
+async def test_a_gin_that_is_about_to_connect_is_answered(autojump_clock: MockClock) -> None:
+    async with world(nodes=False) as w:
+        w.socket.put(w.first_message(), ("10.0.1.0", 4501))
+        await trio.testing.wait_all_tasks_blocked()
+        assert w.counters["gmn_ike_out"] == 1
+
+
 async def test_without_a_gin_what_is_sent_is_counted_and_sent_again(autojump_clock: MockClock) -> None:
-    async with world() as w:
-        await w.up()
-        w.nodes.kill("gin-1")
-        w.nodes.kill("gin-2")
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(w.driver.check_alive, next(iter(w.tunnel.ikes)))
-            await trio.testing.wait_all_tasks_blocked()
-            await w.until(lambda: w.counters["gmn_drop_no_gin"] == 1)
-            w.watching = False
-            w.nodes.all["gin-1"].up = True
+    async with world(nodes=False) as w, trio.open_nursery() as nursery:
+        w.watching = False
+        nursery.start_soon(w.driver.initiate, TUNNEL, w.driver.path_to(VIP, PEER), 0x12345678)
+        await w.until(lambda: w.counters["gmn_drop_no_gin"] == 1)
+        await w.nodes.start("gin-1")
+        await w.until(lambda: w.peer.opens)
         assert w.counters["ike_retransmitted"] == 1
 
 

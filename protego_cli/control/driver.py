@@ -223,8 +223,8 @@ class Driver:
         path = datagram.path
         connected = self._connected()
         name = self._came_by.get((path.remote, path.remote_port))
-        if name is None or name not in connected:
-            name = next(iter(connected), None)
+        if name not in connected:  # perhaps only about to be; any other serves the same VIPs
+            name = next(iter(connected), name)
         if name is None:
             self._counters["gmn_drop_no_gin"] += 1
             return

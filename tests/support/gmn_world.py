@@ -458,6 +458,14 @@ class World:
             path = Path(envelope.remote, envelope.remote_port, envelope.local, envelope.local_port)
             self.tasks.start_soon(self._later, peer.receive, bytes(envelope.data), path)
 
+    def first_message(self) -> bytes:
+        """The envelope of a peer's IKE_SA_INIT request."""
+        peer = self.peer
+        path = Path(peer.address, peer.port, VIP, 4500)
+        peer.engine.initiate(peer.config.id, path, peer.spi(), trio.current_time())
+        (datagram,) = peer.engine.datagrams_to_send()
+        return seal_envelope(KEY, Envelope(VIP, 4500, peer.address, peer.port, datagram.data), hmac_sha256)
+
     def to_gateway(self, peer: Peer, path: Path, data: bytes) -> None:
         header = parse_header_untrusted(data)
         self.nodes.note("wire", "peer", Exchange(header.exchange).name, header.response)
