@@ -472,6 +472,16 @@ async def test_marks_are_the_highest_of_all_gins(cluster: Cluster) -> None:
         assert await gmn.fabric.marks([300, 301]) == {300: 17, 301: 0}
 
 
+async def test_a_mark_that_one_gin_cannot_know_is_left_out(cluster: Cluster) -> None:
+    async with running_gmn(cluster) as gmn:
+        node = Node()
+        async with dialled(gmn.cluster, "gin-1", node) as link:
+            await link.call(hello())
+            await until(lambda: gmn.fabric.connected("gin"))
+            node.answer = lambda request: Marks({300: 17})
+            assert await gmn.fabric.marks([300, 301]) == {300: 17}
+
+
 async def test_a_mark_that_is_missing_is_an_error(cluster: Cluster) -> None:
     async with running_gmn(cluster) as gmn:
         node = Node()

@@ -68,7 +68,12 @@ async def test_every_step_waits_for_the_one_before(
             ("wire", "peer", "INFORMATIONAL", True),
             ("sent", "gpn-1", ("sa", old.spi)),
         )
-        w.ordered(("acknowledged", "gpn-1", ("rule", TUNNEL)), ("peer deletes", old.spi))
+        w.ordered(
+            ("acknowledged", "gpn-1", ("rule", TUNNEL)),
+            ("wire", "gmn", "INFORMATIONAL", False),  # what A sealed last is on its way before it begins
+            ("wire", "gmn", "INFORMATIONAL", False),
+            ("peer deletes", old.spi),
+        )
         for gin in GINS:
             w.ordered(("peer deletes", old.spi), ("sent", gin, ("steer", old.spi)))
         w.check_clean()
@@ -95,10 +100,10 @@ async def test_the_times_are_those_of_the_steps(autojump_clock: MockClock) -> No
         await w.up()
         found = await migrated(w, "gpn-2")
         assert (found.tunnel, found.source, found.to, found.method) == (TUNNEL, "gpn-1", "gpn-2", "rekey")
-        # steering 8 ms and a round trip to the peer; SA, route and barrier; two round trips
+        # steering 8 ms and a round trip to the peer; SA, route and barrier; the Rule's end, two round trips
         assert found.rekey_ms == pytest.approx(28)
         assert found.distribute_ms == pytest.approx(8 + 12)
-        assert found.total_ms == pytest.approx(28 + 20 + 40)
+        assert found.total_ms == pytest.approx(28 + 20 + 8 + 40)
 
 
 @pytest.mark.parametrize("lazy", [False, True])
@@ -154,6 +159,19 @@ async def test_what_makes_no_sense_is_refused_in_one_sentence(
         with pytest.raises(error) as caught:
             await w.migrations.migrate(tunnel, to)
         assert str(caught.value).startswith(text)
+        assert w.log == []
+
+
+@pytest.mark.parametrize("node", ["gin-1", "gen-1"])
+async def test_nothing_moves_while_a_node_that_steers_is_cut_off(
+    autojump_clock: MockClock, node: str
+) -> None:
+    async with world() as w:
+        await w.up()
+        await w.nodes.stop(node)
+        w.log.clear()
+        with pytest.raises(Refused, match=f"{node} is cut off"):
+            await w.migrations.migrate(TUNNEL, "gpn-2")
         assert w.log == []
 
 

@@ -108,7 +108,7 @@ class Agent:
         barrier_timeout: float = BARRIER_TIMEOUT,
         silence: float = SILENCE,
     ) -> None:
-        self.informed = trio.Event()  # the first Sync in this process's life is applied
+        self.informed = trio.Event()  # the first Sync in this process's life was taken
         self._cluster = cluster
         self._node = node
         self._plane = plane
@@ -231,6 +231,10 @@ class Agent:
                 reply = self._holding.sync(request)
                 if isinstance(reply, Applied):
                     self._begin(request)
+                if (
+                    self._holding.epoch == request.epoch
+                ):  # a record that was refused keeps the others from nothing
+                    self.informed.set()
                 return reply
             case Update():
                 applied = self._holding.update(request)
@@ -243,7 +247,6 @@ class Agent:
 
     def _begin(self, sync: Sync) -> None:
         self._synced = True
-        self.informed.set()
         self._say("connected", f"epoch={sync.epoch} records={len(sync.records)}")
         if self._tasks is not None:
             for notice in self._notices.values():

@@ -163,11 +163,13 @@ class Fabric:
         await member.flush(tuple(barriers))
 
     async def marks(self, spis: Sequence[int]) -> dict[int, int]:
-        """The highest ESP number that any connected GIN has forwarded for each SPI; empty without GINs.
+        """The highest ESP number that any connected GIN has forwarded for each SPI; empty without GINs, and
+        without the SPIs that some GIN cannot know the mark of: one that is missing may be the highest.
 
-        Raises NodeDown when one of them goes or does not answer: a mark that is missing may be the highest.
+        Raises NodeDown when one of them goes or does not answer.
         """
         highest: dict[int, int] = {}
+        unknown: set[int] = set()
         failures: list[ProtegoError] = []
 
         async def ask(name: str) -> None:
@@ -177,15 +179,16 @@ class Fabric:
                 failures.append(error)
                 return
             marks = reply.marks if isinstance(reply, Marks) else {}
-            for spi in spis:
-                highest[spi] = max(highest.get(spi, 0), marks.get(spi, 0))
+            unknown.update(spi for spi in spis if spi not in marks)
+            for spi, mark in marks.items():
+                highest[spi] = max(highest.get(spi, 0), mark)
 
         async with trio.open_nursery() as nursery:
             for name in self.connected("gin"):
                 nursery.start_soon(ask, name)
         if failures:
             raise NodeDown(str(failures[0])) from failures[0]
-        return highest
+        return {spi: highest[spi] for spi in spis if spi in highest and spi not in unknown}
 
     def _member(self, name: str) -> Member:
         try:

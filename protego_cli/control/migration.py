@@ -8,7 +8,7 @@ T moves from A to B (docs/architecture.md, "Migration, message by message"):
 4. Every GEN routes T to B, then passes a barrier to A, which A echoes when all before it is sealed and sent.
    *distribute_ms ends*
 5. A's Rule goes: what a VTEP still sends straight to A goes on to a GEN.
-6. Beside 5 an empty IKE round trip (ESP and DELETE take different paths); then DELETE of the old SA.
+6. An empty IKE round trip (ESP and DELETE take different paths), then DELETE of the old SA.
    *total_ms ends*
 7. The old SA lingers (`Sad.retire`).
 
@@ -117,6 +117,12 @@ class Migrations:
             raise Refused(f"{to} is a {node.role}; tunnels live on GPNs")
         if not node.connected:
             raise Refused(f"{to} is down")
+        for other in nodes.values():
+            if other.role in ("gin", "gen") and other.boot is not None and not other.connected:
+                raise Refused(
+                    f"{other.name} is cut off from the GMN and may still pass packets on as it last knew; "
+                    f"nothing is moved until it is back"
+                )
         if tunnel.sealing is None or tunnel.sealing.retiring:
             raise Refused(f"{tunnel.id} is not up, so there is nothing to move")
         if tunnel.sealing.gpn == to:
@@ -141,6 +147,9 @@ class Migrations:
             await self._undo(spi, to)
             raise
         rekeyed = trio.current_time() - start
+        if event is not None and event.ike not in tunnel.ikes:
+            await self._undo(spi, to)
+            raise Refused(f"{tunnel.id} went down meanwhile")
         if event is None:
             await self._undo(spi, to)
             distributed = await self._completed_by_peer(tunnel, old, to)
@@ -150,7 +159,10 @@ class Migrations:
         else:
             new = self._place(tunnel, event, old, to)
             distributed = await self._distribute(tunnel, new, old)
-            await together(partial(self._sad.nodes.let_go, old.gpn), partial(self._round_trip, tunnel, new))
+            if tunnel.sealing is old:
+                raise Refused(f"{tunnel.id}: the peer deleted the new SA at once; it stays on {old.gpn}")
+            await self._sad.nodes.let_go(old.gpn)
+            await self._round_trip(tunnel, new)
             await self._delete(tunnel, old)
             if new.gpn != to:
                 raise Refused(f"{to} went down meanwhile; {tunnel.id} is on {new.gpn} now, under a new SA")
@@ -160,8 +172,6 @@ class Migrations:
         """The new SA, with its packets going to where the old one's are known to come from, as long as the
         path of the IKE_SA is the same.
         """
-        if event.ike not in tunnel.ikes:
-            raise Refused(f"{tunnel.id} went down meanwhile")
         path = event.child.path
         peer = old.peer if path == old.child.path else (path.remote, path.remote_port)
         return self._sad.place(tunnel, event.child, event.ike, to, peer)
@@ -223,6 +233,8 @@ class Migrations:
             log.warning("tunnel=%s cannot go to %s reason=%s", tunnel.id, new.gpn, error)
             tunnel.target = None
             await self._recovery.settle_floors([new])
+            if new.retiring:
+                raise Refused(f"{tunnel.id} went down meanwhile") from error
             self._sad.move(tunnel, new, self._sad.seat(tunnel) or old.gpn)
             await self._sad.nodes.let_go(new.gpn)
             self._sad.steer(new)

@@ -178,7 +178,10 @@ class Sad:
         """
         async with tunnel.flipping:
             old = tunnel.sealing
-            if old is new or new.retiring:
+            if old is new:
+                return
+            if new.retiring:
+                self._rule_again(tunnel, new)
                 return
             self.nodes.rule(tunnel, new)
             try:
@@ -216,15 +219,18 @@ class Sad:
         """Return when none of these seals and all that they sealed has been sent. Another SA seals then; none
         where there is no other.
         """
-        while (sealing := tunnel.sealing) in leaving and sealing is not None:
+        while True:
+            async with tunnel.flipping:
+                pass  # a flip that has begun is over, its barrier passed; it may have been to one of these
+            sealing = tunnel.sealing
+            if sealing is None or sealing not in leaving:
+                break
             heir = tunnel.heir(leaving)
             if heir is None:
                 self._silence(tunnel, sealing)
                 await self.nodes.routed()
             else:
                 await self.flip(tunnel, heir)
-        async with tunnel.flipping:
-            pass  # a flip that has begun is over, its barrier passed
         for gpn in {placed.gpn for placed in leaving}:
             await self.nodes.let_go(gpn)
 

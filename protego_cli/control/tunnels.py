@@ -24,7 +24,7 @@ from protego_cli.control.driver import Driver
 from protego_cli.control.messages import FirstPacket, PeerAddress, Report
 from protego_cli.control.sad import Sad
 from protego_cli.control.tunnel import Placed, Tunnel
-from protego_cli.errors import ProtegoError, TemporaryFailure
+from protego_cli.errors import ProtegoError, Refused, TemporaryFailure
 from protego_cli.ike.events import (
     ChildDeleted,
     ChildDeleteOffered,
@@ -160,6 +160,8 @@ class Tunnels:
                     await sad.installed(placed)
             except ProtegoError as error:
                 log.warning("SA not installed tunnel=%s node=%s reason=%s", tunnel.id, gpn, error)
+                if isinstance(error, Refused):  # it is there and cannot act on this SA: so it would be again
+                    break
                 continue
             if event.ike in tunnel.ikes:
                 self.stand(tunnel, placed)

@@ -33,7 +33,6 @@ class GenPlane:
     def __init__(self, node: Node, backend: SteeringBackend, stack: ExitStack) -> None:
         """Bind the socket; `stack` closes it. Raises EnvironmentFault."""
         self.counters = Counters()
-        self.informed = trio.Event()  # the first Sync was applied
         self.vxlan = stack.enter_context(closing(UdpSocket.bind(node.address, node.ports.vxlan)))
         self._steering: Egress = backend.egress(self.vxlan, self.counters)
         self._tags = TagLink(self.vxlan, self.counters, "gen_drop_tag")
@@ -67,7 +66,6 @@ class GenPlane:
                     self._steering.put_route(record.tunnel, record.vni, record.prefixes, record.gpn)
         except ValueError as error:
             raise Refused(f"{record.key[0]} {record.key[1]}: {error}") from error
-        self.informed.set()  # a Sync is applied in one go: who waits runs after its last record
 
     def drop(self, key: Key) -> None:
         match key:
@@ -108,5 +106,5 @@ async def run(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(agent.run)
             task_status.started()
-            await plane.informed.wait()
+            await agent.informed.wait()
             nursery.start_soon(plane.serve, agent.report_now)

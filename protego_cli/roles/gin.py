@@ -41,7 +41,6 @@ class GinPlane:
             return stack.enter_context(closing(UdpSocket.bind(address, port)))
 
         self.counters = Counters()
-        self.informed = trio.Event()  # the first Sync was applied
         ports, gmn = node.ports, cluster.nodes_of("gmn")[0]
         self.fabric = bind(node.address, ports.fabric)
         self.natt = [bind(vip, ports.natt) for vip in cluster.vips]
@@ -85,7 +84,6 @@ class GinPlane:
                     self._steering.steer(record.spi, record.gpn, (record.peer, record.peer_port))
         except ValueError as error:
             raise Refused(f"{record.key[0]} {record.key[1]}: {error}") from error
-        self.informed.set()  # a Sync is applied in one go: who waits runs after its last record
 
     def drop(self, key: Key) -> None:
         match key:
@@ -124,5 +122,5 @@ async def run(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(agent.run)
             task_status.started()
-            await plane.informed.wait()
+            await agent.informed.wait()
             nursery.start_soon(plane.serve, agent.report_now)

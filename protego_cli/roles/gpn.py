@@ -40,7 +40,6 @@ class GpnPlane:
     def __init__(self, node: Node, registry: Registry, stack: ExitStack) -> None:
         """Bind the sockets; `stack` closes them. Raises EnvironmentFault."""
         self.counters = Counters()
-        self.informed = trio.Event()  # the first Sync was applied
         self.esp = stack.enter_context(closing(UdpSocket.bind(node.address, node.ports.esp)))
         self.vxlan = stack.enter_context(closing(UdpSocket.bind(node.address, node.ports.vxlan)))
         self._sockets = {Port.ESP: self.esp, Port.VXLAN: self.vxlan}
@@ -99,7 +98,6 @@ class GpnPlane:
                     gateway.put_rule(record.tunnel, record.spi_in)
         except ValueError as error:
             raise Refused(f"{record.key[0]} {record.key[1]}: {error}") from error
-        self.informed.set()  # a Sync is applied in one go: who waits runs after its last record
 
     def drop(self, key: Key) -> None:
         match key:
@@ -179,5 +177,5 @@ async def run(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(agent.run)
             task_status.started()
-            await plane.informed.wait()
+            await agent.informed.wait()
             nursery.start_soon(plane.serve, agent.notify)
