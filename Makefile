@@ -2,6 +2,7 @@
 # make test         set everything up and run the tests (ARGS="-k config")
 # make lint         ruff and mypy
 # make bench        what a packet costs (docs/benchmarks.md)
+# make acceptance   migrations under a real strongSwan's traffic, held against the figures (as root, at rest)
 # make completions  write completions/ anew
 # make clean        remove what these made
 #
@@ -15,7 +16,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --ed
 
 .DEFAULT_GOAL := local
 .DELETE_ON_ERROR:
-.PHONY: local test lint bench completions clean
+.PHONY: local test lint bench acceptance completions clean
 
 local: $(VENV)/.installed
 	@$(BIN)/protego local $(ARGS)
@@ -30,6 +31,9 @@ lint: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+acceptance: $(VENV)/.installed-test
+	@PROTEGO_ACCEPTANCE=1 $(BIN)/python -m pytest tests/real/test_strongswan.py -k "migrates or rekeys" -s $(ARGS)
 
 completions: $(VENV)/.installed
 	@for shell in bash zsh fish; do \

@@ -2,10 +2,14 @@
 
 Zero-loss runs keep a bounded number of packets in flight. A run is void, at most twice, only when the
 kernel's own counters outside of Protego show that it dropped something; any other loss fails at once.
+
+How fast that went depends on the machine as much as on Protego, so the rates are printed, and held against
+the figures of docs/benchmarks.md only with PROTEGO_ACCEPTANCE=1 (`make acceptance`), on a machine at rest.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -32,7 +36,8 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
 MIGRATIONS = 10
 PPS = "5500"
 WINDOW = "256"
-STILL = 0.2  # seconds a TCP transfer may stand still
+LEAST_PPS = 5000  # each way, on a machine at rest
+STILL = 0.2  # seconds a TCP transfer may stand still there
 ATTEMPTS = 3
 
 
@@ -67,10 +72,11 @@ def without_loss(place: Site, action: Any) -> dict[str, Any]:
         assert udp["lost"] == udp["corrupted"] == udp["duplicated"] == 0, seen
         assert seen["reflected"]["received"] == udp["sent"], seen
         assert seen["reflected"]["duplicated"] == seen["reflected"]["corrupted"] == 0, seen
-        assert udp["pps"] >= 5000, f"the load itself was too small: {seen}"
         assert tcp["intact"], seen
         assert tcp["bytes"] == tcp["sent"], seen
-        assert tcp["longest_gap"] < STILL, seen
+        if os.environ.get("PROTEGO_ACCEPTANCE"):
+            assert udp["pps"] >= LEAST_PPS, seen
+            assert tcp["longest_gap"] < STILL, seen
         return seen
     raise AssertionError("unreachable")
 
