@@ -2,8 +2,8 @@
 
 1. One task waits on all sockets at once (one wake-up for many packets leaves the CPU to the cluster), drains
    a bounded number of batches from each that has some, and hands them to their sites.
-2. One task ticks every 10 ms and sends what is due: numbers follow from the time since the start, so the rate
-   holds without drift whatever the ticks do.
+2. One task gives each site a turn every 10 ms, one after another so that they do not all burst at once, and
+   sends what is due: numbers follow from the time since the start, so the rate holds without drift.
 3. Commands come on stdin; when it closes the process ends, so it cannot outlive the orchestrator.
 """
 
@@ -117,15 +117,15 @@ def _drain(end: SiteEnd, now: float) -> bool:
 
 
 async def _pace(ends: Sequence[SiteEnd], pacer: Pacer) -> None:
-    tick = trio.current_time()
+    turn = trio.current_time()
     while True:
-        now = trio.current_time()
         for end in ends:
+            now = trio.current_time()
             end.tick(now)
             if numbers := pacer.due(end.sent, now):
                 end.send(numbers)
-        tick = max(tick + TICK, now)
-        await trio.sleep_until(tick)
+            turn = max(turn + TICK / len(ends), now)
+            await trio.sleep_until(turn)
 
 
 async def _serve(ends: Sequence[SiteEnd], pacer: Pacer, look: Callable[[], Snapshot]) -> None:
