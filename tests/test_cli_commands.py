@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -10,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from protego_cli import __version__
 from protego_cli.cli import asking
 from protego_cli.cli.app import main
+from protego_cli.cli.render import status_view
 from protego_cli.config.model import Cluster
 from protego_cli.control.messages import (
     GetStatus,
@@ -237,10 +240,16 @@ def test_status_json(run: Run, cluster: Path, answers: Callable[[Reply | Excepti
     assert document["tunnels"][1]["gpn"] is None
 
 
-def test_status_table(
-    run: Run, cluster: Path, answers: Callable[[Reply | Exception], Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+def test_a_narrow_terminal_shows_fewer_columns_and_cuts_none() -> None:
+    console = Console(width=60, record=True, file=io.StringIO())
+    console.print(status_view(STATUS, console))
+    text = console.export_text()
+    assert "…" not in text
+    assert "acme/hq" in text
+    assert "SPI" not in text
+
+
+def test_status_table(run: Run, cluster: Path, answers: Callable[[Reply | Exception], Any]) -> None:
     answers(STATUS)
     assert run("status", "-c", cluster) == 0
     lines = {line.split()[0]: line for line in run.out.splitlines() if line.strip()}

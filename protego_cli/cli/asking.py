@@ -50,5 +50,5 @@ async def _watch(cluster: Cluster, as_json: bool) -> None:
             await trio.sleep(WATCH_INTERVAL)
     with Live(console=console, auto_refresh=False) as live:
         while True:
-            live.update(status_view(await _ask(cluster, GetStatus(), Status)), refresh=True)
+            live.update(status_view(await _ask(cluster, GetStatus(), Status), live.console), refresh=True)
             await trio.sleep(WATCH_INTERVAL)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 
 import msgspec
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from protego_cli.control.messages import Migrated, Status
+from protego_cli.control.messages import Migrated, Status, TunnelStatus
 from protego_cli.plugins.manager import PluginInfo
 
 GOOD = frozenset({"up"})
 NONE = "-"
+UNBOUNDED = 10_000  # columns
+SPARE = ("SPI out", "SPI in", "suite", "bytes out>", "bytes in>", "peer")  # hidden in this order where narrow
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -30,43 +33,48 @@ def print_status(status: Status, *, as_json: bool) -> None:
         document.pop("type", None)  # the tag of the control channel
         print_json(document)
     else:
-        Console().print(status_view(status))
+        console = Console()
+        if not console.is_terminal:
+            console.width = UNBOUNDED  # nothing is cut off in a file or a pipe
+        console.print(status_view(status, console))
 
 
-def status_view(status: Status) -> RenderableType:
+def status_view(status: Status, console: Console) -> RenderableType:
     """Nodes and tunnels as tables, and why tunnels that failed did."""
     nodes = _table("node", "role", "state", "tunnels>", "CPU>", title=f"epoch {status.epoch}")
     for node in status.nodes:
         nodes.add_row(node.name, node.role, _state(node.state), str(node.tunnels), f"{node.cpu:.0%}")
-    tunnels = _table(
-        "tunnel",
-        "state",
-        "GPN",
-        "peer",
-        "SPI in",
-        "SPI out",
-        "suite",
-        "packets in>",
-        "out>",
-        "bytes in>",
-        "out>",
-    )
-    for tunnel in status.tunnels:
-        tunnels.add_row(
-            tunnel.id,
-            _state(tunnel.state),
-            tunnel.gpn or NONE,
-            tunnel.peer or NONE,
-            tunnel.spi_in or NONE,
-            tunnel.spi_out or NONE,
-            tunnel.suite or NONE,
-            f"{tunnel.packets_in:,}",
-            f"{tunnel.packets_out:,}",
-            size(tunnel.bytes_in),
-            size(tunnel.bytes_out),
-        )
+    unbounded = console.options.update(max_width=UNBOUNDED)
+    hidden: tuple[str, ...] = ()
+    tunnels = _tunnel_table(status, hidden)
+    for name in SPARE:  # rather without a column than with cells cut off
+        if console.measure(tunnels, options=unbounded).maximum <= console.width:
+            break
+        hidden = (*hidden, name)
+        tunnels = _tunnel_table(status, hidden)
     errors = [Text(f"{tunnel.id}: {tunnel.error}", style="red") for tunnel in status.tunnels if tunnel.error]
     return Group(nodes, tunnels, *errors)
+
+
+def _tunnel_table(status: Status, hidden: tuple[str, ...]) -> Table:
+    columns: dict[str, Callable[[TunnelStatus], str | Text]] = {
+        "tunnel": lambda tunnel: tunnel.id,
+        "state": lambda tunnel: _state(tunnel.state),
+        "GPN": lambda tunnel: tunnel.gpn or NONE,
+        "peer": lambda tunnel: tunnel.peer or NONE,
+        "SPI in": lambda tunnel: tunnel.spi_in or NONE,
+        "SPI out": lambda tunnel: tunnel.spi_out or NONE,
+        "suite": lambda tunnel: tunnel.suite or NONE,
+        "packets in>": lambda tunnel: f"{tunnel.packets_in:,}",
+        "packets out>": lambda tunnel: f"{tunnel.packets_out:,}",
+        "bytes in>": lambda tunnel: size(tunnel.bytes_in),
+        "bytes out>": lambda tunnel: size(tunnel.bytes_out),
+    }
+    shown = [name for name in columns if name not in hidden]
+    table = _table(*shown)
+    for tunnel in status.tunnels:
+        table.add_row(*(columns[name](tunnel) for name in shown))
+    return table
 
 
 def print_migrated(moved: Migrated, *, as_json: bool) -> None:
