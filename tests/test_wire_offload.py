@@ -13,12 +13,18 @@ from scapy.layers.l2 import Ether
 from scapy.layers.vxlan import VXLAN
 from scapy.packet import Raw
 
-from protego_cli.wire.offload import INNER_MTU, finish, unfinished
+from protego_cli.wire.offload import INNER_MTU, finish, mark
 
 ETHER = Ether(src="02:00:00:00:00:05", dst="02:50:00:00:10:01")
 NETWORKS = {"v4": IP(src="10.1.0.5", dst="10.2.0.1", id=65535), "v6": IPv6(src="fd00:1::5", dst="fd00:2::1")}
 TRANSPORTS = {"tcp": TCP(sport=1, dport=2, seq=0xFFFFFF00, flags="PAFC"), "udp": UDP(sport=1, dport=2)}
 INNER = [(network, transport) for network in NETWORKS for transport in TRANSPORTS]
+
+
+def unfinished(frame: memoryview) -> bool:
+    """Whether the packet's checksum was left to a card."""
+    found = mark(frame)
+    return found is not None and frame[found.at : found.at + 2] == found.value
 
 
 def whole(network: str, transport: str, payload: bytes) -> bytes:

@@ -5,7 +5,7 @@ on as it would hand them to a NIC with tunnel offloads: the inner TCP or UDP che
 the pseudo-header, and a segment may be as large as 64 KiB. Sent on into a tunnel, the peer would drop the
 first and could not carry the second. So, for each inner packet:
 
-1. `unfinished` compares the checksum field with the pseudo-header's sum: equal means it was never computed.
+1. `mark` says what stands in the checksum field, the pseudo-header's sum, when it was never computed.
    (A finished checksum that happens to be equal is computed again to the same value.)
 2. `finish` computes the checksum, and cuts what was never segmented as a NIC would; `checksum` is the short
    way for packets that need no cutting.
@@ -90,12 +90,6 @@ def mark(frame: memoryview) -> Mark | None:
     start, end = transport.start, transport.end
     value = _pseudo_sum(transport, end - start).to_bytes(2, "big")
     return Mark(start, end, transport.checksum, value, transport.protocol != TCP or end - IP <= INNER_MTU)
-
-
-def unfinished(frame: memoryview) -> bool:
-    """Whether the inner packet's checksum, and with it perhaps its segmentation, was left to a card."""
-    found = mark(frame)
-    return found is not None and frame[found.at : found.at + 2] == found.value
 
 
 def checksum(frame: memoryview, start: int, end: int) -> bytes:

@@ -1,7 +1,7 @@
 """A real strongSwan 5.9 dials the gateway, or is dialled; its tunnel is moved, rekeyed and broken.
 
 Zero-loss runs keep a bounded number of packets in flight. A run is void, at most twice, only when the
-kernel's own counters outside of Protego show that it dropped something; any other loss fails at once.
+kernel's own counters outside of Protego show that it dropped as many; any other loss fails at once.
 
 How fast that went depends on the machine as much as on Protego, so the rates are printed, and held against
 the figures of docs/benchmarks.md only with PROTEGO_ACCEPTANCE=1 (`make acceptance`), on a machine at rest.
@@ -67,7 +67,7 @@ def without_loss(place: Site, action: Any) -> dict[str, Any]:
         seen = traffic(place, action)
         udp, tcp = seen["udp"], seen["tcp"]
         print(seen)
-        if udp["lost"] and seen["outside"] and attempt + 1 < ATTEMPTS:
+        if 0 < udp["lost"] <= sum(seen["outside"].values()) and attempt + 1 < ATTEMPTS:
             continue
         assert udp["lost"] == udp["corrupted"] == udp["duplicated"] == 0, seen
         assert seen["reflected"]["received"] == udp["sent"], seen
