@@ -3,6 +3,8 @@
 # make lint         ruff and mypy
 # make bench        what a packet costs (docs/benchmarks.md)
 # make acceptance   migrations under a real strongSwan's traffic, held against the figures (as root, at rest)
+# make binary       the command as one executable, dist/protego, that needs no Python
+# make fuzz         hunt for inputs that break a parser (ARGS="ike 600": that target, so many seconds)
 # make completions  write completions/ anew
 # make clean        remove what these made
 #
@@ -16,7 +18,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --ed
 
 .DEFAULT_GOAL := local
 .DELETE_ON_ERROR:
-.PHONY: local test lint bench acceptance completions clean
+.PHONY: local test lint bench acceptance binary fuzz completions clean
 
 local: $(VENV)/.installed
 	@$(BIN)/protego local $(ARGS)
@@ -34,6 +36,13 @@ bench: $(VENV)/.installed
 
 acceptance: $(VENV)/.installed-test
 	@PROTEGO_ACCEPTANCE=1 $(BIN)/python -m pytest tests/real/test_strongswan.py -k "migrates or rekeys" -s $(ARGS)
+
+binary: $(VENV)/.installed-binary
+	@$(BIN)/pyinstaller --noconfirm --clean --log-level ERROR --distpath dist --workpath build/binary packaging/protego.spec
+	@ls -l dist/protego
+
+fuzz: $(VENV)/.installed-fuzz
+	@$(BIN)/python -m tests.fuzz.hunt $(ARGS)
 
 completions: $(VENV)/.installed
 	@for shell in bash zsh fish; do \
@@ -60,6 +69,11 @@ $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
 	@echo "installing protego and its developers' tools into $(VENV)"
 	@$(INSTALL) '.[dev]'
 	@touch $@ $(VENV)/.installed-test $(VENV)/.installed
+
+$(VENV)/.installed-binary $(VENV)/.installed-fuzz: $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
+	@echo "installing protego and what 'make $*' needs into $(VENV)"
+	@$(INSTALL) '.[$*]'
+	@touch $@ $(VENV)/.installed
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

@@ -33,9 +33,7 @@ def print_status(status: Status, *, as_json: bool) -> None:
         document.pop("type", None)  # the tag of the control channel
         print_json(document)
     else:
-        console = Console()
-        if not console.is_terminal:
-            console.width = UNBOUNDED  # nothing is cut off in a file or a pipe
+        console = _console()
         console.print(status_view(status, console))
 
 
@@ -117,7 +115,7 @@ def print_plugins(listing: list[PluginInfo], *, as_json: bool) -> None:
     table = _table("plugin", "version", "source", "hooks")
     for info in listing:
         table.add_row(info.name, info.version or NONE, str(info.source), ", ".join(info.hooks))
-    Console().print(table)
+    _console().print(table)
 
 
 def size(count: int) -> str:
@@ -126,6 +124,13 @@ def size(count: int) -> str:
     while value >= 1024 and index < len(UNITS) - 1:
         value, index = value / 1024, index + 1
     return f"{count} B" if index == 0 else f"{value:.1f} {UNITS[index]}"
+
+
+def _console() -> Console:
+    console = Console()
+    if not console.is_terminal:
+        console.width = UNBOUNDED  # nothing is cut off in a file or a pipe
+    return console
 
 
 def _state(state: str) -> Text:
