@@ -125,6 +125,21 @@ async def test_a_handshake_without_child_sa_names_its_ike_sa(autojump_clock: Moc
         assert not w.tunnel.ikes
 
 
+async def test_a_rekey_of_the_ike_sa_changes_nothing_for_the_driver(autojump_clock: MockClock) -> None:
+    async with world() as w:
+        await w.up()
+        (ike,) = w.tunnel.ikes
+        rekeyed = await w.driver.rekey_ike(ike)
+        assert (rekeyed.ike, rekeyed.initiator) == (ike, True)
+        w.peer.engine.rekey_ike(next(iter(w.peer.ikes)), trio.current_time())
+        w.peer.work()
+        await w.settle(1)
+        await w.driver.check_alive(ike)
+        assert w.tunnel.ikes == {ike}
+        with pytest.raises(ExchangeError, match="no such IKE_SA"):
+            await w.driver.rekey_ike(ike + 999)
+
+
 async def test_closing_what_does_not_exist_returns_at_once(autojump_clock: MockClock) -> None:
     async with world() as w:
         with trio.fail_after(0.001):

@@ -9,13 +9,11 @@ import pytest
 
 from protego_cli.errors import TemporaryFailure
 from protego_cli.ike.events import (
-    Alive,
     ChildDeleted,
     ChildDeleteOffered,
     ChildEstablished,
     ChildOffered,
     ExchangeFailed,
-    IkeClosed,
     NegotiationFailed,
 )
 from protego_cli.ike.exchanges.rekey_child import RekeyChild
@@ -32,7 +30,7 @@ from protego_cli.wire.payloads import (
     TsR,
 )
 from protego_cli.wire.proposals import Proposal, Transform
-from tests.support.ike_asker import ask, error, rekey_ike
+from tests.support.ike_asker import ask, error
 from tests.support.ike_pairs import GATEWAY, GATEWAY_POLICY, PEER, SPI, TUNNEL, connected, matched
 from tests.support.network import DEFAULTS, Network, Site
 
@@ -135,7 +133,7 @@ def test_a_request_beyond_the_window_is_dropped_while_another_is_held() -> None:
     asked = theirs.current
     theirs.sender.finish()  # as if it had been answered
     theirs.current = None
-    rekey_ike(peer)
+    peer.rekey_ike()
     network.run(lambda: bool(gateway.counters["ike_drop_message_id"]))
     ours = gateway.context.by_handle[gateway.ike]
     assert ours.tickets
@@ -331,57 +329,3 @@ def test_the_nonces_decide() -> None:
         network, gateway, _, _ = collide(3)
         network.settle(10)
     assert bool(gateway.redundant) == (min(nonces[GATEWAY]) < min(nonces[PEER]))
-
-
-# ---- the peer rekeys the IKE_SA
-
-
-def test_the_ike_sa_is_rekeyed_by_the_peer() -> None:
-    network, gateway, peer = connected()
-    handles = gateway.ike, peer.ike
-    old = set(gateway.context.by_spi)
-    exchange = rekey_ike(peer)
-    network.settle()
-    assert exchange.done
-    assert exchange.error is None
-    assert (gateway.ike, peer.ike) == handles
-    assert not gateway.of(IkeClosed)
-    assert not old & {sa.local_spi for sa in gateway.context.by_handle.values()}
-    for site in (gateway, peer):
-        token = site.check_alive()
-        network.settle()
-        assert isinstance(site.outcome(token), Alive)
-    gateway.rekey(gateway.child.spi_in, NEW)
-    network.settle()
-    assert matched(gateway, peer) == 2
-    network.settle(DEFAULTS.half_open_timeout + 5)
-    assert len(gateway.context.by_spi) == len(peer.context.by_spi) == 1
-    peer.close()
-    network.settle()
-    assert not gateway.ikes
-
-
-def test_the_ike_sa_is_not_rekeyed_while_a_child_is() -> None:
-    network, gateway, peer = connected()
-    peer.hold = True
-    token = gateway.rekey(gateway.child.spi_in, NEW)
-    network.run(lambda: bool(peer.tickets))
-    exchange = rekey_ike(peer)
-    network.settle(0.5)
-    assert exchange.error == NotifyType.TEMPORARY_FAILURE
-    peer.grant(peer.tickets[0])
-    peer.settle()
-    network.settle()
-    assert isinstance(gateway.outcome(token), ChildEstablished)
-    assert matched(gateway, peer) == 2
-
-
-def test_what_waits_goes_on_under_the_new_ike_sa() -> None:
-    network, gateway, peer = connected()
-    rekey_ike(peer)
-    alive = gateway.check_alive()
-    waiting = gateway.rekey(gateway.child.spi_in, NEW)  # behind the sign of life
-    network.settle(10)
-    assert isinstance(gateway.outcome(alive), Alive)
-    assert isinstance(gateway.outcome(waiting), ChildEstablished)
-    assert matched(gateway, peer) == 2

@@ -90,6 +90,13 @@ class IkeSettings(msgspec.Struct, frozen=True):
     half_open_max: int = 1000
     linger: float = 5.0  # how long a replaced inbound SA still opens
 
+    @property
+    def patience(self) -> float:
+        """How long a request is repeated before its peer counts as dead."""
+        return self.retransmit_first * sum(
+            self.retransmit_base**sent for sent in range(self.retransmit_tries + 1)
+        )
+
 
 class Cluster(msgspec.Struct, frozen=True):
     name: str

@@ -31,6 +31,7 @@ from protego_cli.ike.events import (
     ExchangeFailed,
     IkeClosed,
     IkeEstablished,
+    IkeRekeyed,
     Path,
 )
 from protego_cli.net.gso import segments
@@ -44,7 +45,7 @@ PATHS: Final = 1 << 16  # peers whose GIN is remembered; a flood of forged sourc
 IKE_PORT: Final = 500
 NATT_PORT: Final = 4500
 
-Outcome = ChildEstablished | ChildDeleted | Alive | ExchangeFailed
+Outcome = ChildEstablished | ChildDeleted | IkeRekeyed | Alive | ExchangeFailed
 T = TypeVar("T", bound=Outcome)
 
 
@@ -68,6 +69,7 @@ class IkeEngine(Protocol):
     def initiate(self, tunnel: str, path: Path, spi_in: int, now: float) -> int: ...
     def rekey_child(self, spi_in: int, new_spi: int, now: float) -> int: ...
     def delete_child(self, spi_in: int, now: float) -> int: ...
+    def rekey_ike(self, ike: int, now: float) -> int: ...
     def check_alive(self, ike: int, now: float) -> int: ...
     def close(self, ike: int, now: float) -> int: ...
     def accept(self, ticket: int, now: float) -> None: ...
@@ -140,6 +142,11 @@ class Driver:
     async def delete_child(self, spi_in: int) -> None:
         """DELETE of a CHILD_SA, and its answer. Raises ExchangeError."""
         await self._outcome(self._engine.delete_child(spi_in, trio.current_time()), ChildDeleted)
+
+    async def rekey_ike(self, ike: int) -> IkeRekeyed:
+        """CREATE_CHILD_SA for the IKE_SA itself, whose handle and CHILD_SAs stay. Raises ExchangeError."""
+        token = self._engine.rekey_ike(ike, trio.current_time())
+        return await self._outcome(token, IkeRekeyed)
 
     async def check_alive(self, ike: int) -> None:
         """An empty round trip. Raises ExchangeError."""
@@ -260,7 +267,7 @@ class Driver:
             self._commands[event.token].ike = event.ike
         if isinstance(event, IkeClosed) and event.ike in self._closing:
             self._closing[event.ike].set()
-        if isinstance(event, Outcome):
+        if isinstance(event, Outcome) and event.token is not None:
             waiting = self._commands.get(event.token)
             if waiting is not None:
                 waiting.outcome = event

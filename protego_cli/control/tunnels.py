@@ -32,6 +32,7 @@ from protego_cli.ike.events import (
     Event,
     IkeClosed,
     IkeEstablished,
+    IkeRekeyed,
     NegotiationFailed,
     PeerMoved,
 )
@@ -92,6 +93,11 @@ class Tunnels:
             case IkeClosed():
                 if tunnel := self._sad.tunnels.get(event.tunnel):
                     self._ike_closed(tunnel, event)
+            case IkeRekeyed():
+                log.info(
+                    "IKE_SA rekeyed tunnel=%s suite=%s by=%s",
+                    *(event.tunnel, event.suite, "gateway" if event.initiator else "peer"),
+                )
             case PeerMoved(path=path):
                 if tunnel := self._sad.tunnels.get(event.tunnel):
                     self._peer_moved(tunnel, event.ike, (path.remote, path.remote_port))

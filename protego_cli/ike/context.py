@@ -70,6 +70,10 @@ class Context:
     def new_nonce(self) -> bytes:
         return self.random(NONCE_LENGTH)
 
+    def fraction(self) -> float:
+        """A random number in [0, 1)."""
+        return int.from_bytes(self.random(4), "big") / 2**32
+
     def send(self, path: Path, data: bytes) -> None:
         self.outbox.append(Datagram(path, data))
 

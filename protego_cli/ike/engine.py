@@ -23,8 +23,9 @@ from protego_cli.ike.events import ChildDeleted, Datagram, Event, ExchangeFailed
 from protego_cli.ike.exchanges import init
 from protego_cli.ike.exchanges.alive import CheckAlive
 from protego_cli.ike.exchanges.base import Exchange
-from protego_cli.ike.exchanges.delete import DeleteChild, DeleteIke, closing
+from protego_cli.ike.exchanges.delete import DeleteChild, closing
 from protego_cli.ike.exchanges.rekey_child import RekeyChild
+from protego_cli.ike.exchanges.rekey_ike import RekeyIke
 from protego_cli.ike.inbound import receive_untrusted
 from protego_cli.ike.policies import Policies
 from protego_cli.ike.sa import IkeSa
@@ -144,6 +145,14 @@ class Engine:
             return self._failed(token, f"CHILD_SA {spi_in:08x} is being deleted", sa.name)
         return self._start(sa, DeleteChild(token, child), token, now)
 
+    def rekey_ike(self, ike: int, now: float) -> int:
+        """IkeRekeyed or ExchangeFailed. The engine does it by itself when the lifetime calls for it."""
+        token = self._context.number()
+        sa = self._context.by_handle.get(ike)
+        if sa is None:
+            return self._failed(token, "no such IKE_SA")
+        return self._start(sa, RekeyIke(token, sa), token, now)
+
     def check_alive(self, ike: int, now: float) -> int:
         """Alive or ExchangeFailed."""
         token = self._context.number()
@@ -159,11 +168,7 @@ class Engine:
         if sa is None:
             return self._failed(token, "no such IKE_SA")
         if not closing(sa):
-            waiting = list(sa.queue)
-            sa.queue.clear()
-            for exchange in waiting:
-                exchange.fail(sa, "the IKE_SA is being closed")
-            sa.start(DeleteIke("closed by us"), now)
+            sa.leave("closed by us", now)
             self._settle()
         return token
 

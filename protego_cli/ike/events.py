@@ -42,6 +42,8 @@ class Policy:
     remote_ts: tuple[TrafficSelector, ...]
     ike: tuple[str, ...]  # proposals in order of preference, "aes256gcm16-prfsha256-x25519"
     esp: tuple[str, ...]  # "aes256gcm16-x25519" (rekey with PFS), "aes256gcm16"
+    ike_lifetime: float = 14400.0  # seconds: the hard limit (`ike.lifetimes`)
+    jitter: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,19 @@ class IkeClosed:
     tunnel: str
     reason: str
     children: tuple[int, ...]  # inbound SPIs
+
+
+@dataclass(frozen=True)
+class IkeRekeyed:
+    """The IKE_SA has new keys and SPIs, and is the same for all else. It bears the token of `rekey_ike` where
+    that asked for it, no matter whose rekey it was in the end.
+    """
+
+    token: int | None
+    ike: int
+    tunnel: str
+    suite: str
+    initiator: bool  # whether the rekey was ours
 
 
 @dataclass(frozen=True)
@@ -166,6 +181,7 @@ class PeerMoved:
 Event = (
     IkeEstablished
     | IkeClosed
+    | IkeRekeyed
     | ChildOffered
     | ChildEstablished
     | ChildDeleteOffered

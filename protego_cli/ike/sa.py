@@ -4,6 +4,8 @@ Flow of a request of ours: `start` queues an exchange; `pump` takes the next one
 the law allows its type, builds, seals and sends it; the response comes through `ike.inbound` to the exchange.
 Flow of a request of the peer: `ike.inbound` verifies it and calls the exchange's `answer` function, which
 calls `respond` at once, or `offer`s tickets and responds when the driver has accepted them.
+Flow of a lifetime: at its soft limit the IKE_SA is rekeyed, which makes its `successor`, and it gives way; at
+the hard limit it `leave`s.
 
 The peer's silence is measured here: an exchange of ours that is never answered closes the IKE_SA.
 """
@@ -22,9 +24,13 @@ from protego_cli.ike.context import Context, RequestKey
 from protego_cli.ike.events import IkeClosed, IkeEstablished, Path, PeerMoved
 from protego_cli.ike.exchanges.alive import CheckAlive
 from protego_cli.ike.exchanges.base import Exchange
+from protego_cli.ike.exchanges.delete import DeleteIke
+from protego_cli.ike.exchanges.rekey_ike import RekeyIke
 from protego_cli.ike.keys import IkeKeys
+from protego_cli.ike.lifetimes import retry_pause, soft_limit
 from protego_cli.ike.policies import Tunnel
 from protego_cli.ike.protect import Opener, Sealer
+from protego_cli.ike.succession import Rival, hand_over
 from protego_cli.ike.transitions import SENDS, State, Trigger, after
 from protego_cli.ike.window import ReceiveWindow, SendWindow
 from protego_cli.wire.ike import Header, build_message
@@ -87,6 +93,13 @@ class IkeSa:
         self.answering = 0  # its exchange type
         self.last_heard = 0.0
         self.expires: float | None = None
+        self.rekey_at: float | None = None  # the soft limit
+        self.dies_at: float | None = None  # the hard limit
+        self.rival: Rival | None = None  # the peer's rekey, while ours is under way
+        self.contests: IkeSa | None = None  # whose rival it is
+        self.heir: IkeSa | None = None  # what has taken its place
+        self._ancestor: IkeSa | None = None  # whose place it has taken, until that one is closed
+        self._failures = 0  # rekeys in a row that the peer refused
         self._tunnel: Tunnel | None = None
         self._held_until: float | None = None
         context.by_spi[self.local_spi] = self
@@ -164,11 +177,18 @@ class IkeSa:
             IkeEstablished(self.handle, self.name, self.path, self.initiator, str(self.suite), token)
         )
 
-    def establish(self) -> None:
+    def establish(self, now: float) -> None:
         """Both sides are authentic; what served the handshake alone is dropped."""
         self.move(Trigger.AUTHENTICATED)
         self.handshake = None
         self.expires = None
+        self._live(now)
+
+    def _live(self, now: float) -> None:
+        """Its lifetime begins."""
+        policy = self.tunnel.policy
+        self.dies_at = now + policy.ike_lifetime
+        self.rekey_at = now + soft_limit(policy.ike_lifetime, policy.jitter, self.context.fraction())
 
     def heard(self, path: Path, now: float) -> None:
         """An authentic new message came along `path` (RFC 7296 2.23)."""
@@ -186,6 +206,8 @@ class IkeSa:
         """Nothing is left to say: forget the IKE_SA."""
         self._end(reason)
         self.move(Trigger.GONE)
+        if self.heir is not None and self.heir._ancestor is self:
+            self.heir._ancestor = None
         self.context.by_spi.pop(self.local_spi, None)
         if self.request_key is not None:
             self.context.by_request.pop(self.request_key, None)
@@ -196,8 +218,20 @@ class IkeSa:
         self.move(Trigger.ENDED)
         self.expires = now + self.context.settings.half_open_timeout
 
+    def leave(self, reason: str, now: float) -> None:
+        """Say DELETE when it is our turn. What waits fails, what is under way ends."""
+        self.rekey_at = self.dies_at = None
+        waiting = list(self.queue)
+        self.queue.clear()
+        for exchange in waiting:
+            exchange.fail(self, "the IKE_SA is being closed")
+        self.start(DeleteIke(reason), now)
+
     def _end(self, reason: str) -> None:
         context = self.context
+        self.rekey_at = self.dies_at = None
+        if self.rival is not None and self.heir is None and self.rival.sa.state is State.ESTABLISHED:
+            self.rival.sa.close(reason)
         failed = [self.current] if self.current else []
         failed += self.queue
         self.current = None
@@ -226,27 +260,60 @@ class IkeSa:
         if not siblings:
             del self.context.by_tunnel[self.name]
 
-    def successor(self, spi_i: bytes, spi_r: bytes) -> IkeSa:
-        """The IKE_SA by which the peer rekeys this one; it starts to live when it has inherited."""
-        new = IkeSa(self.context, self.path, spi_i, spi_r, initiator=False)
+    # ---- rekeys
+
+    @property
+    def home(self) -> IkeSa:
+        """Where its children are: this IKE_SA, or what has taken its place."""
+        sa = self
+        while sa.heir is not None:
+            sa = sa.heir
+        return sa
+
+    def put_off_rekey(self, now: float) -> None:
+        """The peer refused it: try again later (RFC 7296 2.25)."""
+        self._failures += 1
+        self.rekey_at = now + retry_pause(self._failures, self.context.fraction())
+        self.context.touched[self] = None
+
+    def successor(
+        self, spi_i: bytes, spi_r: bytes, suite: IkeProposal, keys: IkeKeys, now: float, *, initiator: bool
+    ) -> IkeSa:
+        """The IKE_SA that a rekey of this one has made; it stands, and has nothing yet."""
+        new = IkeSa(self.context, self.path, spi_i, spi_r, initiator=initiator)
         new._tunnel = self._tunnel
+        new.peer_natted, new.last_heard = self.peer_natted, self.last_heard
+        new.secure(suite, keys)
+        new.move(Trigger.INHERITED)
+        new._live(now)
         return new
 
-    def inherit(self, old: IkeSa, now: float) -> None:
-        """Take over all that the driver knows of `old`: handle, children, and what waits to be sent."""
+    def give_way(self, new: IkeSa, now: float) -> None:
+        """Let `new` have all that the driver knows of this IKE_SA: its handle, its children, and what waits
+        to be sent. This one stays to answer until it is deleted, or `new` is replaced in its turn.
+        """
+        if self.heir is not None:
+            return
         context = self.context
-        self.peer_natted, self.last_heard = old.peer_natted, now
-        self.handle, old.handle = old.handle, None
+        self.heir, new.contests = new, None
         if self.handle is not None:
-            context.by_handle[self.handle] = self
+            new.handle, self.handle = self.handle, None
+            context.by_handle[new.handle] = new
             siblings = context.by_tunnel[self.name]
-            siblings[siblings.index(old)] = self
-        for child in old.children.values():
-            self.add_child(child)
-        self.queue.extend(old.queue)
-        old.children.clear()
-        old.queue.clear()
-        self.move(Trigger.INHERITED)
+            siblings[siblings.index(self)] = new
+        for child in self.children.values():
+            new.add_child(child)
+        new.queue.extend(self.queue)
+        self.children.clear()
+        self.queue.clear()
+        if self._ancestor is not None:
+            hand_over(self._ancestor, now)
+            self._ancestor.close("replaced")
+        new._ancestor = self
+        self.rekey_at = self.dies_at = None
+        self.move(Trigger.REPLACED)
+        self.expires = now + context.settings.patience
+        new.pump(now)
 
     # ---- children
 
@@ -340,11 +407,12 @@ class IkeSa:
         if self.state is State.CLOSED:
             return None
         times = [self.sender.deadline, self.expires, self._held_until if self.tickets else None]
-        times.append(self._liveness_at())
+        times += [self._liveness_at(), self.rekey_at, self.dies_at]
         return min((time for time in times if time is not None), default=None)
 
     def _liveness_at(self) -> float | None:
-        idle = self.state is State.ESTABLISHED and self.current is None and not self.queue
+        idle = self.handle is not None and self.current is None and not self.queue
+        idle = idle and self.state is State.ESTABLISHED
         return self.last_heard + self.context.settings.liveness if idle else None
 
     def handle_timer(self, now: float) -> None:
@@ -360,10 +428,16 @@ class IkeSa:
         if self.sender.deadline is not None and self.sender.deadline <= now:
             data = self.sender.retransmit(now)
             if data is None:
+                hand_over(self, now)
                 self.close("the peer does not answer")
                 return
             self.context.counters["ike_retransmitted"] += 1
             self.context.send(self.path, data)
+        if self.dies_at is not None and self.dies_at <= now:
+            self.leave("its lifetime has ended", now)
+        elif self.rekey_at is not None and self.rekey_at <= now:
+            self.rekey_at = None
+            self.start(RekeyIke(None, self), now)
         liveness = self._liveness_at()
         if liveness is not None and liveness <= now:
             self.start(CheckAlive(None), now)

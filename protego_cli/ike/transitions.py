@@ -5,6 +5,7 @@ initiator   START --DIAL--> INIT_SENT --INIT_ANSWERED--> AUTH_SENT --AUTHENTICAT
 responder   START --INVITED--> HALF_OPEN --AUTH_HELD--> AUTH_HELD --AUTHENTICATED--> ESTABLISHED
 rekeyed     START --INHERITED--> ESTABLISHED --REPLACED--> REPLACED
 end         ESTABLISHED --CLOSE--> CLOSING --GONE--> CLOSED, or --ENDED--> FINAL --GONE--> CLOSED
+            REPLACED    --CLOSE--> CLOSING, where we made its heir
 ```
 
 FINAL is an IKE_SA that is over for us and only repeats its last response, should it have been lost.
@@ -37,7 +38,7 @@ class Trigger(Enum):
     INIT_ANSWERED = "the peer answered IKE_SA_INIT"
     AUTH_HELD = "the peer is authentic, its CHILD_SA is offered to the driver"
     AUTHENTICATED = "both sides are authentic"
-    REPLACED = "the peer rekeyed this IKE_SA"
+    REPLACED = "another IKE_SA has taken its place"
     CLOSE = "we send DELETE"
     ENDED = "our last response ends the IKE_SA"
     GONE = "nothing is left to say"
@@ -75,6 +76,7 @@ TRANSITIONS: dict[State, dict[Trigger, State]] = {
         Trigger.GONE: State.CLOSED,
     },
     State.REPLACED: {
+        Trigger.CLOSE: State.CLOSING,
         Trigger.ENDED: State.FINAL,
         Trigger.GONE: State.CLOSED,
     },
@@ -110,7 +112,7 @@ SENDS: dict[State, frozenset[int]] = {
     State.HALF_OPEN: _NONE,
     State.AUTH_HELD: _NONE,
     State.ESTABLISHED: _LATER,
-    State.REPLACED: _NONE,
+    State.REPLACED: frozenset({ExchangeType.INFORMATIONAL}),
     State.CLOSING: _NONE,
     State.FINAL: _NONE,
     State.CLOSED: _NONE,

@@ -30,6 +30,7 @@ from protego_cli.ike.events import (
     ExchangeFailed,
     IkeClosed,
     IkeEstablished,
+    IkeRekeyed,
     NegotiationFailed,
     Path,
     PeerMoved,
@@ -176,6 +177,11 @@ class Site:
         self.settle()
         return token
 
+    def rekey_ike(self) -> int:
+        token = self.engine.rekey_ike(self.ike, self.now)
+        self.settle()
+        return token
+
     def delete(self, spi_in: int) -> int:
         token = self.engine.delete_child(spi_in, self.now)
         self.settle()
@@ -250,7 +256,7 @@ class Site:
                 self.tickets.append(event)
                 if not self.hold:
                     self.grant(event)
-            case Alive() | ExchangeFailed() | NegotiationFailed() | PeerMoved():
+            case Alive() | ExchangeFailed() | IkeRekeyed() | NegotiationFailed() | PeerMoved():
                 pass
 
     def grant(self, event: ChildOffered | ChildDeleteOffered) -> None:

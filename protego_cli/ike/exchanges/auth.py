@@ -90,7 +90,7 @@ class Authenticate(Exchange):
             raise RuntimeError("the handshake is over")
         nonces = (handshake.nonce_i, handshake.nonce_r)
         sa.report(self.token, now)
-        sa.establish()
+        sa.establish(now)
         if error is not None or payloads.maybe(Sa) is None:
             kind = error.kind if error else NotifyType.NO_ADDITIONAL_SAS
             self.fail(sa, f"the peer answered {notify_name(kind)}; ours: {_wishes(sa.tunnel)}", kind)
@@ -142,7 +142,7 @@ def answer(sa: IkeSa, payloads: Payloads, now: float) -> None:
         terms = terms_for(sa, payloads, in_auth=True)
     except (NoProposalChosen, TsUnacceptable) as fault:
         sa.context.emit(NegotiationFailed(sa.name, sa.path, fault.notify, str(fault)))
-        _complete(sa, Notify(fault.notify, fault.data))
+        _complete(sa, now, Notify(fault.notify, fault.data))
         return
     _offer(sa, terms, now)
 
@@ -198,7 +198,7 @@ def _offer(sa: IkeSa, terms: Terms, now: float) -> None:
         _accept(sa, terms, child, now)
 
     def reject(error: ProtocolError, now: float) -> None:
-        _complete(sa, Notify(error.notify, error.data))
+        _complete(sa, now, Notify(error.notify, error.data))
         sa.pump(now)
 
     ticket = sa.offer(accept, reject, now)
@@ -208,16 +208,16 @@ def _offer(sa: IkeSa, terms: Terms, now: float) -> None:
 def _accept(sa: IkeSa, terms: Terms, child: Child, now: float) -> None:
     sa.add_child(child)
     chosen = with_spi(terms.answer, spi_bytes(child.sa.spi_in))
-    _complete(sa, Sa((chosen,)), TsI(terms.remote_ts), TsR(terms.local_ts))
+    _complete(sa, now, Sa((chosen,)), TsI(terms.remote_ts), TsR(terms.local_ts))
     sa.pump(now)
 
 
-def _complete(sa: IkeSa, *payloads: Payload) -> None:
+def _complete(sa: IkeSa, now: float, *payloads: Payload) -> None:
     """Our half of the proof, with the CHILD_SA's payloads or the reason why there is none."""
     tunnel = sa.tunnel
     mine = IdR(tunnel.local_id.kind, tunnel.local_id.data)
     proof = sa.signer(initiator=False).sign(tunnel.policy.psk, mine)
-    sa.establish()
+    sa.establish(now)
     sa.respond((mine, proof, *payloads))
 
 

@@ -16,6 +16,7 @@ from protego_cli.ike.children import Child, spi_bytes
 from protego_cli.ike.events import ChildDeleted, ChildDeleteOffered
 from protego_cli.ike.exchanges.base import Exchange
 from protego_cli.ike.message import Payloads
+from protego_cli.ike.succession import hand_over, used
 from protego_cli.ike.transitions import State, Trigger
 from protego_cli.wire.payloads import Delete, ExchangeType, Payload
 from protego_cli.wire.proposals import Protocol
@@ -95,15 +96,17 @@ def answer(sa: IkeSa, deletes: Sequence[Delete], now: float) -> None:
     """The peer's DELETE payloads; the driver first moves traffic off the CHILD_SAs they name."""
     if any(delete.protocol == Protocol.IKE for delete in deletes):
         sa.respond(())
+        hand_over(sa, now)
         sa.finish("the peer deleted it", now)
         return
+    used(sa, now)
     named = dict.fromkeys(
         int.from_bytes(spi, "big")
         for delete in deletes
         if delete.protocol == Protocol.ESP
         for spi in delete.spis
     )
-    found = [child for child in map(sa.child_towards, named) if child is not None]
+    found = [child for child in map(sa.home.child_towards, named) if child is not None]
     answer = _Answer(sa)
     for child in found:
         answer.take(child, now)
@@ -122,14 +125,15 @@ class _Answer:
         sa, spi_in = self._sa, child.sa.spi_in
         if child.deleting:
             # Traffic has left it already. If our DELETE is on its way, its answer completes the deletion.
-            if not isinstance(sa.current, DeleteChild) or not sa.current.concerns(child):
-                sa.drop_child(spi_in)
+            current = sa.home.current
+            if not isinstance(current, DeleteChild) or not current.concerns(child):
+                sa.home.drop_child(spi_in)
                 self._spis.append(spi_bytes(spi_in))
             return
         self._waiting += 1
 
         def done(now: float) -> None:
-            sa.drop_child(spi_in)
+            sa.home.drop_child(spi_in)
             self._spis.append(spi_bytes(spi_in))
             self._waiting -= 1
             self.complete()
@@ -139,8 +143,9 @@ class _Answer:
             done(now)  # the peer has closed it: there is nothing to refuse
 
         ticket = sa.offer(done, reject, now)
-        if sa.handle is not None:
-            sa.context.emit(ChildDeleteOffered(ticket, sa.handle, sa.name, spi_in))
+        handle = sa.home.handle
+        if handle is not None:
+            sa.context.emit(ChildDeleteOffered(ticket, handle, sa.name, spi_in))
 
     def complete(self) -> None:
         if not self._waiting:

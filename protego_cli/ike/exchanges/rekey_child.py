@@ -199,10 +199,10 @@ def _offer(sa: IkeSa, old: Child, attempt: Attempt, response: Sequence[Payload],
     old.theirs = attempt
 
     def accept(now: float) -> None:
-        sa.add_child(attempt.child)
+        sa.home.add_child(attempt.child)
         sa.respond(response)
         attempt.accepted = True
-        _delete_redundant(sa, attempt, now)
+        _delete_redundant(sa.home, attempt, now)
         sa.pump(now)
 
     def reject(error: ProtocolError, now: float) -> None:

@@ -1,32 +1,141 @@
-"""CREATE_CHILD_SA by which the peer rekeys the IKE_SA (RFC 7296 1.3.2, 2.18, 2.25.2).
+"""CREATE_CHILD_SA that rekeys the IKE_SA, from either side (RFC 7296 1.3.2, 2.8.2, 2.18, 2.25.2).
 
     HDR, SK {SA(IKE, new SPIi), Ni, KEi}  -->   <--  HDR, SK {SA(IKE, new SPIr), Nr, KEr}
+                                                 or  HDR, SK {N(error)}
 
-The new IKE_SA inherits the children, the waiting requests and the driver's handle: for the driver nothing
-happens. The old one answers on until the peer deletes it. While a request of ours that changes CHILD_SAs is
-under way the peer has to try again later.
+The new IKE_SA takes the old one's place (`IkeSa.give_way`): it inherits the children, the waiting requests
+and the driver's handle, so for the driver nothing happens. Who began the rekey deletes the old IKE_SA, which
+answers on until then. While a request of ours that changes CHILD_SAs is under way the peer has to try again
+later; while we rekey the IKE_SA, so has a peer that asks for a CHILD_SA (2.25.2).
+
+An IKE_SA whose place is taken answers a rekey by TEMPORARY_FAILURE. `ike.succession` tells what happens when
+both sides rekey at once.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from protego_cli.crypto.algorithms import KeGroup, KePrivate
+from protego_cli.crypto.proposal import IkeProposal
 from protego_cli.errors import InvalidKePayload, InvalidSyntax, NoProposalChosen, TemporaryFailure
 from protego_cli.ike.context import NO_SPI
+from protego_cli.ike.events import IkeRekeyed
 from protego_cli.ike.exchanges.alive import CheckAlive
+from protego_cli.ike.exchanges.base import Exchange
+from protego_cli.ike.exchanges.delete import DeleteIke
 from protego_cli.ike.keys import ike_keys, rekeyed_skeyseed
 from protego_cli.ike.message import Payloads
-from protego_cli.ike.negotiation import IKE_SPI_LENGTH, choose, difference
-from protego_cli.ike.transitions import Trigger
-from protego_cli.wire.payloads import Ke, Nonce, Sa
+from protego_cli.ike.negotiation import IKE_SPI_LENGTH, choose, confirm, difference, propose
+from protego_cli.ike.succession import Rival, settle, standing
+from protego_cli.wire.notifies import NotifyType, notify_name
+from protego_cli.wire.payloads import ExchangeType, Ke, Nonce, Notify, Payload, Sa
 from protego_cli.wire.proposals import Proposal
 
 if TYPE_CHECKING:
     from protego_cli.ike.sa import IkeSa
 
 
+class RekeyIke(Exchange):
+    """Our rekey of an IKE_SA. Without a token it is the engine's own, tried again when it fails."""
+
+    type = ExchangeType.CREATE_CHILD_SA
+
+    def __init__(self, token: int | None, old: IkeSa) -> None:
+        super().__init__(token)
+        self._old = old
+        self._suites: tuple[IkeProposal, ...] = ()
+        self._group: KeGroup | None = None
+        self._private: KePrivate | None = None
+        self._retried = False
+        self._spi = NO_SPI
+        self._nonce = b""
+
+    def build(self, sa: IkeSa, now: float) -> Sequence[Payload] | None:
+        settle(sa, now)  # a rival may have come while the peer asked us for another group
+        if sa.home is not self._old:
+            self._report(sa)
+            return None
+        if not self._retried:
+            self._suites = tuple(sorted(sa.tunnel.ike, key=lambda suite: suite != sa.suite))
+            self._group = self._suites[0].group
+        if self._group is None:
+            raise RuntimeError("an IKE proposal without a group")
+        self._spi, self._nonce = sa.context.new_spi(), sa.context.new_nonce()
+        self._private = self._group.generate(sa.context.random)
+        return (
+            Sa(propose(self._suites, self._spi)),
+            Nonce(self._nonce),
+            Ke(self._group.transform_id, self._private.public),
+        )
+
+    def process(self, sa: IkeSa, payloads: Payloads, now: float) -> None:
+        error = payloads.error()
+        if error is not None:
+            self._refused(sa, error, now)
+            return
+        private, nonce, ke = self._private, payloads.one(Nonce).data, payloads.one(Ke)
+        chosen = confirm(self._suites, payloads.one(Sa).proposals, IKE_SPI_LENGTH)
+        if chosen is None or chosen.suite.group != self._group or chosen.spi == NO_SPI or private is None:
+            raise InvalidSyntax("the peer chose an IKE proposal that was not offered")
+        if ke.group != chosen.suite.group.transform_id:
+            raise InvalidSyntax(f"no KE payload for the group {chosen.suite.group.keyword} that was chosen")
+        nonces = (self._nonce, nonce)
+        spis = (self._spi, chosen.spi)
+        new = _successor(sa, chosen.suite, private.shared(ke.data), nonces, spis, now, initiator=True)
+        rival = standing(sa)
+        if rival is not None and (sa.heir is not None or min(nonces) < rival.lowest):
+            settle(sa, now)
+            new.start(DeleteIke("redundant"), now)
+        else:
+            if rival is not None:
+                rival.sa.give_way(new, now)
+            sa.give_way(new, now)
+            sa.start(DeleteIke("rekeyed"), now)
+        self._report(sa)
+
+    def fail(self, sa: IkeSa, detail: str, notify: int | None = None) -> None:
+        if sa.heir is not None:
+            self._report(sa)
+        else:
+            super().fail(sa, detail, notify)
+
+    def _refused(self, sa: IkeSa, error: Notify, now: float) -> None:
+        settle(sa, now)
+        if sa.heir is not None:
+            self._report(sa)
+            return
+        group = self._wanted(error)
+        if group is not None and not self._retried:
+            self._retried = True
+            self._group = group
+            sa.queue.appendleft(self)
+            return
+        if self.token is None:
+            sa.put_off_rekey(now)
+        offered = " | ".join(str(suite) for suite in self._suites)
+        self.fail(sa, f"the peer answered {notify_name(error.kind)}; ours: {offered}", error.kind)
+
+    def _wanted(self, error: Notify) -> KeGroup | None:
+        if error.kind != NotifyType.INVALID_KE_PAYLOAD:
+            return None
+        wanted = int.from_bytes(error.data, "big")
+        return next((suite.group for suite in self._suites if suite.group.transform_id == wanted), None)
+
+    def _report(self, sa: IkeSa) -> None:
+        """The old IKE_SA has its heir, by whichever side's rekey."""
+        new = sa.home
+        if new.handle is not None:
+            new.context.emit(IkeRekeyed(self.token, new.handle, new.name, str(new.suite), new.initiator))
+        else:
+            super().fail(sa, "the IKE_SA is gone")
+
+
 def answer(sa: IkeSa, payloads: Payloads, now: float) -> None:
-    if sa.current is not None and not isinstance(sa.current, CheckAlive):
+    """The peer rekeys the IKE_SA."""
+    crossing = isinstance(sa.current, RekeyIke)
+    if sa.rival is not None or not (crossing or sa.current is None or isinstance(sa.current, CheckAlive)):
         raise TemporaryFailure("an exchange of ours is under way")
     offered, ke, nonce = payloads.one(Sa).proposals, payloads.one(Ke), payloads.one(Nonce).data
     chosen = choose(sa.tunnel.ike, offered, IKE_SPI_LENGTH)
@@ -39,15 +148,32 @@ def answer(sa: IkeSa, payloads: Payloads, now: float) -> None:
         wanted = suite.group.transform_id.to_bytes(2, "big")
         raise InvalidKePayload(f"{suite.group.keyword} was agreed on", data=wanted)
     private = suite.group.generate(sa.context.random)
-    mine = sa.context.new_nonce()
-    seed = rekeyed_skeyseed(sa.suite.prf, sa.keys.d, nonce, mine, private.shared(ke.data))
-
-    new = sa.successor(chosen.spi, sa.context.new_spi())
-    keys = ike_keys(suite.prf, suite.encryption, seed, (nonce, mine), (new.spi_i, new.spi_r))
-    new.secure(suite, keys)
+    shared = private.shared(ke.data)
+    nonces = (nonce, sa.context.new_nonce())
+    spis = (chosen.spi, sa.context.new_spi())
+    new = _successor(sa, suite, shared, nonces, spis, now, initiator=False)
     answered = Proposal(chosen.answer.number, chosen.answer.protocol, new.spi_r, chosen.answer.transforms)
-    sa.respond((Sa((answered,)), Nonce(mine), Ke(suite.group.transform_id, private.public)))
-    new.inherit(sa, now)
-    sa.move(Trigger.REPLACED)
-    sa.expires = now + sa.context.settings.half_open_timeout
-    new.pump(now)
+    sa.respond((Sa((answered,)), Nonce(nonces[1]), Ke(suite.group.transform_id, private.public)))
+    if crossing:
+        sa.rival = Rival(new, min(nonces))
+        new.contests = sa
+        return
+    sa.give_way(new, now)
+    if new.handle is not None:
+        sa.context.emit(IkeRekeyed(None, new.handle, new.name, str(new.suite), new.initiator))
+
+
+def _successor(
+    sa: IkeSa,
+    suite: IkeProposal,
+    shared: bytes,
+    nonces: tuple[bytes, bytes],
+    spis: tuple[bytes, bytes],
+    now: float,
+    *,
+    initiator: bool,
+) -> IkeSa:
+    """The new IKE_SA of a rekey that we began if `initiator`."""
+    seed = rekeyed_skeyseed(sa.suite.prf, sa.keys.d, *nonces, shared)
+    keys = ike_keys(suite.prf, suite.encryption, seed, nonces, spis)
+    return sa.successor(*spis, suite, keys, now, initiator=initiator)
