@@ -46,6 +46,10 @@ class Child:
         self._lock = trio.Lock()
         self._unread = bytearray()
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     async def ask(self, verb: Verb) -> Snapshot:
         """Give an endpoint a command and get its counts."""
         stdin, stdout = self._process.stdin, self._process.stdout
@@ -119,6 +123,10 @@ class Children:
         self._children.append(child)
         self._nursery.start_soon(child.watch)
         return child
+
+    def named(self, name: str) -> Child:
+        """The child of that name. Raises KeyError."""
+        return {child.name: child for child in self._children}[name]
 
     async def stop(self) -> None:
         """End every child; returns when all are gone. Not to be cancelled."""

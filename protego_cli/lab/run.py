@@ -52,9 +52,9 @@ class Run:
             try:
                 nursery.start_soon(self._signals, nursery)
                 nursery.start_soon(self.show.frames)
-                peers, tenants = await self._start(children, plan_file)
-                await self._until_nodes_up()
-                await self._connect(peers)
+                peers, tenants = await self.start(children, plan_file)
+                await self.until_nodes_up()
+                await self.connect(peers)
                 return await self._under_load(peers, tenants)
             finally:
                 nursery.cancel_scope.cancel()  # the watchers first: from here on, children may end
@@ -68,7 +68,7 @@ class Run:
                 self._stop_early.set()
                 self.show.say("interrupted: ending early")
 
-    async def _start(self, children: Children, plan_file: Path) -> tuple[Child, Child]:
+    async def start(self, children: Children, plan_file: Path) -> tuple[Child, Child]:
         """All processes at once: most of a start is the interpreter's own."""
         started: dict[str, Child] = {}
 
@@ -93,7 +93,7 @@ class Run:
         self.show.say(f"started {len(self.cluster.nodes)} nodes, the peers and the tenants' endpoints")
         return started["lab-peers"], started["lab-tenants"]
 
-    async def _until_nodes_up(self) -> None:
+    async def until_nodes_up(self) -> None:
         with trio.move_on_after(_PATIENCE):
             while True:
                 status = await self._status()
@@ -105,7 +105,7 @@ class Run:
         missing = ", ".join(_down(status)) if status else "the control node"
         raise ProtegoError(f"not up within {_PATIENCE:.0f} s: {missing}")
 
-    async def _connect(self, peers: Child) -> None:
+    async def connect(self, peers: Child) -> None:
         self.show.scene.phase = "bringing tunnels up"
         with trio.move_on_after(_PATIENCE):
             snapshot = await peers.ask("connect")

@@ -1,0 +1,101 @@
+"""What the GMN spends: CPU seconds of its whole process per handshake, per migration; and how long they take.
+
+A real cluster, as `protego local` starts it: every role a process, over real sockets and mTLS, the peers in a
+process of their own. CPU time is the kernel's count for the GMN's process (/proc/PID/schedstat, nanoseconds).
+
+1. All peers dial at once; the GMN's CPU time until every tunnel is up, by their number.
+2. Every tunnel migrates, `AT_ONCE` side by side; by their number, likewise, and by the clock.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+import trio
+
+from protego_cli.config.load import load
+from protego_cli.control.client import ask
+from protego_cli.control.messages import GetStatus, Migrate, Status
+from protego_cli.lab import layout
+from protego_cli.lab.children import Child, Children
+from protego_cli.lab.run import Run
+from protego_cli.lab.schedule import next_gpn, schedule
+from protego_cli.lab.show import Show
+from protego_cli.lab.view import Scene
+
+TUNNELS = 200
+GPNS = 3
+AT_ONCE = 8
+
+
+class Figure(NamedTuple):
+    what: str
+    count: int
+    cpu: float  # seconds of the GMN's process
+    clock: float  # seconds that passed
+
+    @property
+    def per_cpu_second(self) -> float:
+        return self.count / self.cpu
+
+
+@asynccontextmanager
+async def cluster(tunnels: int, gpns: int) -> AsyncIterator[tuple[Run, Child, Child]]:
+    """A cluster whose nodes are all up and whose tunnels are not; its run, its GMN, its peers."""
+    block, claim = layout.claim()
+    with claim, TemporaryDirectory(prefix="protego-bench-") as directory:
+        plan = layout.plan(Path(directory), block, tenants=tunnels, gpns=gpns, pps=1)
+        plan_file = layout.write(plan)
+        timetable = schedule([site.tunnel for site in plan.sites], migrations=0, duration=1, pps=1)
+        show = Show(Scene((), 0), json=True, headless=True)
+        run = Run(load(Path(plan.cluster_file)), plan, timetable, show)
+        async with trio.open_nursery() as nursery:
+            children = Children(nursery, plan_file.parent)
+            try:
+                peers, _ = await run.start(children, plan_file)
+                await run.until_nodes_up()
+                yield run, children.named("gmn-1"), peers
+            finally:
+                nursery.cancel_scope.cancel()
+                await children.stop()
+
+
+def cpu(child: Child) -> float:
+    """CPU seconds that a process has used."""
+    return int(Path(f"/proc/{child.pid}/schedstat").read_text().split()[0]) / 1e9
+
+
+async def measure(tunnels: int = TUNNELS) -> list[Figure]:
+    async with cluster(tunnels, GPNS) as (run, gmn, peers):
+        figures = []
+        spent, began = cpu(gmn), time.monotonic()
+        await run.connect(peers)
+        figures.append(Figure("handshakes", tunnels, cpu(gmn) - spent, time.monotonic() - began))
+        status = await ask(run.cluster, GetStatus())
+        if not isinstance(status, Status):
+            raise TypeError("the GMN answered GetStatus by something else")
+        spent, began = cpu(gmn), time.monotonic()
+        limit = trio.CapacityLimiter(AT_ONCE)
+
+        async def migrate(tunnel: str, to: str) -> None:
+            async with limit:
+                await ask(run.cluster, Migrate(tunnel=tunnel, to=to))
+
+        async with trio.open_nursery() as nursery:
+            for tunnel in status.tunnels:
+                nursery.start_soon(migrate, tunnel.id, next_gpn(tunnel.gpn or "", run.plan.gpns))
+        figures.append(Figure("migrations", tunnels, cpu(gmn) - spent, time.monotonic() - began))
+        return figures
+
+
+if __name__ == "__main__":
+    for figure in trio.run(measure):
+        print(
+            f"{figure.count} {figure.what}: {figure.cpu / figure.count * 1e3:.2f} ms of the GMN's CPU each, "
+            f"{figure.per_cpu_second:.0f} per CPU second; {figure.count / figure.clock:.0f} by the clock"
+        )
