@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import json
-import logging
 import os
 import signal
 import subprocess
@@ -16,7 +14,6 @@ from pathlib import Path
 import pytest
 import trio
 
-from protego_cli.cli.logs import JsonFormatter, configure_logging
 from protego_cli.cli.node import choose
 from protego_cli.cli.serve import run_until_told, serve
 from protego_cli.config.load import load
@@ -86,8 +83,8 @@ def process(file: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     try:
         assert child.stderr is not None
         first = json.loads(child.stderr.readline())
-        assert first["message"].startswith("started role=gpn node=gpn-1")
-        assert (first["level"], first["node"], first["address"]) == ("info", "gpn-1", "10.10.0.11")
+        assert (first["level"], first["message"]) == ("info", "started")
+        assert (first["role"], first["name"], first["address"]) == ("gpn", "gpn-1", "10.10.0.11")
         yield child
     finally:
         child.kill()
@@ -139,45 +136,3 @@ def test_the_gmn_needs_every_secret_at_once(tmp_path: Path) -> None:
         serve(cluster, cluster.nodes[0], load_plugins())
     assert "acme-hq.psk does not exist" in str(caught.value)
     assert "acme-branch.psk does not exist" in str(caught.value)
-
-
-def record(message: str, *arguments: object) -> logging.LogRecord:
-    return logging.LogRecord("protego_cli.control.driver", logging.WARNING, "", 0, message, arguments, None)
-
-
-def test_json_lines_carry_the_pairs() -> None:
-    line = JsonFormatter().format(
-        record("tunnel down tunnel=%s spi=%08x reason='%s' level=9", "acme/hq", 0xABC, "no answer")
-    )
-    entry = json.loads(line)
-    assert "\n" not in line
-    assert entry.pop("time").endswith("Z")
-    assert entry == {
-        "level": "warning",
-        "logger": "protego_cli.control.driver",
-        "message": "tunnel down tunnel=acme/hq spi=00000abc reason='no answer' level=9",
-        "tunnel": "acme/hq",
-        "spi": "00000abc",
-        "reason": "no answer",
-    }
-
-
-@pytest.mark.parametrize(
-    ("terminal", "start"), [(True, "WARNING control.driver: down tunnel=acme/hq"), (False, '{"time": "')]
-)
-def test_the_form_of_the_log_follows_the_terminal(
-    monkeypatch: pytest.MonkeyPatch, terminal: bool, start: str
-) -> None:
-    class Stream(io.StringIO):
-        def isatty(self) -> bool:
-            return terminal
-
-    stream = Stream()
-    monkeypatch.setattr(sys, "stderr", stream)
-    root = logging.getLogger()
-    monkeypatch.setattr(root, "handlers", [])
-    monkeypatch.setattr(root, "level", root.level)
-    configure_logging("INFO")
-    root.handle(record("down tunnel=%s", "acme/hq"))
-    line = stream.getvalue()
-    assert (line.partition(" ")[2] if terminal else line).startswith(start)

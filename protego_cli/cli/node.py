@@ -26,6 +26,12 @@ class RoleName(StrEnum):
     GPN = "gpn"
 
 
+class LogFormat(StrEnum):
+    AUTO = "auto"
+    TEXT = "text"
+    JSON = "json"
+
+
 class LogLevel(StrEnum):
     DEBUG = "debug"
     INFO = "info"
@@ -47,6 +53,9 @@ def up(
     cluster: ClusterFile = None,
     lifeline: Annotated[bool, typer.Option("--lifeline", hidden=True, help="End when stdin closes.")] = False,
     log_level: Annotated[LogLevel, typer.Option(help="How much to log, to stderr.")] = LogLevel.INFO,
+    log_format: Annotated[
+        LogFormat, typer.Option(help="Lines to read, or JSON objects; auto: text on a terminal.")
+    ] = LogFormat.AUTO,
 ) -> None:
     """Run one node of the cluster until SIGTERM or SIGINT."""
     from protego_cli.cli.clusters import load_with_plugins
@@ -55,7 +64,7 @@ def up(
 
     loaded, plugins = load_with_plugins(cluster)
     node = choose(loaded, role, name)
-    configure_logging(log_level.upper())
+    configure_logging(log_level.upper(), log_format.value, node.role, node.name)
     serve(loaded, node, plugins, lifeline=lifeline)
 
 

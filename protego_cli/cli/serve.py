@@ -41,7 +41,7 @@ async def run_until_told(
         if lifeline:
             nursery.start_soon(_cancel_on_eof, nursery.cancel_scope)
         await nursery.start(run, cluster, node, plugins)
-        logger.info("started role=%s node=%s address=%s", node.role, node.name, node.address)
+        logger.info("started node=%s address=%s", node.name, node.address)
         gc.collect()
         gc.freeze()  # what exists now lives on: keep later collections from walking it
 
@@ -62,5 +62,5 @@ async def _cancel_on_eof(scope: trio.CancelScope) -> None:
     async with trio.lowlevel.FdStream(os.dup(0)) as stdin:
         while await stdin.receive_some():
             pass
-    logger.info("stopping reason='stdin closed'")
+    logger.info("stopping reason=%s", "stdin closed")
     scope.cancel()

@@ -247,7 +247,7 @@ class Agent:
 
     def _begin(self, sync: Sync) -> None:
         self._synced = True
-        self._say("connected", f"epoch={sync.epoch} records={len(sync.records)}")
+        self._say("connected", f"epoch {sync.epoch}, {len(sync.records)} records")
         if self._tasks is not None:
             for notice in self._notices.values():
                 self._tasks.start_soon(self._deliver, notice)
@@ -290,7 +290,7 @@ class Agent:
         if state != self._said:
             self._said = state
             level = logging.INFO if state == "connected" else logging.WARNING
-            log.log(level, "control channel %s node=%s %s", state, self._node.name, detail)
+            log.log(level, "control channel %s node=%s reason=%s", state, self._node.name, detail)
 
 
 async def run_agent(

@@ -26,6 +26,7 @@ from protego_cli.control.messages import (
     AnyRecord,
     AnyRequest,
     Failed,
+    GetEvents,
     GetMarks,
     GetStatus,
     Hello,
@@ -51,7 +52,7 @@ __all__ = ["Fabric", "FabricObserver", "NodeDown", "NodeState", "OperatorRequest
 
 log = logging.getLogger(__name__)
 
-OperatorRequest = GetStatus | Migrate | ListNames
+OperatorRequest = GetStatus | Migrate | ListNames | GetEvents
 OperatorHandler = Callable[[OperatorRequest], Awaitable[Reply]]
 
 OPERATORS: Final = 32  # connections at once
@@ -83,7 +84,7 @@ class _NoObserver:
     async def reported(self, node: str, request: Reported) -> None:
         pass
 
-    async def node_down(self, node: str) -> None:
+    async def node_down(self, node: str, reason: str = "") -> None:
         pass
 
 
@@ -220,7 +221,10 @@ class Fabric:
 
     def _greet(self, hello: Hello, node: Node) -> Reply:
         if hello.epoch > self.epoch:
-            log.error("node=%s has seen epoch %d, above ours, %d", node.name, hello.epoch, self.epoch)
+            log.error(
+                "a node has seen an epoch above ours node=%s seen=%d ours=%d",
+                *(node.name, hello.epoch, self.epoch),
+            )
             raise Refused(
                 f"this GMN's epoch {self.epoch} is below {hello.epoch}, which {node.name} has seen: another "
                 "GMN is active, or the state directory was lost; stop this one, or raise the number in its "
@@ -232,7 +236,7 @@ class Fabric:
 
     async def _serve_operator(self, stream: TlsStream, identity: Identity, tasks: trio.Nursery) -> None:
         if self._operators >= OPERATORS:
-            log.warning("operator turned away: %d are connected", OPERATORS)
+            log.warning("operator turned away connected=%d", OPERATORS)
             return
         self._operators += 1
         try:

@@ -10,7 +10,6 @@ A peer that dials first is as good. When both dial at once the later IKE_SA repl
 
 from __future__ import annotations
 
-import logging
 from functools import partial
 from typing import Final
 
@@ -24,8 +23,6 @@ from protego_cli.control.tunnels import Tunnels
 from protego_cli.crypto.algorithms import RandomSource
 from protego_cli.errors import ProtegoError, Refused
 from protego_cli.ike.events import ChildEstablished
-
-log = logging.getLogger(__name__)
 
 FIRST_PAUSE: Final = 1.0
 LAST_PAUSE: Final = 60.0
@@ -58,7 +55,7 @@ class Keeper:
                 pause = FIRST_PAUSE
             except ProtegoError as error:
                 tunnel.error = str(error)
-                log.warning("tunnel not up tunnel=%s peer=%s reason=%s", tunnel.id, peer, error)
+                self._sad.events.emit("tunnel not up", tunnel=tunnel.id, peer=peer, reason=error)
                 await trio.sleep(pause * (0.75 + self._random(1)[0] / 512))
                 pause = min(pause * 2, LAST_PAUSE)
             finally:

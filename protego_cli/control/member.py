@@ -108,7 +108,7 @@ class Member:
             if not isinstance(reply, Stale):
                 self._applied = max(self._applied, update.revision)
                 return
-            log.warning("node=%s missed an update and gets a sync", self.node.name)
+            log.warning("an update was missed, a sync follows node=%s", self.node.name)
             await self._send_sync(link, update.revision)
 
     def _next_update(self, barriers: tuple[str, ...]) -> Update:
@@ -138,7 +138,7 @@ class Member:
             return await link.call(request, deadline)
         except Unanswered as error:
             reason = f"withdrawn: {type(request).__name__} not applied within {deadline:g} s"
-            log.warning("node=%s %s", name, reason)
+            log.warning("node withdrawn node=%s reason=%s", name, reason)
             link.close(reason)
             raise NodeDown(f"{name}: {reason}") from error
         except LinkClosed as error:

@@ -27,6 +27,7 @@ class Membership:
     async def node_connecting(self, node: str, restarted: bool) -> None:
         if not restarted:
             return
+        self._sad.events.emit("node restarted", node=node)
         if self._roles[node] == "gin":
             self._recovery.gin_restarted()
         elif self._roles[node] == "gpn":
@@ -34,12 +35,14 @@ class Membership:
             await self._recovery.gpn_restarted(node)
 
     async def node_up(self, node: str) -> None:
+        self._sad.events.emit("node up", node=node)
         self._sad.membership_changed()
         if node in self._restarted:
             self._restarted.discard(node)
             self._renewals.renew_all(node)
 
-    async def node_down(self, node: str) -> None:
+    async def node_down(self, node: str, reason: str = "") -> None:
+        self._sad.events.emit("node down", node=node, reason=reason)
         self._sad.membership_changed()
 
     async def reported(self, node: str, request: Reported) -> None:

@@ -353,6 +353,48 @@ class Migrated(Reply, frozen=True):
     total_ms: float
 
 
+class Event(Message, frozen=True):
+    """Something that happened (`events.KINDS`). As text it is a line of the log."""
+
+    number: int
+    time: float
+    kind: str
+    severity: str  # "info", "warning", "error"
+    tunnel: str | None = None
+    node: str | None = None
+    spi: str | None = None  # eight hexadecimal digits
+    reason: str | None = None
+    details: dict[str, str | int | float] = {}
+
+    def fields(self) -> dict[str, str | int | float]:
+        """What is known of it, by name; the reason, which may be long, comes last."""
+        named = {"tunnel": self.tunnel, "node": self.node, "spi": self.spi}
+        known = {name: value for name, value in named.items() if value is not None} | self.details
+        return known if self.reason is None else known | {"reason": self.reason}
+
+    def __str__(self) -> str:
+        return " ".join((self.kind, *(f"{name}={value}" for name, value in self.fields().items())))
+
+
+class GetEvents(Request, frozen=True):
+    """What happened behind event `after` of the GMN's life `epoch` (0: whichever it is)."""
+
+    epoch: int = 0
+    after: int = 0
+    last: int | None = None  # no more than these, the newest
+    since: float | None = None  # wall time
+    tunnel: str | None = None
+    node: str | None = None
+    wait: float = 0.0  # seconds to wait for one, when there is none
+
+
+class Events(Reply, frozen=True):
+    epoch: int
+    last: int  # what to ask for is behind this
+    lost: int  # events between `after` and the oldest that is still known
+    events: tuple[Event, ...]
+
+
 class ListNames(Request, frozen=True):
     """For shell completion."""
 
@@ -374,5 +416,6 @@ AnyRequest = (
     | GetStatus
     | Migrate
     | ListNames
+    | GetEvents
 )
-AnyReply = Applied | Stale | Marks | Failed | Welcome | Noted | Status | Migrated | Names
+AnyReply = Applied | Stale | Marks | Failed | Welcome | Noted | Status | Migrated | Names | Events

@@ -68,16 +68,22 @@ class Migrations:
         try:
             async with tunnel.moving:
                 source = self._check(tunnel, to).gpn
+                self._sad.events.emit("migration begun", tunnel=name, node=to, source=source)
                 times = await self._move(tunnel, to)
         except ProtegoError as error:
-            log.warning("migration failed tunnel=%s to=%s reason=%s", name, to, error)
+            self._sad.events.emit("migration failed", tunnel=name, node=to, reason=error)
             raise
         finally:
             del self._requested[name]
         rekey, distribute = times.rekeyed, times.distributed - times.rekeyed
-        log.info(
-            "migrated tunnel=%s from=%s to=%s rekey_ms=%.1f distribute_ms=%.1f total_ms=%.1f",
-            *(name, source, to, rekey * 1e3, distribute * 1e3, times.total * 1e3),
+        self._sad.events.emit(
+            "migrated",
+            tunnel=name,
+            node=to,
+            source=source,
+            rekey_ms=round(rekey * 1e3, 1),
+            distribute_ms=round(distribute * 1e3, 1),
+            total_ms=round(times.total * 1e3, 1),
         )
         return Migrated(
             tunnel=name,
@@ -96,7 +102,10 @@ class Migrations:
                 return
             if placed.gpn not in self._sad.fabric.connected("gpn"):
                 raise Refused(f"{placed.gpn} is down")
-            await self._move(tunnel, placed.gpn)
+            times = await self._move(tunnel, placed.gpn)
+            self._sad.events.emit(
+                "rekeyed", tunnel=tunnel.id, node=placed.gpn, total_ms=round(times.total * 1e3, 1)
+            )
 
     # ---- what can be asked
 
@@ -230,7 +239,7 @@ class Migrations:
             tunnel.stand(new)
             await self._sad.flip(tunnel, new, even_if_down=False)
         except ProtegoError as error:
-            log.warning("tunnel=%s cannot go to %s reason=%s", tunnel.id, new.gpn, error)
+            log.warning("new SA not on its GPN tunnel=%s node=%s reason=%s", tunnel.id, new.gpn, error)
             tunnel.target = None
             await self._recovery.settle_floors([new])
             if new.retiring:

@@ -41,7 +41,6 @@ class Recovery:
             self._sad.renumber(tunnel, placed)
             if placed.numbers == EXHAUSTED:
                 self._sad.nodes.unrule(tunnel, placed)
-        log.info("restarted node=%s tunnels=%d", gpn, len(sas))
 
     async def settle_floors(self, sas: Sequence[Placed]) -> None:
         """Raise the floor of SAs whose process is gone above all that it may have opened."""
@@ -57,7 +56,9 @@ class Recovery:
             else:
                 placed.floor = max(placed.floor, mark, placed.meter.highest_in)
         if closed:
-            log.warning("marks missing, SAs open nothing until they are rekeyed count=%d", closed)
+            self._sad.events.emit(
+                "marks missing", reason="SAs open nothing until they are rekeyed", sas=closed
+            )
 
     async def _marks(self, spis: list[int]) -> dict[int, int]:
         """The GINs' marks; none, if one of the GINs that were ever there cannot be asked."""
@@ -68,10 +69,10 @@ class Recovery:
             if node.role == "gin" and node.boot is not None and not node.connected
         ]
         if away:
-            log.warning("marks missing nodes=%s", ",".join(away))
+            log.warning("GINs cannot be asked for their marks nodes=%s", ",".join(away))
             return {}
         try:
             return await fabric.marks(spis)
         except ProtegoError as error:
-            log.warning("marks missing reason=%s", error)
+            log.warning("GINs did not tell their marks reason=%s", error)
             return {}

@@ -6,7 +6,6 @@ and later, for as long as its SA seals.
 
 from __future__ import annotations
 
-import logging
 from typing import Final
 
 import trio
@@ -15,8 +14,6 @@ from protego_cli.control.migration import Migrations
 from protego_cli.control.sad import Sad
 from protego_cli.control.tunnel import Placed, Tunnel
 from protego_cli.errors import ProtegoError
-
-log = logging.getLogger(__name__)
 
 AT_ONCE: Final = 50
 FIRST_PAUSE: Final = 1.0
@@ -49,6 +46,8 @@ class Renewals:
                 async with self._limit:
                     await self._migrations.renew(tunnel, placed)
             except ProtegoError as error:
-                log.warning("rekey failed tunnel=%s node=%s reason=%s", tunnel.id, placed.gpn, error)
+                self._sad.events.emit(
+                    "rekey failed", tunnel=tunnel.id, node=placed.gpn, spi=placed.spi, reason=error
+                )
                 await trio.sleep(pause)
                 pause = min(pause * 2, LAST_PAUSE)

@@ -211,8 +211,9 @@ class Link:
         if not self._stream.backlog:
             self._unread = 0
         if self._unread > UNREAD:
-            log.warning("control link closed node=%s reason=it does not read its replies", self.peer.name)
-            self.close("it does not read its replies")
+            reason = "it does not read its replies"
+            log.warning("control link closed node=%s reason=%s", self.peer.name, reason)
+            self.close(reason)
             return
         frame = encode(identifier, reply)
         self._unread += len(frame)

@@ -20,6 +20,7 @@ import trio
 
 from protego_cli.config.model import Cluster
 from protego_cli.control.distribution import DesiredState, Distribution, together
+from protego_cli.control.events import EventLog
 from protego_cli.control.placement import GpnLoad, PackingPolicy, choose
 from protego_cli.control.ranges import SealingRanges
 from protego_cli.control.spis import SpiAllocator
@@ -43,8 +44,10 @@ class Sad:
         policy: PackingPolicy,
         spis: SpiAllocator,
         tasks: trio.Nursery,
+        events: EventLog | None = None,
     ) -> None:
-        """`tasks` runs what outlives the call that began it."""
+        """`tasks` runs what outlives the call that began it; what happens to tunnels is told to `events`."""
+        self.events = events or EventLog()
         self.tunnels = {
             tunnel.id: Tunnel(tunnel, tenant.vni) for tenant in cluster.tenants for tunnel in tenant.tunnels
         }
@@ -163,6 +166,7 @@ class Sad:
         if tunnel.sealing is placed:
             self.nodes.route(tunnel, placed)
             await self.nodes.routed()
+            self.events.emit("tunnel up", tunnel=tunnel.id, node=placed.gpn, spi=placed.spi)
 
     def _seal_on(self, tunnel: Tunnel, placed: Placed) -> None:
         tunnel.sealing = placed
@@ -240,7 +244,7 @@ class Sad:
         self.nodes.unroute(tunnel)
         tunnel.sealing = None
         tunnel.changed()
-        log.info("tunnel down tunnel=%s", tunnel.id)
+        self.events.emit("tunnel down", tunnel=tunnel.id)
 
     # ---- ending
 

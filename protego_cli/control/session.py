@@ -52,7 +52,7 @@ class FabricObserver(Protocol):
         """It said something. Only GPNs say other than Report; whether an SPI is theirs is yours to check."""
         ...
 
-    async def node_down(self, node: str) -> None:
+    async def node_down(self, node: str, reason: str = "") -> None:
         """A node that was up is gone, or is about to come anew."""
         ...
 
@@ -148,12 +148,10 @@ class Session:
         except ProtegoError as error:
             log.warning("sync failed node=%s reason=%s", name, error)
             return
-        log.info("node up node=%s restarted=%s", name, restarted)
         await observer.node_up(name)
         async for request in self._said:
             if isinstance(request, Report):
                 self._report_waits = False
                 request = member.report or request
             await observer.reported(name, request)
-        log.warning("node down node=%s reason=%s", name, link.closed)
-        await observer.node_down(name)
+        await observer.node_down(name, str(link.closed))

@@ -1,4 +1,4 @@
-"""What an operator may ask of the GMN: its status, names for completion, a migration."""
+"""What an operator may ask of the GMN: its status, its events, names for completion, a migration."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable
 from protego_cli.config.model import Node
 from protego_cli.control.fabric import NodeState, OperatorRequest
 from protego_cli.control.messages import (
+    GetEvents,
     GetStatus,
     ListNames,
     Migrate,
@@ -50,6 +51,8 @@ class Operations:
             case ListNames():
                 nodes = (self._node.name, *(node.name for node in self._sad.fabric.nodes()))
                 return Names(tunnels=tuple(self._sad.tunnels), nodes=nodes)
+            case GetEvents():
+                return await self._sad.events.answer(request)
             case Migrate():
                 return await self._migrations.migrate(request.tunnel, request.to)
 

@@ -36,6 +36,7 @@ from protego_cli.ike.events import (
     NegotiationFailed,
     PeerMoved,
 )
+from protego_cli.wire.notifies import notify_name
 
 log = logging.getLogger(__name__)
 
@@ -105,9 +106,12 @@ class Tunnels:
                 log.debug("outcome nobody waits for event=%s", type(event).__name__)
 
     def _negotiation_failed(self, event: NegotiationFailed) -> None:
-        log.warning(
-            "negotiation failed tunnel=%s peer=%s notify=%d reason=%s",
-            *(event.tunnel or "unknown", event.path.remote, event.notify, event.detail),
+        self._sad.events.emit(
+            "negotiation failed",
+            tunnel=event.tunnel,
+            peer=event.path.remote,
+            notify=notify_name(event.notify),
+            reason=event.detail,
         )
         tunnel = self._sad.tunnels.get(event.tunnel or "")
         if tunnel is not None:
@@ -116,14 +120,17 @@ class Tunnels:
     def _ike_established(self, tunnel: Tunnel, event: IkeEstablished) -> None:
         tunnel.ikes.add(event.ike)
         tunnel.changed()
-        log.info(
-            "IKE_SA up tunnel=%s peer=%s suite=%s initiator=%s",
-            *(tunnel.id, event.path.remote, event.suite, "gateway" if event.initiator else "peer"),
+        self._sad.events.emit(
+            "IKE_SA up",
+            tunnel=tunnel.id,
+            peer=event.path.remote,
+            suite=event.suite,
+            initiator="gateway" if event.initiator else "peer",
         )
         self._tasks.start_soon(self._close_if_childless, tunnel, event.ike)
 
     def _ike_closed(self, tunnel: Tunnel, event: IkeClosed) -> None:
-        log.info("IKE_SA closed tunnel=%s reason=%s", tunnel.id, event.reason)
+        self._sad.events.emit("IKE_SA closed", tunnel=tunnel.id, reason=event.reason)
         tunnel.ikes.discard(event.ike)
         tunnel.changed()
         leaving = [sa for sa in tunnel.sas.values() if sa.ike == event.ike and not sa.retiring]
@@ -180,7 +187,7 @@ class Tunnels:
     async def _reject(self, tunnel: Tunnel, event: ChildOffered) -> None:
         if event.ike in tunnel.ikes:
             tunnel.error = "no GPN could take the tunnel"
-            log.error("request rejected tunnel=%s reason=%s", tunnel.id, tunnel.error)
+            self._sad.events.emit("request rejected", tunnel=tunnel.id, reason=tunnel.error)
             self._driver.reject(event.ticket, TemporaryFailure(tunnel.error))
             if event.replaces is None:  # an IKE_SA without CHILD_SA is of no use: let the peer dial anew
                 await self._driver.close(event.ike)
@@ -189,9 +196,13 @@ class Tunnels:
     def stand(self, tunnel: Tunnel, placed: Placed) -> None:
         """The SA of a new tunnel, or of the peer's asking, is acknowledged."""
         tunnel.stand(placed)
-        log.info(
-            "SA up tunnel=%s node=%s spi=%08x suite=%s peer=%s:%d",
-            *(tunnel.id, placed.gpn, placed.spi, placed.child.suite, *placed.peer),
+        self._sad.events.emit(
+            "SA up",
+            tunnel=tunnel.id,
+            node=placed.gpn,
+            spi=placed.spi,
+            suite=placed.child.suite,
+            peer="{}:{}".format(*placed.peer),
         )
 
     async def succeed(self, tunnel: Tunnel, placed: Placed) -> None:
@@ -203,7 +214,7 @@ class Tunnels:
         if tunnel.successor is placed:
             await self._sad.flip_whole(tunnel, placed)
         if old is not None and old.ike != placed.ike and {old.ike, placed.ike} <= tunnel.ikes:
-            log.info("IKE_SA replaced by a newer one tunnel=%s", tunnel.id)
+            self._sad.events.emit("IKE_SA replaced", tunnel=tunnel.id, reason="a newer one stands")
             await self._driver.close(old.ike)
 
     async def _deleted(self, tunnel: Tunnel, placed: Placed, ticket: int | None) -> None:
@@ -252,7 +263,7 @@ class Tunnels:
         moved = [sa for sa in tunnel.sas.values() if sa.ike == ike and sa.peer != peer]
         if not moved:
             return
-        log.info("peer moved tunnel=%s peer=%s:%d", tunnel.id, *peer)
+        self._sad.events.emit("peer moved", tunnel=tunnel.id, peer="{}:{}".format(*peer))
         for placed in moved:
             placed.peer = peer
             self._sad.nodes.put_sa(tunnel, placed)

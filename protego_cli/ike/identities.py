@@ -87,6 +87,7 @@ class Identity:
     def __str__(self) -> str:
         if _ADDRESSES.get(self.kind) == len(self.data):
             return str(ipaddress.ip_address(self.data))
-        if self.kind in _TEXTUAL:
-            return self.data.decode("ascii", "backslashreplace")
+        if self.kind in _TEXTUAL:  # a peer may send anything: nothing of it may act on a terminal
+            text = self.data.decode("ascii", "backslashreplace")
+            return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
         return f"{self.kind}#{self.data.hex()}"

@@ -19,6 +19,7 @@ from protego_cli.config.model import Cluster, Node, TunnelConfig
 from protego_cli.config.secrets import read_secret
 from protego_cli.control.driver import Driver
 from protego_cli.control.epoch import next_epoch
+from protego_cli.control.events import EventLog
 from protego_cli.control.fabric import Fabric
 from protego_cli.control.keeper import Keeper
 from protego_cli.control.membership import Membership
@@ -68,7 +69,7 @@ async def run(
         )
         async with trio.open_nursery() as outer, trio.open_nursery() as services:
             services.cancel_scope.shield = True  # until the farewell is over
-            sad = Sad(cluster, fabric, policy, spis, services)
+            sad = Sad(cluster, fabric, policy, spis, services, EventLog(epoch))
             tunnels = Tunnels(sad, driver, services)
             recovery = Recovery(sad)
             migrations = Migrations(sad, driver, recovery)

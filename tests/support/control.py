@@ -112,7 +112,7 @@ class FakeObserver:
     async def node_up(self, node: str) -> None:
         self.log.append(("up", node))
 
-    async def node_down(self, node: str) -> None:
+    async def node_down(self, node: str, reason: str = "") -> None:
         if self.hold_down is not None:
             await self.hold_down.wait()
         self.log.append(("down", node))
