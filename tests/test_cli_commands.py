@@ -114,6 +114,7 @@ def test_version(run: Run) -> None:
         (["local"], ["--json", "--headless", "--duration", "--tenants", "--gpns", "--migrations", "--pps"]),
         (["migrate"], ["TUNNEL", "--to", "--json"]),
         (["status"], ["--json", "--watch"]),
+        (["events"], ["--follow", "--json", "--since", "--tunnel", "--node", "-n"]),
         (["config", "check"], ["FILE"]),
         (["pki", "init"], ["--cluster"]),
         (["psk", "generate"], ["FILE"]),

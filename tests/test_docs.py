@@ -12,7 +12,8 @@ import typer
 from protego_cli.cli.app import EPILOG, app
 from protego_cli.config.load import load
 from protego_cli.config.model import IkeSettings, Ports
-from protego_cli.control.messages import NodeStatus, Status, TunnelStatus
+from protego_cli.control.events import KINDS
+from protego_cli.control.messages import Event, NodeStatus, Status, TunnelStatus
 from protego_cli.errors import Exit
 from protego_cli.lab.receipt import Receipt
 
@@ -54,7 +55,7 @@ def section(command: str) -> str:
 
 def test_the_commands_are_those_that_were_meant() -> None:
     assert set(COMMANDS) == {
-        "up", "status", "migrate", "local", "plugins", "config check", "pki init", "psk generate",
+        "up", "status", "migrate", "events", "local", "plugins", "config check", "pki init", "psk generate",
     }  # fmt: skip
 
 
@@ -80,12 +81,22 @@ def test_every_exit_code_is_documented() -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "types"), [("status", (Status, NodeStatus, TunnelStatus)), ("local", (Receipt,))]
+    ("command", "types"),
+    [("status", (Status, NodeStatus, TunnelStatus)), ("events", (Event,)), ("local", (Receipt,))],
 )
 def test_the_json_is_documented(command: str, types: tuple[type[msgspec.Struct], ...]) -> None:
     documented = set(re.findall(r'"(\w+)"', section(command)))
     for kind in types:
         assert {field.encode_name for field in msgspec.structs.fields(kind)} <= documented
+
+
+def test_every_kind_of_event_is_documented() -> None:
+    _, _, text = (ROOT / "docs/operations.md").read_text().partition("## Events\n")
+    documented = {}
+    for kinds, severities in re.findall(r"^\| (`.+`) \| ([a-z, ]+) \|", text, re.MULTILINE):
+        named, listed = re.findall(r"`(.+?)`", kinds), severities.split(", ")
+        documented |= dict(zip(named, listed * len(named) if len(listed) == 1 else listed, strict=False))
+    assert documented == dict(KINDS)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from protego_cli import __version__
-from protego_cli.cli import check, lab, node, operate
+from protego_cli.cli import check, events, lab, node, operate
 from protego_cli.errors import ConfigError, ProtegoError
 
 EPILOG = (
@@ -57,6 +57,7 @@ psk = typer.Typer(help="Pre-shared keys of tunnels.", no_args_is_help=True)
 app.command()(node.up)
 app.command()(operate.status)
 app.command()(operate.migrate)
+app.command()(events.events)
 app.command()(lab.local)
 app.command()(check.plugins)
 app.add_typer(config, name="config")

@@ -46,6 +46,12 @@ def complete_gpn(ctx: typer.Context, incomplete: str) -> list[str]:
     return _starting(incomplete, (name for name in _names(cluster).nodes if name not in others))
 
 
+def complete_any_node(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Names of nodes of the running cluster."""
+    cluster = _cluster(ctx)
+    return _starting(incomplete, _names(cluster).nodes) if cluster else []
+
+
 def complete_node(ctx: typer.Context, incomplete: str) -> list[str]:
     """Names of nodes that can be started: the file's."""
     cluster = _cluster(ctx)

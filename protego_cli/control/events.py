@@ -50,7 +50,7 @@ KINDS: Final[Mapping[str, Severity]] = {
 CAPACITY: Final = 10_000
 PAGE: Final = 1_000  # events in the answer to one question of a follower
 WAITING: Final = 16  # followers at once
-PATIENCE: Final = 60.0  # seconds that one may wait at most
+PATIENCE: Final = 10.0  # seconds that one may wait at most
 MAX_TEXT: Final = 1_000  # characters of a reason: some of it may be what a peer sent
 
 _LEVELS: Final = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
