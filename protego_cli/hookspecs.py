@@ -24,7 +24,7 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 @hookspec
 def protego_crypto_suites() -> Sequence[Algorithm]:  # type: ignore[empty-body]  # a hookspec has no body
-    """Algorithms for IKE and ESP: ciphers, PRFs, key exchange groups.
+    """Algorithms for IKE and ESP: ciphers, integrity algorithms, PRFs, key exchange groups.
 
     Keywords must be unique over all plugins; a proposal in the cluster file names them joined by "-".
     """

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.modes import CBC
 
-from protego_cli.crypto.algorithms import Encryption, Registry
+from protego_cli.crypto.algorithms import CbcEncryption, Encryption, Registry
 from protego_cli.crypto.builtin import ALGORITHMS
 
 REGISTRY = Registry(("built-in", algorithm) for algorithm in ALGORITHMS)
@@ -80,6 +82,31 @@ def test_what_was_sealed_opens_and_a_flipped_bit_does_not(cipher: Encryption) ->
         aead.decrypt(nonce, sealed, b"Header")
 
 
+# NIST SP 800-38A F.2.1 and F.2.5: two blocks of CBC
+CBC_IV = "000102030405060708090a0b0c0d0e0f"
+CBC_PLAIN = "6bc1bee22e409f96e93d7e117393172aae2d8a571e03ac9c9eb76fac45af8e51"
+CBC_VECTORS = {
+    "aes128": (
+        "2b7e151628aed2a6abf7158809cf4f3c",
+        "7649abac8119b246cee98e9b12e9197d5086cb9b507219ee95db113a917678b2",
+    ),
+    "aes256": (
+        "603deb1015ca71be2b73aef0857d77811f352c073b6108d72d9810a30914dff4",
+        "f58c4c04d6e5f1ba779eabfb5f7bfbd69cfc4e967edb808d679f777bc6702c7d",
+    ),
+}
+
+
+@pytest.mark.parametrize("keyword", CBC_VECTORS)
+def test_cbc_matches_sp_800_38a(keyword: str) -> None:
+    key, sealed = map(bytes.fromhex, CBC_VECTORS[keyword])
+    cipher = REGISTRY.cipher(keyword)
+    assert isinstance(cipher, CbcEncryption)
+    assert (cipher.key_length, cipher.block_length) == (len(key), 16)
+    encryptor = Cipher(cipher.make(key), CBC(bytes.fromhex(CBC_IV))).encryptor()
+    assert encryptor.update(bytes.fromhex(CBC_PLAIN)) == sealed
+
+
 @pytest.mark.parametrize(
     ("transform", "keyword"),
     [
@@ -87,6 +114,13 @@ def test_what_was_sealed_opens_and_a_flipped_bit_does_not(cipher: Encryption) ->
         ((1, 20, 128), "aes128gcm16"),
         ((1, 20, 256), "aes256gcm16"),
         ((1, 28, None), "chacha20poly1305"),
+        ((1, 12, 128), "aes128"),
+        ((1, 12, 256), "aes256"),
+        ((3, 2, None), "sha1"),
+        ((3, 12, None), "sha256"),
+        ((3, 13, None), "sha384"),
+        ((3, 14, None), "sha512"),
+        ((2, 2, None), "prfsha1"),
         ((2, 5, None), "prfsha256"),
         ((2, 6, None), "prfsha384"),
         ((2, 7, None), "prfsha512"),
@@ -95,6 +129,7 @@ def test_what_was_sealed_opens_and_a_flipped_bit_does_not(cipher: Encryption) ->
         ((4, 16, None), "modp4096"),
         ((4, 19, None), "ecp256"),
         ((4, 20, None), "ecp384"),
+        ((4, 21, None), "ecp521"),
         ((4, 31, None), "x25519"),
     ],
 )
@@ -106,4 +141,4 @@ def test_transform_numbers_are_those_of_iana(transform: tuple[int, int, int | No
 
 
 def test_every_built_in_is_in_the_table_of_transform_numbers() -> None:
-    assert len(REGISTRY.keywords()) == len(ALGORITHMS) == 12
+    assert len(REGISTRY.keywords()) == len(ALGORITHMS) == 20

@@ -44,7 +44,7 @@ def test_x25519_agrees_as_in_rfc_7748() -> None:
     assert alice.shared(bob_public).hex() == secret
 
 
-# RFC 5903 8.1 and 8.2: our private value, our public value, theirs, the secret
+# RFC 5903 8.1 to 8.3: our private value, our public value, theirs, the secret
 ECP_VECTORS = {
     "ecp256": (
         "c88f01f510d9ac3f70a292daa2316de544e9aab8afe84049c62a9c57862d1433",
@@ -69,6 +69,28 @@ ECP_VECTORS = {
             "dcfbec7aacf3196472169e838430367f66eebe3c6e70c416dd5f0c68759dd1fff83fa40142209dff5eaad96db9e6386c"
         ),
         "11187331c279962d93d604243fd592cb9d0a926f422e47187521287e7156c5c4d603135569b9e9d09cf5d4a270f59746",
+    ),
+    "ecp521": (
+        (
+            "0037ade9319a89f4dabdb3ef411aaccca5123c61acab57b5393dce47608172a095aa85a30fe1c2952c6771d937ba9777"
+            "f5957b2639bab072462f68c27a57382d4a52"
+        ),
+        (
+            "0015417e84dbf28c0ad3c278713349dc7df153c897a1891bd98bab4357c9ecbee1e3bf42e00b8e380aeae57c2d107564"
+            "941885942af5a7f4601723c4195d176ced3e"
+            "017cae20b6641d2eeb695786d8c946146239d099e18e1d5a514c739d7cb4a10ad8a788015ac405d7799dc75e7b7d5b6c"
+            "f2261a6a7f1507438bf01beb6ca3926f9582"
+        ),
+        (
+            "00d0b3975ac4b799f5bea16d5e13e9af971d5e9b984c9f39728b5e5739735a219b97c356436adc6e95bb0352f6be64a6"
+            "c2912d4ef2d0433ced2b6171640012d9460f"
+            "015c68226383956e3bd066e797b623c27ce0eac2f551a10c2c724d9852077b87220b6536c5c408a1d2aebb8e86d678ae"
+            "49cb57091f4732296579ab44fcd17f0fc56a"
+        ),
+        (
+            "01144c7d79ae6956bc8edb8e7c787c4521cb086fa64407f97894e5e6b2d79b04d1427e73ca4baa240a34786859810c06"
+            "b3c715a3a8cc3151f2bee417996d19f3ddea"
+        ),
     ),
 }
 

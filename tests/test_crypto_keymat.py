@@ -7,13 +7,15 @@ import hmac
 
 import pytest
 
-from protego_cli.crypto.algorithms import Prf
+from protego_cli.crypto.algorithms import Integrity, Prf
 from protego_cli.crypto.builtin import ALGORITHMS
 from protego_cli.crypto.keymat import prf_plus
 from protego_cli.crypto.mac import hmac_sha256
 
 PRFS = {algorithm.keyword: algorithm for algorithm in ALGORITHMS if isinstance(algorithm, Prf)}
-HASHES = {"prfsha256": "sha256", "prfsha384": "sha384", "prfsha512": "sha512"}
+INTEGRITY = {algorithm.keyword: algorithm for algorithm in ALGORITHMS if isinstance(algorithm, Integrity)}
+HASHES = {"prfsha1": "sha1", "prfsha256": "sha256", "prfsha384": "sha384", "prfsha512": "sha512"}
+TRUNCATED = {"sha1": 12, "sha256": 16, "sha384": 24, "sha512": 32}  # RFC 2404 3, RFC 4868 2.3
 
 each_prf = pytest.mark.parametrize("prf", PRFS.values(), ids=list(PRFS))
 
@@ -52,10 +54,51 @@ RFC_4231 = {
 }
 
 
+# RFC 2202: key, data, the MAC with SHA-1
+RFC_2202 = {
+    "case 1": (b"\x0b" * 20, b"Hi There", "b617318655057264e28bc0b6fb378c8ef146be00"),
+    "case 2": (b"Jefe", b"what do ya want for nothing?", "effcdf6ae5eb2fa2d27416d5f184df9c259a7c79"),
+    "case 6": (
+        b"\xaa" * 80,
+        b"Test Using Larger Than Block-Size Key - Hash Key First",
+        "aa4ae5e15272d00e95705637ce8a3b55ed402112",
+    ),
+}
+
+
+def icv(keyword: str, key: bytes, data: bytes) -> bytes:
+    mac = INTEGRITY[keyword].make(key)
+    copied = mac.copy()
+    mac.update(b"goes its own way")
+    copied.update(data)
+    return copied.finalize()[: INTEGRITY[keyword].icv_length]
+
+
+@pytest.mark.parametrize("case", RFC_2202)
+def test_sha1_matches_rfc_2202(case: str) -> None:
+    key, data, mac = RFC_2202[case]
+    assert PRFS["prfsha1"].compute(key, data).hex() == mac
+    assert icv("sha1", key, data).hex() == mac[:24]
+
+
+@pytest.mark.parametrize("case", RFC_4231)
+def test_integrity_is_the_start_of_the_mac(case: str) -> None:
+    key, data, *expected = RFC_4231[case]
+    for keyword, mac in zip(("sha256", "sha384", "sha512"), expected, strict=True):
+        assert icv(keyword, key, data).hex() == mac[: 2 * TRUNCATED[keyword]]
+
+
+@pytest.mark.parametrize("integrity", INTEGRITY.values(), ids=list(INTEGRITY))
+def test_integrity_implies_the_prf_of_its_hash(integrity: Integrity) -> None:
+    """Keys are as long as the hash's output (RFC 2404 3, RFC 4868 2.1.1)."""
+    assert integrity.prf == f"prf{integrity.keyword}"
+    assert integrity.key_length == PRFS[integrity.prf].length == hashlib.new(integrity.keyword).digest_size
+
+
 @pytest.mark.parametrize("case", RFC_4231)
 def test_prfs_match_rfc_4231(case: str) -> None:
     key, data, *expected = RFC_4231[case]
-    for keyword, mac in zip(HASHES, expected, strict=True):
+    for keyword, mac in zip(list(HASHES)[1:], expected, strict=True):
         made = PRFS[keyword].compute(key, data)
         assert made.hex() == mac
         assert len(made) == PRFS[keyword].length

@@ -23,10 +23,19 @@ def test_lookups_by_keyword_and_by_transform() -> None:
     assert REGISTRY.keywords() == sorted(algorithm.keyword for algorithm in ALGORITHMS)
 
 
-@pytest.mark.parametrize("keyword", ["nothing", "prfsha256", "x25519"])
-def test_only_a_cipher_is_an_encryption(keyword: str) -> None:
+@pytest.mark.parametrize("keyword", ["nothing", "prfsha256", "x25519", "sha256"])
+def test_only_a_cipher_is_a_cipher(keyword: str) -> None:
     with pytest.raises(KeyError, match=keyword):
-        REGISTRY.encryption(keyword)
+        REGISTRY.cipher(keyword)
+
+
+def test_each_kind_is_found_as_what_it_is() -> None:
+    assert REGISTRY.cipher("aes256gcm16") is GCM
+    assert REGISTRY.cipher("aes256") is REGISTRY.get("aes256")
+    assert REGISTRY.integrity("sha1") is REGISTRY.find(3, 2, None)
+    for lookup, keyword in ((REGISTRY.encryption, "aes256"), (REGISTRY.integrity, "prfsha1")):
+        with pytest.raises(KeyError, match=keyword):
+            lookup(keyword)
 
 
 def test_a_keyword_claimed_twice_names_both_plugins() -> None:

@@ -253,7 +253,7 @@ def test_an_exchange_that_is_not_legal_now_is_dropped(kind: int) -> None:
     network, gateway, peer = connected()
     sa = peer.context.by_handle[peer.ike]
     header = Header(sa.spi_i, sa.spi_r, kind, True, False, sa.sender.next_id)
-    data = Sealer(sa.suite.encryption, sa.keys.ei, 9).seal(header, ())
+    data = Sealer(sa.suite, sa.keys.ei, sa.keys.ai, 9, bytes).seal(header, ())
     gateway.engine.receive_datagram(data, gateway.child.path, network.now)
     assert gateway.engine.datagrams_to_send() == []
     assert gateway.counters.nonzero() == {"ike_drop_unexpected": 1}

@@ -8,11 +8,13 @@ import ipaddress
 from dataclasses import replace
 
 import pytest
+from cryptography.hazmat.primitives.ciphers import Cipher, modes
+from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from hypothesis import given
 from hypothesis import strategies as st
 
 from protego_cli.crypto.algorithms import Prf, TransformType
-from protego_cli.crypto.proposal import EspProposal, parse_esp, parse_ike
+from protego_cli.crypto.proposal import EspProposal, IkeProposal, parse_esp, parse_ike
 from protego_cli.errors import Malformed, TsUnacceptable
 from protego_cli.ike.auth import Signer
 from protego_cli.ike.cookies import LIFETIME, Cookies
@@ -32,7 +34,7 @@ from tests.support.ike_strategies import selector_lists
 from tests.support.network import DEFAULTS, REGISTRY
 
 SHA1 = Prf("prfsha1", 2, 20, lambda key, data: hmac.digest(key, data, "sha1"))
-GCM = REGISTRY.encryption("aes256gcm16")
+CBC = parse_ike("aes256-sha256-x25519", REGISTRY)
 IKE = parse_ike("aes256gcm16-prfsha256-x25519", REGISTRY)
 ESP = parse_esp("aes256gcm16", REGISTRY)
 PFS = parse_esp("aes256gcm16-x25519", REGISTRY)
@@ -54,8 +56,14 @@ def test_ike_keys_by_the_cavp_vector() -> None:
     )
     seed = skeyseed(SHA1, *nonces, shared)
     assert seed.hex() == "a9a7b222b59f8f48645f28a1db5b5f5d7479cba7"
-    keys = ike_keys(SHA1, GCM, seed, nonces, spis)
+    keys = ike_keys(replace(IKE, prf=SHA1), seed, nonces, spis)
     assert keys.d + keys.ei + keys.er + keys.pi + keys.pr == material
+    assert keys.ai == keys.ar == b""
+    sha1 = REGISTRY.integrity("sha1")
+    mixed = ike_keys(replace(CBC, prf=SHA1, integrity=sha1), seed, nonces, spis)
+    found = mixed.d + mixed.ai + mixed.ar + mixed.ei + mixed.er + mixed.pi + mixed.pr
+    assert found[: len(material)] == material[: len(found)]
+    assert [len(key) for key in (mixed.ai, mixed.ar, mixed.ei, mixed.er)] == [20, 20, 32, 32]
     again = rekeyed_skeyseed(SHA1, keys.d, *nonces, fresh)
     assert again.hex() == "63e81194946ebd05df7df5ebf5d8750056bf1f1d"
 
@@ -67,7 +75,7 @@ def test_child_keys_recomputed(shared: bytes) -> None:
     for number in (1, 2, 3):
         block = hmac.digest(key, block + shared + nonces[0] + nonces[1] + bytes((number,)), "sha256")
         blocks += block
-    assert child_keys(IKE.prf, key, GCM, nonces, shared) == (blocks[:36], blocks[36:72])
+    assert child_keys(IKE.prf, key, ESP, nonces, shared) == (blocks[:36], blocks[36:72])
 
 
 def test_auth_recomputed() -> None:
@@ -83,7 +91,7 @@ def test_auth_recomputed() -> None:
 
 
 def test_nothing_secret_in_a_repr() -> None:
-    keys = ike_keys(IKE.prf, GCM, b"seed", (b"i", b"r"), (b"I", b"R"))
+    keys = ike_keys(IKE, b"seed", (b"i", b"r"), (b"I", b"R"))
     assert repr(keys) == "IkeKeys()"
     assert "SK_p" not in repr(Signer(IKE.prf, b"", b"", b"SK_p"))
 
@@ -91,9 +99,12 @@ def test_nothing_secret_in_a_repr() -> None:
 # ---- the SK payload
 
 
-def sealed(epoch: int = 3) -> tuple[Sealer, Opener]:
-    key = bytes(range(36))
-    return Sealer(GCM, key, epoch), Opener(GCM, key)
+def sealed(epoch: int = 3, suite: IkeProposal = IKE) -> tuple[Sealer, Opener]:
+    key = bytes(range(suite.encryption.keymat_length))
+    mac_key = bytes(range(suite.integrity.key_length)) if suite.integrity else b""
+    random = iter(range(100)).__next__
+    sealer = Sealer(suite, key, mac_key, epoch, lambda count: bytes([random()]) * count)
+    return sealer, Opener(suite, key, mac_key)
 
 
 def test_ivs_are_epoch_and_counter_and_never_repeat() -> None:
@@ -106,19 +117,56 @@ def test_ivs_are_epoch_and_counter_and_never_repeat() -> None:
     assert opener.open_untrusted(messages[7]) == bytes((0, 0, 0, 20)) + bytes(16)
 
 
-@given(st.integers(0, 10_000), st.integers(1, 255))
-def test_a_changed_byte_is_noticed(at: int, change: int) -> None:
-    sealer, opener = sealed()
+@given(st.sampled_from([IKE, CBC]), st.integers(0, 10_000), st.integers(1, 255))
+def test_a_changed_byte_is_noticed(suite: IkeProposal, at: int, change: int) -> None:
+    sealer, opener = sealed(suite=suite)
     data = bytearray(sealer.seal(Header(b"initiate", b"responds", 37, True, False, 1), ()))
     data[at % len(data)] ^= change
     with pytest.raises(NotAuthentic):
         opener.open_untrusted(bytes(data))
 
 
-@pytest.mark.parametrize("length", [0, 28, 32, 40, 56])
-def test_a_short_sk_payload_is_malformed(length: int) -> None:
-    with pytest.raises(Malformed):
-        sealed()[1].open_untrusted(bytes(length))
+@pytest.mark.parametrize(("suite", "lengths"), [(IKE, [0, 28, 32, 40, 56]), (CBC, [0, 32, 48, 64, 79, 81])])
+def test_a_short_or_uneven_sk_payload_is_malformed(suite: IkeProposal, lengths: list[int]) -> None:
+    for length in lengths:
+        with pytest.raises(Malformed):
+            sealed(suite=suite)[1].open_untrusted(bytes(length))
+
+
+@given(st.binary(min_size=16, max_size=64))
+def test_encrypt_then_mac_recomputed(nonce: bytes) -> None:
+    """IV from the source, AES-CBC, HMAC over all before it; padding fills the last block (RFC 7296 3.14)."""
+    sealer, opener = sealed(suite=CBC)
+    data = sealer.seal(Header(b"initiate", b"responds", 37, True, False, 1), (Nonce(nonce),))
+    assert int.from_bytes(data[24:28]) == len(data)
+    assert int.from_bytes(data[30:32]) == len(data) - 28
+    iv, ciphertext, icv = data[32:48], data[48:-16], data[-16:]
+    assert iv == bytes(16), "the first of the source"
+    assert icv == hmac.digest(bytes(range(32)), data[:-16], "sha256")[:16]
+    decryptor = Cipher(AES(bytes(range(32))), modes.CBC(iv)).decryptor()
+    plain = decryptor.update(ciphertext) + decryptor.finalize()
+    payload = bytes((0, 0)) + (4 + len(nonce)).to_bytes(2) + nonce
+    assert plain[: len(payload)] == payload
+    assert plain[-1] == len(plain) - len(payload) - 1 < 16
+    assert opener.open_untrusted(data) == payload
+    again = sealer.seal(Header(b"initiate", b"responds", 37, True, False, 1), (Nonce(nonce),))
+    assert again[32:48] == bytes([1]) * 16
+
+
+@pytest.mark.parametrize("padding", [0, 15, 16, 255])
+def test_padding_of_an_authentic_sk_payload_is_bounded(padding: int) -> None:
+    """The peer may pad beyond a block, but not beyond the payload."""
+    key, mac_key = bytes(range(32)), bytes(range(32))
+    text = bytes(31) + bytes((padding,))
+    encryptor = Cipher(AES(key), modes.CBC(bytes(16))).encryptor()
+    body = bytes(32) + bytes(16) + encryptor.update(text) + encryptor.finalize()
+    data = body + hmac.digest(mac_key, body, "sha256")[:16]
+    opener = Opener(CBC, key, mac_key)
+    if padding < len(text):
+        assert opener.open_untrusted(data) == bytes(31 - padding)
+    else:
+        with pytest.raises(Malformed):
+            opener.open_untrusted(data)
 
 
 # ---- identities
@@ -282,10 +330,8 @@ def test_difference_names_both_sides() -> None:
     theirs = Proposal(1, 1, b"", (Transform(1, 12, 128), Transform(3, 12), *transforms(IKE)[1:]))
     text = difference((IKE,), (theirs,), REGISTRY)
     assert "ours: aes256gcm16 prfsha256 x25519" in text
-    assert "theirs: AES_CBC_128 HMAC_SHA2_256_128 prfsha256 x25519" in text
-    assert text.endswith(
-        "differs: ENCR aes256gcm16 against AES_CBC_128, INTEG nothing against HMAC_SHA2_256_128"
-    )
+    assert "theirs: aes128 sha256 prfsha256 x25519" in text
+    assert text.endswith("differs: ENCR aes256gcm16 against aes128, INTEG nothing against sha256")
 
 
 # ---- cookies and half-open handshakes

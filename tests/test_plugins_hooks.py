@@ -37,8 +37,8 @@ def test_crypto_suites_join_the_registry(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("returned", "says"),
     [
-        ("['aes192gcm16']", "returned an object of type str, which is no Encryption, Prf or KeGroup"),
-        ("[type(cipher('x'))]", "returned the class Encryption, which is no Encryption, Prf or KeGroup"),
+        ("['aes192gcm16']", "returned an object of type str, which is no algorithm of protego_cli.crypto"),
+        ("[type(cipher('x'))]", "returned the class Encryption, which is no algorithm of protego_cli.crypto"),
         ("[cipher('aes192-gcm')]", "has the keyword 'aes192-gcm'; a keyword has only a-z, 0-9 and _"),
         ("[cipher('')]", "has the keyword ''"),
         ("[cipher(192)]", "has the keyword 192"),

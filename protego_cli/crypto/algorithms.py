@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol
 
+from cryptography.hazmat.primitives.ciphers import BlockCipherAlgorithm
+
 from protego_cli.errors import PluginError
 
 RandomSource = Callable[[int], bytes]
@@ -33,6 +35,14 @@ class Aead(Protocol):
 
     def encrypt(self, nonce: bytes, data: bytes, associated_data: bytes | None) -> bytes: ...
     def decrypt(self, nonce: bytes, data: bytes, associated_data: bytes | None) -> bytes: ...
+
+
+class Mac(Protocol):
+    """A MAC in progress under one key; `cryptography`'s HMAC and CMAC are such objects."""
+
+    def update(self, data: bytes) -> None: ...
+    def finalize(self) -> bytes: ...
+    def copy(self) -> Mac: ...
 
 
 class KePrivate(Protocol):
@@ -61,6 +71,44 @@ class Encryption:
 
     type = TransformType.ENCR
 
+    @property
+    def keymat_length(self) -> int:
+        """Bytes of keying material: the key, then the salt (RFC 4106 8.1)."""
+        return self.key_length + self.salt_length
+
+
+@dataclass(frozen=True)
+class CbcEncryption:
+    """A block cipher in CBC mode (RFC 2451, 3602); always beside an `Integrity`, encrypt-then-MAC."""
+
+    keyword: str  # "aes256"
+    transform_id: int
+    key_bits: int | None  # as above
+    key_length: int  # bytes
+    block_length: int  # bytes, of the IV too
+    make: Callable[[bytes], BlockCipherAlgorithm]  # from the key
+
+    type = TransformType.ENCR
+
+    @property
+    def keymat_length(self) -> int:
+        return self.key_length
+
+
+@dataclass(frozen=True)
+class Integrity:
+    """A MAC for CBC suites of IKE and ESP (RFC 2404, 4868)."""
+
+    keyword: str  # "sha256"
+    transform_id: int
+    key_length: int  # bytes
+    icv_length: int  # bytes on the wire: the first ones of the MAC
+    make: Callable[[bytes], Mac]  # from the key
+    prf: str  # keyword of the PRF that an IKE proposal with this integrity has when it names none
+
+    type = TransformType.INTEG
+    key_bits = None
+
 
 @dataclass(frozen=True)
 class Prf:
@@ -84,7 +132,8 @@ class KeGroup:
     key_bits = None
 
 
-Algorithm = Encryption | Prf | KeGroup
+Cipher = Encryption | CbcEncryption
+Algorithm = Cipher | Integrity | Prf | KeGroup
 
 
 class Registry:
@@ -122,9 +171,23 @@ class Registry:
     def find(self, kind: int, transform_id: int, key_bits: int | None) -> Algorithm | None:
         return self._by_transform.get((kind, transform_id, key_bits))
 
-    def encryption(self, keyword: str) -> Encryption:
+    def cipher(self, keyword: str) -> Cipher:
         """Raises KeyError when no plugin provides it."""
         algorithm = self._by_keyword[keyword]
+        if not isinstance(algorithm, Encryption | CbcEncryption):
+            raise KeyError(keyword)
+        return algorithm
+
+    def encryption(self, keyword: str) -> Encryption:
+        """Raises KeyError when no plugin provides such an AEAD."""
+        algorithm = self._by_keyword[keyword]
         if not isinstance(algorithm, Encryption):
+            raise KeyError(keyword)
+        return algorithm
+
+    def integrity(self, keyword: str) -> Integrity:
+        """Raises KeyError when no plugin provides it."""
+        algorithm = self._by_keyword[keyword]
+        if not isinstance(algorithm, Integrity):
             raise KeyError(keyword)
         return algorithm

@@ -1,56 +1,104 @@
 """Proposals as people write them: algorithm keywords joined by "-", as strongSwan and others have them.
 
-An IKE proposal names one cipher, one PRF and one key exchange group: "aes256gcm16-prfsha256-x25519".
-An ESP proposal names one cipher and, for a rekey with a fresh key exchange, one group:
-"aes256gcm16-x25519" or "aes256gcm16". The order of the keywords is free; `str()` of a proposal is the
-canonical one. What the keywords mean is the registry's, so a plugin's algorithm works everywhere.
+An IKE proposal names a cipher, a PRF and a key exchange group, and an integrity algorithm unless the cipher
+is an AEAD: "aes256gcm16-prfsha256-x25519", "aes256-sha256-prfsha384-ecp384". Without a PRF it is that of the
+integrity algorithm's hash: "aes256-sha256-modp2048".
+An ESP proposal names a cipher, an integrity algorithm likewise and, for a rekey with a fresh key exchange, a
+group: "aes256gcm16-x25519", "aes128-sha1". "esn" asks for extended sequence numbers alone, "noesn" for none;
+without either, both will do, the extended ones rather.
+The order of the keywords is free; `str()` of a proposal is the canonical one. What the keywords mean is the
+registry's, so a plugin's algorithm works everywhere.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Final
 
-from protego_cli.crypto.algorithms import Algorithm, Encryption, KeGroup, Prf, Registry, TransformType
+from protego_cli.crypto.algorithms import (
+    Algorithm,
+    CbcEncryption,
+    Cipher,
+    Encryption,
+    Integrity,
+    KeGroup,
+    Prf,
+    Registry,
+    TransformType,
+)
 
-_KINDS = {TransformType.ENCR: "cipher", TransformType.PRF: "PRF", TransformType.KE: "key exchange group"}
+_KINDS = {
+    TransformType.ENCR: "cipher",
+    TransformType.PRF: "PRF",
+    TransformType.INTEG: "integrity algorithm",
+    TransformType.KE: "key exchange group",
+}
+
+ESN_OR_NOT: Final[tuple[bool, ...]] = (False,)
+_ESN: Final = {"esn": True, "noesn": False}
 
 
 @dataclass(frozen=True)
 class IkeProposal:
-    """A complete suite for an IKE_SA (RFC 7296 3.3.3; with an AEAD there is no integrity transform)."""
+    """A complete suite for an IKE_SA (RFC 7296 3.3.3); with an AEAD there is no integrity transform."""
 
-    encryption: Encryption
+    encryption: Cipher
     prf: Prf
     group: KeGroup
+    integrity: Integrity | None = None
 
     def __str__(self) -> str:
-        return f"{self.encryption.keyword}-{self.prf.keyword}-{self.group.keyword}"
+        parts = (self.encryption, self.integrity, self.prf, self.group)
+        return "-".join(part.keyword for part in parts if part)
+
+    def settled(self) -> tuple[IkeProposal]:
+        """The ways to agree on it."""
+        return (self,)
 
 
 @dataclass(frozen=True)
 class EspProposal:
     """A suite for a CHILD_SA; with a group, a rekey makes a fresh key exchange."""
 
-    encryption: Encryption
+    encryption: Cipher
     group: KeGroup | None
+    integrity: Integrity | None = None
+    esn: tuple[bool, ...] = ESN_OR_NOT  # what will do, in order of preference; a single one once agreed
 
     def __str__(self) -> str:
-        return f"{self.encryption.keyword}-{self.group.keyword}" if self.group else self.encryption.keyword
+        parts = (self.encryption, self.integrity, self.group)
+        words = [part.keyword for part in parts if part]
+        if self.esn != ESN_OR_NOT:
+            words += [word for word, esn in _ESN.items() if esn in self.esn]
+        return "-".join(words)
+
+    def settled(self) -> tuple[EspProposal, ...]:
+        """The ways to agree on it, in order of preference."""
+        return tuple(replace(self, esn=(esn,)) for esn in self.esn)
+
+    @property
+    def spoken(self) -> str:
+        """As agreed, for people: that there are no extended sequence numbers goes without saying."""
+        return str(replace(self, esn=ESN_OR_NOT)) if self.esn == (False,) else str(self)
 
 
 def parse_ike(text: str, registry: Registry) -> IkeProposal:
     """Raises ValueError; its text says what is wrong and what is known."""
     found = _resolve(text, registry)
-    encryption, prf, group = found.encryption, found.prf, found.group
-    if encryption is None:
-        raise _missing(text, "IKE", TransformType.ENCR, registry)
+    if found.esn:
+        raise ValueError(f"IKE proposal {text!r} speaks of sequence numbers; only an ESP proposal does")
+    encryption = _cipher(found, text, "IKE", registry)
+    prf, group = found.prf, found.group
+    if prf is None and found.integrity is not None:
+        implied = registry.get(found.integrity.prf)
+        prf = implied if isinstance(implied, Prf) else None
     if prf is None:
         raise _missing(text, "IKE", TransformType.PRF, registry)
     if group is None:
         raise _missing(text, "IKE", TransformType.KE, registry)
-    return IkeProposal(encryption, prf, group)
+    return IkeProposal(encryption, prf, group, found.integrity)
 
 
 def parse_esp(text: str, registry: Registry) -> EspProposal:
@@ -61,28 +109,39 @@ def parse_esp(text: str, registry: Registry) -> EspProposal:
             f"ESP proposal {text!r} names the PRF {found.prf.keyword!r}: only an IKE proposal has one; "
             "keys of ESP come from the PRF of its IKE SA"
         )
-    if found.encryption is None:
-        raise _missing(text, "ESP", TransformType.ENCR, registry)
-    return EspProposal(found.encryption, found.group)
+    encryption = _cipher(found, text, "ESP", registry)
+    if isinstance(encryption, CbcEncryption) or True in found.esn:
+        raise ValueError(f"ESP proposal {text!r}: ESP has AEADs only, and no extended sequence numbers")
+    esn = tuple(option for option in ESN_OR_NOT if option in found.esn) or ESN_OR_NOT
+    return EspProposal(encryption, found.group, found.integrity, esn)
 
 
 @dataclass(slots=True)
 class _Found:
     """At most one algorithm of each kind."""
 
-    encryption: Encryption | None = None
+    encryption: Cipher | None = None
+    integrity: Integrity | None = None
     prf: Prf | None = None
     group: KeGroup | None = None
+    esn: tuple[bool, ...] = ()
 
 
 def _resolve(text: str, registry: Registry) -> _Found:
     found = _Found()
     previous: Algorithm | None
     for keyword in text.split("-"):
+        if keyword in _ESN:
+            if _ESN[keyword] in found.esn:
+                raise ValueError(f"proposal {text!r} says {keyword!r} twice")
+            found.esn += (_ESN[keyword],)
+            continue
         algorithm = registry.get(keyword)
         match algorithm:
-            case Encryption():
+            case Encryption() | CbcEncryption():
                 previous, found.encryption = found.encryption, algorithm
+            case Integrity():
+                previous, found.integrity = found.integrity, algorithm
             case Prf():
                 previous, found.prf = found.prf, algorithm
             case KeGroup():
@@ -97,6 +156,25 @@ def _resolve(text: str, registry: Registry) -> _Found:
     return found
 
 
+def _cipher(found: _Found, text: str, protocol: str, registry: Registry) -> Cipher:
+    """The cipher, with an integrity algorithm exactly where it needs one."""
+    encryption, integrity = found.encryption, found.integrity
+    if encryption is None:
+        raise _missing(text, protocol, TransformType.ENCR, registry)
+    if isinstance(encryption, Encryption) and integrity is not None:
+        hint = f"; for the PRF, write {integrity.prf!r}" if protocol == "IKE" and not found.prf else ""
+        raise ValueError(
+            f"{protocol} proposal {text!r} names the integrity algorithm {integrity.keyword!r}, but "
+            f"{encryption.keyword!r} is an AEAD, which needs none: remove it{hint}"
+        )
+    if isinstance(encryption, CbcEncryption) and integrity is None:
+        raise ValueError(
+            f"{protocol} proposal {text!r} names no integrity algorithm, which {encryption.keyword!r} needs; "
+            f"known are {_list(_known(TransformType.INTEG, registry))}"
+        )
+    return encryption
+
+
 def _unknown(text: str, keyword: str, registry: Registry) -> ValueError:
     if not keyword:
         return ValueError(f'proposal {text!r} has an empty keyword; join keywords by a single "-"')
@@ -107,8 +185,12 @@ def _unknown(text: str, keyword: str, registry: Registry) -> ValueError:
 
 
 def _missing(text: str, protocol: str, kind: TransformType, registry: Registry) -> ValueError:
-    known = [word for word in registry.keywords() if _is(registry.get(word), kind)]
+    known = _known(kind, registry)
     return ValueError(f"{protocol} proposal {text!r} names no {_KINDS[kind]}; known are {_list(known)}")
+
+
+def _known(kind: TransformType, registry: Registry) -> list[str]:
+    return [word for word in registry.keywords() if _is(registry.get(word), kind)]
 
 
 def _is(algorithm: Algorithm | None, kind: TransformType) -> bool:

@@ -118,23 +118,24 @@ def make_child(
 ) -> Child:
     """The CHILD_SA of an exchange with these nonces, which we started if `initiator`."""
     keys = sa.keys
-    from_initiator, from_responder = child_keys(
-        sa.suite.prf, keys.d, terms.proposal.encryption, nonces, shared
-    )
+    proposal = terms.proposal
+    from_initiator, from_responder = child_keys(sa.suite.prf, keys.d, proposal, nonces, shared)
     inbound, outbound = (from_responder, from_initiator) if initiator else (from_initiator, from_responder)
     child = ChildSa(
         tunnel=sa.name,
         spi_in=spi_in,
         spi_out=terms.spi_out,
-        encryption=terms.proposal.encryption.keyword,
+        encryption=proposal.encryption.keyword,
         key_in=inbound,
         key_out=outbound,
         local_ts=terms.local_ts,
         remote_ts=terms.remote_ts,
         path=sa.path,
-        suite=str(terms.proposal),
+        suite=proposal.spoken,
+        integrity=proposal.integrity.keyword if proposal.integrity else None,
+        esn=proposal.esn == (True,),
     )
-    return Child(child, terms.proposal)
+    return Child(child, proposal)
 
 
 def with_spi(proposal: Proposal, spi: bytes) -> Proposal:

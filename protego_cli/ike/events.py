@@ -48,7 +48,9 @@ class Policy:
 
 @dataclass(frozen=True)
 class ChildSa:
-    """A negotiated pair of ESP SAs. Keys are the keying material with its salt (RFC 4106 8.1)."""
+    """A negotiated pair of ESP SAs. Keys are keying material: cipher key, salt (RFC 4106 8.1) and integrity
+    key, what there is of them.
+    """
 
     tunnel: str
     spi_in: int
@@ -60,6 +62,8 @@ class ChildSa:
     remote_ts: tuple[TrafficSelector, ...]
     path: Path  # where the peer is; port 4500 after NAT detection
     suite: str  # "aes256gcm16" or "aes256gcm16-x25519", for people
+    integrity: str | None = None  # keyword; None with an AEAD
+    esn: bool = False
 
 
 # ---- events

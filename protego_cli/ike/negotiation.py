@@ -1,13 +1,14 @@
 """Choosing a proposal, and saying what differed when none fits (RFC 7296 2.7, 3.3).
 
-Each proposal of ours names exactly one transform of every type, so a proposal of the peer matches when it
-offers all of them, and nothing of another type that it does not let us leave out by offering NONE (INTEG
-beside an AEAD, RFC 5282 8). Extended sequence numbers are not used: ESP says NO_ESN.
+Each proposal of ours names one transform of every type (ESP may leave open whether sequence numbers are
+extended), so a proposal of the peer matches when it offers all of them, and nothing of another type that it
+does not let us leave out by offering NONE (INTEG beside an AEAD, RFC 5282 8).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Generic, NamedTuple, TypeVar
 
 from protego_cli.crypto.algorithms import Registry, TransformType
@@ -16,7 +17,6 @@ from protego_cli.wire.proposals import Proposal, Protocol, Transform
 
 Suite = TypeVar("Suite", IkeProposal, EspProposal)
 
-NO_ESN = Transform(TransformType.ESN, 0)
 ESP_SPI_LENGTH = 4
 IKE_SPI_LENGTH = 8
 
@@ -71,12 +71,14 @@ def transforms(suite: IkeProposal | EspProposal) -> tuple[Transform, ...]:
     """The transforms of one of our proposals."""
     encryption = suite.encryption
     result = [Transform(TransformType.ENCR, encryption.transform_id, encryption.key_bits)]
+    if suite.integrity is not None:
+        result.append(Transform(TransformType.INTEG, suite.integrity.transform_id))
     if isinstance(suite, IkeProposal):
         result.append(Transform(TransformType.PRF, suite.prf.transform_id))
     if suite.group is not None:
         result.append(Transform(TransformType.KE, suite.group.transform_id))
     if isinstance(suite, EspProposal):
-        result.append(NO_ESN)
+        result += [Transform(TransformType.ESN, int(esn)) for esn in suite.esn]
     return tuple(result)
 
 
@@ -90,14 +92,14 @@ def propose(suites: Sequence[IkeProposal | EspProposal], spi: bytes) -> tuple[Pr
 
 def without_groups(suites: Iterable[EspProposal]) -> tuple[EspProposal, ...]:
     """What IKE_AUTH can negotiate: it has no KE payload of its own (RFC 7296 1.2)."""
-    return tuple(dict.fromkeys(EspProposal(suite.encryption, None) for suite in suites))
+    return tuple(dict.fromkeys(replace(suite, group=None) for suite in suites))
 
 
 def choose(
     suites: Sequence[Suite], offered: Sequence[Proposal], spi_length: int, *, ignore_groups: bool = False
 ) -> Chosen[Suite] | None:
     """The first of our suites that the peer offers; `ignore_groups` overlooks groups offered in IKE_AUTH."""
-    for suite in suites:
+    for suite in [settled for ours in suites for settled in ours.settled()]:
         protocol = Protocol.IKE if isinstance(suite, IkeProposal) else Protocol.ESP
         for proposal in offered:
             if proposal.protocol != protocol or len(proposal.spi) != spi_length:

@@ -159,9 +159,11 @@ class IkeSa:
         self.context.touched[self] = None
 
     def secure(self, suite: IkeProposal, keys: IkeKeys) -> None:
-        ours, theirs = (keys.ei, keys.er) if self.initiator else (keys.er, keys.ei)
-        sealer = Sealer(suite.encryption, ours, self.context.epoch)
-        self.security = Security(suite, keys, sealer, Opener(suite.encryption, theirs))
+        ours, theirs = (keys.ei, keys.ai), (keys.er, keys.ar)
+        if not self.initiator:
+            ours, theirs = theirs, ours
+        sealer = Sealer(suite, *ours, self.context.epoch, self.context.random)
+        self.security = Security(suite, keys, sealer, Opener(suite, *theirs))
 
     def report(self, token: int | None, now: float) -> None:
         """The peer is authentic: give the IKE_SA its handle and tell the driver."""

@@ -1,4 +1,4 @@
-"""Built-in algorithms: AES-GCM, ChaCha20-Poly1305, HMAC-SHA-2, Curve25519, ECP and MODP groups."""
+"""Built-in algorithms: AES-GCM and -CBC, ChaCha20-Poly1305, HMAC with SHA-1 and SHA-2, and groups."""
 
 from __future__ import annotations
 

@@ -219,7 +219,7 @@ def _describe(item: object) -> str:
 
 def _algorithm_fault(item: object) -> str | None:
     if not isinstance(item, Algorithm):
-        return "is no Encryption, Prf or KeGroup of protego_cli.crypto.algorithms"
+        return "is no algorithm of protego_cli.crypto.algorithms"
     if not isinstance(item.keyword, str) or not _KEYWORD.fullmatch(item.keyword):
         return f"has the keyword {item.keyword!r}; a keyword has only a-z, 0-9 and _"
     return None

@@ -253,7 +253,7 @@ def _choose(context: Context, offer: Sa, path: Path, now: float) -> tuple[IkePro
 def _derive(sa: IkeSa, suite: IkeProposal, handshake: Handshake, shared: bytes) -> None:
     nonces = (handshake.nonce_i, handshake.nonce_r)
     seed = skeyseed(suite.prf, *nonces, shared)
-    sa.secure(suite, ike_keys(suite.prf, suite.encryption, seed, nonces, (sa.spi_i, sa.spi_r)))
+    sa.secure(suite, ike_keys(suite, seed, nonces, (sa.spi_i, sa.spi_r)))
 
 
 def _reply(context: Context, header: Header, path: Path, notify: Notify) -> None:

@@ -175,5 +175,5 @@ def _successor(
 ) -> IkeSa:
     """The new IKE_SA of a rekey that we began if `initiator`."""
     seed = rekeyed_skeyseed(sa.suite.prf, sa.keys.d, *nonces, shared)
-    keys = ike_keys(suite.prf, suite.encryption, seed, nonces, spis)
+    keys = ike_keys(suite, seed, nonces, spis)
     return sa.successor(*spis, suite, keys, now, initiator=initiator)
