@@ -17,10 +17,9 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers import Cipher, modes
-from cryptography.hazmat.primitives.constant_time import bytes_eq
 
 from protego_cli.crypto.algorithms import CbcEncryption, Encryption, Integrity, RandomSource
+from protego_cli.crypto.etm import Authenticator, CbcDecryptor, CbcEncryptor
 from protego_cli.crypto.proposal import IkeProposal
 from protego_cli.errors import Malformed
 from protego_cli.wire.ike import HEADER_LENGTH, Header
@@ -34,17 +33,19 @@ class NotAuthentic(Exception):
     """The integrity check of an SK payload failed."""
 
 
-class _Protection(Protocol):
+class _Sealing(Protocol):
     """A suite bound to the keys of one direction. `clear` is the message up to the IV."""
 
     block: int  # the plaintext is a multiple of it
-    iv_length: int
     overhead: int  # bytes of IV and ICV
-    unpredictable: bool  # whether IVs must be, rather than never come twice
 
-    def seal(self, clear: bytes, iv: bytes, plain: bytes) -> bytes:
-        """IV, ciphertext and ICV."""
+    def seal(self, clear: bytes, plain: bytes, number: int) -> bytes:
+        """IV, ciphertext and ICV; `number` is never one twice."""
         ...
+
+
+class _Opening(Protocol):
+    overhead: int
 
     def open_untrusted(self, clear: bytes, body: bytes) -> bytes:
         """The plaintext; `body` is longer than IV and ICV. Raises Malformed, NotAuthentic."""
@@ -53,19 +54,19 @@ class _Protection(Protocol):
 
 class _Aead:
     block = 1
-    unpredictable = False
 
     def __init__(self, encryption: Encryption, key: bytes) -> None:
-        self.iv_length = encryption.iv_length
         self.overhead = encryption.iv_length + encryption.icv_length
+        self._iv_length = encryption.iv_length
         self._aead = encryption.make(key[: encryption.key_length])
         self._salt = key[encryption.key_length :]
 
-    def seal(self, clear: bytes, iv: bytes, plain: bytes) -> bytes:
+    def seal(self, clear: bytes, plain: bytes, number: int) -> bytes:
+        iv = number.to_bytes(self._iv_length, "big")
         return iv + self._aead.encrypt(self._salt + iv, plain, clear)
 
     def open_untrusted(self, clear: bytes, body: bytes) -> bytes:
-        iv, ciphertext = body[: self.iv_length], body[self.iv_length :]
+        iv, ciphertext = body[: self._iv_length], body[self._iv_length :]
         try:
             return self._aead.decrypt(self._salt + iv, ciphertext, clear)
         except InvalidTag:
@@ -73,41 +74,42 @@ class _Aead:
 
 
 class _EncryptThenMac:
-    unpredictable = True
-
-    def __init__(self, encryption: CbcEncryption, key: bytes, integrity: Integrity, mac_key: bytes) -> None:
-        self.block = self.iv_length = encryption.block_length
+    def __init__(self, encryption: CbcEncryption, integrity: Integrity, mac_key: bytes) -> None:
+        self.block = encryption.block_length
         self.overhead = encryption.block_length + integrity.icv_length
-        self._cipher = encryption.make(key)
-        self._mac = integrity.make(mac_key)
-        self._icv_length = integrity.icv_length
+        self._authenticator = Authenticator(integrity, mac_key)
 
-    def seal(self, clear: bytes, iv: bytes, plain: bytes) -> bytes:
-        encryptor = Cipher(self._cipher, modes.CBC(iv)).encryptor()
-        sealed = iv + encryptor.update(plain) + encryptor.finalize()
-        return sealed + self._icv(clear + sealed)
+
+class _CbcSealing(_EncryptThenMac):
+    def __init__(
+        self,
+        encryption: CbcEncryption,
+        key: bytes,
+        integrity: Integrity,
+        mac_key: bytes,
+        random: RandomSource,
+    ) -> None:
+        super().__init__(encryption, integrity, mac_key)
+        self._encryptor = CbcEncryptor(encryption, key, random)
+
+    def seal(self, clear: bytes, plain: bytes, number: int) -> bytes:
+        sealed = self._encryptor.encrypt((plain,))
+        return sealed + self._authenticator.tag(clear + sealed)
+
+
+class _CbcOpening(_EncryptThenMac):
+    def __init__(self, encryption: CbcEncryption, key: bytes, integrity: Integrity, mac_key: bytes) -> None:
+        super().__init__(encryption, integrity, mac_key)
+        self._decryptor = CbcDecryptor(encryption, key)
 
     def open_untrusted(self, clear: bytes, body: bytes) -> bytes:
         if (len(body) - self.overhead) % self.block:
             raise Malformed("SK payload of no whole number of blocks")
-        sealed, icv = body[: -self._icv_length], body[-self._icv_length :]
-        if not bytes_eq(self._icv(clear + sealed), icv):
+        end = len(body) - self._authenticator.length
+        sealed, icv = body[:end], body[end:]
+        if self._authenticator.verify((clear + sealed,), (icv,)):
             raise NotAuthentic
-        decryptor = Cipher(self._cipher, modes.CBC(sealed[: self.block])).decryptor()
-        return decryptor.update(sealed[self.block :]) + decryptor.finalize()
-
-    def _icv(self, data: bytes) -> bytes:
-        mac = self._mac.copy()
-        mac.update(data)
-        return mac.finalize()[: self._icv_length]
-
-
-def _protection(suite: IkeProposal, key: bytes, mac_key: bytes) -> _Protection:
-    if isinstance(suite.encryption, Encryption):
-        return _Aead(suite.encryption, key)
-    if suite.integrity is None:
-        raise ValueError(f"{suite.encryption.keyword} without integrity")
-    return _EncryptThenMac(suite.encryption, key, suite.integrity, mac_key)
+        return self._decryptor.decrypt(sealed)[self.block :]
 
 
 class Sealer:
@@ -116,34 +118,40 @@ class Sealer:
     def __init__(
         self, suite: IkeProposal, key: bytes, mac_key: bytes, epoch: int, random: RandomSource
     ) -> None:
-        self._protection = _protection(suite, key, mac_key)
-        self._random = random
+        self._sealing: _Sealing
+        match suite.encryption, suite.integrity:
+            case Encryption() as aead, None:
+                self._sealing = _Aead(aead, key)
+            case CbcEncryption() as cbc, Integrity() as integrity:
+                self._sealing = _CbcSealing(cbc, key, integrity, mac_key, random)
+            case _:
+                raise ValueError(f"{suite} is no whole suite")
         self._iv = (epoch & 0xFFFF) << 48
 
     def seal(self, header: Header, payloads: Sequence[Payload]) -> bytes:
         """A whole message that holds nothing but an SK payload."""
         inner, chain = build_chain(payloads)
-        padding = -(len(chain) + 1) % self._protection.block
+        padding = -(len(chain) + 1) % self._sealing.block
         plain = chain + bytes(padding) + bytes((padding,))
-        sk_length = _SK_HEADER + self._protection.overhead + len(plain)
+        sk_length = _SK_HEADER + self._sealing.overhead + len(plain)
         clear = header.build(PayloadType.SK, HEADER_LENGTH + sk_length)
         clear += bytes((inner, 0)) + sk_length.to_bytes(2, "big")
-        return clear + self._protection.seal(clear, self._next_iv(), plain)
-
-    def _next_iv(self) -> bytes:
-        protection = self._protection
-        if protection.unpredictable:
-            return self._random(protection.iv_length)
-        iv = self._iv.to_bytes(protection.iv_length, "big")
-        self._iv += 1
-        return iv
+        number, self._iv = self._iv, self._iv + 1
+        return clear + self._sealing.seal(clear, plain, number)
 
 
 class Opener:
     """Opens the peer's messages of one IKE_SA."""
 
     def __init__(self, suite: IkeProposal, key: bytes, mac_key: bytes) -> None:
-        self._protection = _protection(suite, key, mac_key)
+        self._opening: _Opening
+        match suite.encryption, suite.integrity:
+            case Encryption() as aead, None:
+                self._opening = _Aead(aead, key)
+            case CbcEncryption() as cbc, Integrity() as integrity:
+                self._opening = _CbcOpening(cbc, key, integrity, mac_key)
+            case _:
+                raise ValueError(f"{suite} is no whole suite")
 
     def open_untrusted(self, data: bytes) -> bytes:
         """The chain of payloads inside a message whose only outer payload is SK.
@@ -151,9 +159,9 @@ class Opener:
         Raises Malformed or NotAuthentic; what it returns is authentic.
         """
         clear, body = data[:_CLEAR], data[_CLEAR:]
-        if len(body) < self._protection.overhead + 1:
+        if len(body) < self._opening.overhead + 1:
             raise Malformed("SK payload too short")
-        plain = self._protection.open_untrusted(clear, body)
+        plain = self._opening.open_untrusted(clear, body)
         padding = plain[-1]
         if padding >= len(plain):
             raise Malformed("padding longer than the SK payload")

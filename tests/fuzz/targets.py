@@ -14,10 +14,12 @@ from protego_cli.control import frames
 from protego_cli.control.messages import GetMarks, Hello, Sync, Tenant, Vtep
 from protego_cli.counters import Counters
 from protego_cli.crypto.mac import hmac_sha256
+from protego_cli.crypto.proposal import parse_ike
 from protego_cli.errors import Malformed
 from protego_cli.esp.packet import Dropped, unwrap
 from protego_cli.esp.peer import PeerTunnel
 from protego_cli.ike.events import Path
+from protego_cli.ike.protect import NotAuthentic, Opener, Sealer
 from protego_cli.wire import envelope, ike, inner, payloads, tags, vxlan
 from protego_cli.wire.proposals import Proposal, Transform
 from protego_cli.wire.selectors import TrafficSelector
@@ -25,7 +27,7 @@ from tests.support.esp_packets import ipv4, ipv6, ports
 from tests.support.esp_reference import padded, seal
 from tests.support.esp_world import GCM, GEN, GEN_KEY, GIN, GIN_KEY, VTEP, sas, world
 from tests.support.ike_pairs import GATEWAY, PEER, SPI, TUNNEL, connected, pair
-from tests.support.network import Network, Site
+from tests.support.network import REGISTRY, Network, Site
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Target:
 def targets() -> list[Target]:
     return [
         *_codecs(),
+        _cbc(),
         _established(),
         _authenticated(),
         _handshakes(),
@@ -137,6 +140,20 @@ def _recorded() -> list[bytes]:
 # ---- the IKE engine
 
 FAMILIAR = Path(GATEWAY, 4500, PEER, 4500)
+
+
+def _cbc() -> Target:
+    """SK payloads under encrypt-then-MAC, whose lengths alone are looked at before the ICV."""
+    suite = parse_ike("aes256-sha256-x25519", REGISTRY)
+    header = ike.Header(b"initiate", b"responds", 37, True, False, 1)
+    message = Sealer(suite, bytes(32), bytes(32), 1, bytes).seal(header, (payloads.Nonce(bytes(20)),))
+    opener = Opener(suite, bytes(32), bytes(32))
+
+    def run(data: bytes) -> None:
+        with contextlib.suppress(Malformed, NotAuthentic):
+            opener.open_untrusted(data)
+
+    return Target("sk-cbc", run, [message])
 
 
 def _established() -> Target:
