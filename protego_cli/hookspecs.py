@@ -32,7 +32,10 @@ def protego_crypto_suites() -> Sequence[Algorithm]:  # type: ignore[empty-body] 
 
 @hookspec
 def protego_packing_policies() -> Sequence[PackingPolicy]:  # type: ignore[empty-body]  # a hookspec has no body
-    """Policies that place tunnels on GPNs, each under a unique name (`cluster.packing` selects one)."""
+    """Policies that place tunnels on GPNs and plan moves between them, each under a unique name.
+
+    `cluster.packing` selects one.
+    """
 
 
 @hookspec

@@ -45,13 +45,14 @@ STATUS = Status(
     epoch=7,
     nodes=(
         NodeStatus("gmn-1", "gmn", "up", 0, 0.01),
-        NodeStatus("gpn-1", "gpn", "up", 1, 0.42, {"gpn_opened": 5}),
-        NodeStatus("gpn-2", "gpn", "down", 0, 0.0),
+        NodeStatus("gpn-1", "gpn", "up", 1, 0.42, {"gpn_opened": 5}, 0.4, 1.0),
+        NodeStatus("gpn-2", "gpn", "down", 0, 0.0, {}, 0.0, 0.5),
+        NodeStatus("gpn-3", "gpn", "up", 0, 0.0, {}, 0.01, 1.0, draining=True),
     ),
     tunnels=(
         TunnelStatus(
             "acme/hq", "up", "gpn-1", "c1d2e3f4", "0a0b0c0d", "aes256gcm16-x25519",
-            1234567, 9, 2048, 500, "198.51.100.7",
+            1234567, 9, 2048, 500, "198.51.100.7", None, 900.0, 1.5, 7_200_000.0, 12_000.0, 0.0312,
         ),
         TunnelStatus("acme/branch", "down", None, None, None, None, 0, 0, 0, 0, None, "the PSK differs"),
     ),
@@ -231,12 +232,13 @@ def test_status_json(run: Run, cluster: Path, answers: Callable[[Reply | Excepti
     assert document["epoch"] == 7
     assert document["nodes"][1] == {
         "name": "gpn-1", "role": "gpn", "state": "up", "tunnels": 1, "cpu": 0.42,
-        "counters": {"gpn_opened": 5},
+        "counters": {"gpn_opened": 5}, "load": 0.4, "capacity": 1.0, "draining": False,
     }  # fmt: skip
     assert document["tunnels"][0] == {
         "id": "acme/hq", "state": "up", "gpn": "gpn-1", "spi_in": "c1d2e3f4", "spi_out": "0a0b0c0d",
         "suite": "aes256gcm16-x25519", "packets_in": 1234567, "packets_out": 9, "bytes_in": 2048,
-        "bytes_out": 500, "peer": "198.51.100.7", "error": None,
+        "bytes_out": 500, "peer": "198.51.100.7", "error": None, "pps_in": 900.0, "pps_out": 1.5,
+        "bps_in": 7_200_000.0, "bps_out": 12_000.0, "cpu": 0.0312,
     }  # fmt: skip
     assert document["tunnels"][1]["gpn"] is None
 
@@ -254,8 +256,11 @@ def test_status_table(run: Run, cluster: Path, answers: Callable[[Reply | Except
     answers(STATUS)
     assert run("status", "-c", cluster) == 0
     lines = {line.split()[0]: line for line in run.out.splitlines() if line.strip()}
-    assert lines["gpn-1"].split() == ["gpn-1", "gpn", "up", "1", "42%"]
+    assert lines["gpn-1"].split() == ["gpn-1", "gpn", "up", "1", "42%", "0.40", "of", "1"]
+    assert lines["gpn-3"].split()[2] == "draining"
     assert "1,234,567" in lines["acme/hq"]
+    assert "7.2 Mbit/s" in lines["acme/hq"]
+    assert "3.1%" in lines["acme/hq"]
     assert "2.0 KiB" in lines["acme/hq"]
     assert lines["acme/branch:"] == "acme/branch: the PSK differs"
 
@@ -323,7 +328,7 @@ def test_config_check_shows_every_problem(run: Run, tmp_path: Path) -> None:
 def test_config_check_of_a_bad_backend(run: Run, tmp_path: Path) -> None:
     file = write_cluster(tmp_path, changed(('name = "demo"', 'name = "demo"\npacking = "dense"')))
     assert run("config", "check", file) == 2
-    assert 'expected a packing policy: "spread", got "dense"' in run.err
+    assert 'expected a packing policy: "first-fit-decreasing", "spread", got "dense"' in run.err
 
 
 def test_pki_init_is_idempotent(run: Run, cluster: Path) -> None:

@@ -295,3 +295,12 @@ def test_the_example_is_valid(tmp_path: Path) -> None:
     cluster = check(file)
     assert [node.role for node in cluster.nodes] == ["gmn", "gin", "gen", "gpn", "gpn"]
     assert cluster.ike == IkeSettings(), "the example calls these values the defaults"
+
+
+def test_a_gpn_has_a_capacity_and_other_nodes_have_none(tmp_path: Path) -> None:
+    gpn = 'address = "10.10.0.12"\n'
+    cluster = load(write_cluster(tmp_path, changed((gpn, f"{gpn}capacity = 0.5\n"))))
+    assert [node.capacity for node in cluster.nodes_of("gpn")] == [1.0, 0.5]
+    for key, wrong in ((gpn, "capacity = 0\n"), ('address = "10.10.0.3"\n', "capacity = 1\n")):
+        with pytest.raises(ConfigError, match="capacity"):
+            load(write_cluster(tmp_path, changed((key, key + wrong))))

@@ -500,3 +500,36 @@ async def test_a_tunnel_whose_gpn_is_down_is_down(autojump_clock: MockClock) -> 
         status = await w.operations.answer(GetStatus())
         assert status.tunnels[0].state == "down"  # type: ignore[attr-defined]
         assert status.tunnels[0].gpn == "gpn-1"  # type: ignore[attr-defined]
+
+
+# ---- load
+
+
+async def test_status_shows_rates_and_shares_from_reports(autojump_clock: MockClock) -> None:
+    async with world() as w:
+        await w.up()
+        spi = sealing(w).spi
+        for second in range(1, 6):
+            usage = SaUsage(spi, 20_000 * second, 28_000_000 * second, 10_000 * second, 0, 1, 1)
+            await w.nodes.observer.reported("gpn-1", Report(0.5, (usage,)))
+            await trio.sleep(1)
+        status = await w.status()
+        tunnel = status.tunnels[0]
+        assert tunnel.pps_in == pytest.approx(20_000, rel=0.15)
+        assert tunnel.pps_out == pytest.approx(10_000, rel=0.15)
+        assert tunnel.bps_in == pytest.approx(224e6, rel=0.15)
+        nodes = {node.name: node for node in status.nodes}
+        assert tunnel.cpu == pytest.approx(0.5, rel=0.15)
+        assert nodes["gpn-1"].load == pytest.approx(0.5, rel=0.15)
+        assert (nodes["gpn-1"].capacity, nodes["gpn-2"].load) == (1.0, 0.0)
+        assert (nodes["gin-1"].load, nodes["gin-1"].capacity) == (None, None)
+
+
+async def test_a_new_tunnel_goes_where_there_is_room(autojump_clock: MockClock) -> None:
+    """The policy sees measured loads: a GPN without a tunnel that is busy otherwise is passed over."""
+    async with world() as w:
+        for _ in range(3):
+            await w.nodes.observer.reported("gpn-1", Report(1.2))
+            await trio.sleep(1)
+        await w.up()
+        assert sealing(w).gpn == "gpn-2"

@@ -12,7 +12,7 @@ import pytest
 import tomli
 
 from protego_cli.config.load import load_plugins_section
-from protego_cli.control.placement import GpnLoad
+from protego_cli.control.placement import GpnView, PackingView, TunnelView
 from protego_cli.counters import Counters
 from protego_cli.crypto.proposal import parse_esp, parse_ike
 from protego_cli.errors import InvalidSyntax
@@ -92,10 +92,17 @@ def test_its_algorithms_stand_in_proposals_and_work(example: Plugins) -> None:
 
 def test_its_policy_fills_one_node_before_the_next(example: Plugins) -> None:
     policy = example.packing_policies()["fill"]
-    light, full, hot = GpnLoad("gpn-1", 3, 0.1), GpnLoad("gpn-2", 9, 0.4), GpnLoad("gpn-3", 20, 0.9)
-    assert policy.place("acme/hq", [light, full, hot]) == "gpn-2"
-    assert policy.place("acme/hq", [hot]) == "gpn-3"
-    assert policy.place("acme/hq", []) is None
+    light, full, hot = (
+        GpnView("gpn-1", 1.0, 0.1, tunnels=3),
+        GpnView("gpn-2", 1.0, 0.4, tunnels=9),
+        GpnView("gpn-3", 1.0, 0.9, tunnels=20),
+    )
+    small, large = TunnelView("acme/hq", 0.05, "gpn-3"), TunnelView("acme/lab", 0.2, "gpn-3")
+    assert policy.place(small, PackingView(0.0, [light, full, hot])) == "gpn-2"
+    assert policy.place(small, PackingView(0.0, [hot])) == "gpn-3"
+    assert policy.place(small, PackingView(0.0, [])) is None
+    assert policy.plan(PackingView(0.0, [light, full, hot], [small, large])) == (("acme/lab", "gpn-2"),)
+    assert policy.plan(PackingView(0.0, [light, full], [small])) == ()
 
 
 class Silent:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from protego_cli.control.placement import GpnLoad, choose
+from protego_cli.control.placement import GpnView, PackingView, TunnelView
 from protego_cli.counters import Counters
 from protego_cli.crypto.proposal import parse_esp
 from protego_cli.errors import PluginError
@@ -61,8 +61,10 @@ from protego_cli.hookspecs import hookimpl
 
 class Last:
     name = "last"
-    def place(self, tunnel, nodes):
-        return nodes[-1].name
+    def place(self, tunnel, view):
+        return view.gpns[-1].name
+    def plan(self, view):
+        return [(tunnel.id, view.gpns[-1].name) for tunnel in view.tunnels]
 
 @hookimpl
 def protego_packing_policies():
@@ -74,10 +76,14 @@ def test_packing_policies_are_found_by_name(tmp_path: Path) -> None:
     """The hook is protego_packing_policies."""
     path = write(tmp_path / "packing.py", POLICY.replace("{returned}", "[Last()]"))
     policies = load(path).packing_policies()
-    assert set(policies) == {"spread", "last"}
-    nodes = [GpnLoad("gpn-1", 0, 0.0), GpnLoad("gpn-2", 5, 0.9)]
-    assert choose(policies["last"], "acme/hq", nodes) == "gpn-2"
-    assert choose(policies["spread"], "acme/hq", nodes) == "gpn-1"
+    assert set(policies) == {"spread", "first-fit-decreasing", "last"}
+    tunnel = TunnelView("acme/hq", 0.1, "gpn-1")
+    view = PackingView(0.0, [GpnView("gpn-1", 1.0, 0.1), GpnView("gpn-2", 1.0, 0.5, tunnels=5)], [tunnel])
+    assert policies["last"].plugin == "packing"
+    assert policies["last"].place(tunnel, view) == "gpn-2"
+    assert policies["last"].plan(view) == (("acme/hq", "gpn-2"),)
+    assert policies["spread"].plugin == "protego.packing_policies"
+    assert policies["spread"].place(tunnel, view) == "gpn-1"
 
 
 @pytest.mark.parametrize(
@@ -86,7 +92,10 @@ def test_packing_policies_are_found_by_name(tmp_path: Path) -> None:
         ("[Last]", "returned the class Last, which is not an instance; call it"),
         ("[object()]", "returned an object of type object, which has no `name`"),
         ("[type('Nameless', (Last,), {'name': ''})()]", "which has no `name`"),
-        ("[type('Lazy', (), {'name': 'lazy'})()]", "returned an object of type Lazy, which lacks place()"),
+        (
+            "[type('Lazy', (), {'name': 'lazy'})()]",
+            "returned an object of type Lazy, which lacks place(), plan()",
+        ),
         (
             "[type('Broken', (), {'name': property(lambda _: 1 / 0)})()]",
             "ZeroDivisionError: division by zero",

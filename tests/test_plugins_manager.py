@@ -21,8 +21,10 @@ POLICY = """
 
     class Policy:
         name = "NAME"
-        def place(self, tunnel, nodes):
+        def place(self, tunnel, view):
             return None
+        def plan(self, view):
+            return []
 
     @hookimpl
     def protego_packing_policies():
@@ -82,8 +84,10 @@ def test_dataclasses_work_in_a_plugin(tmp_path: Path) -> None:
         class Policy:
             name: str
             known: ClassVar[int] = 0
-            def place(self, tunnel, nodes):
+            def place(self, tunnel, view):
                 return None
+            def plan(self, view):
+                return []
 
         @hookimpl
         def protego_packing_policies():

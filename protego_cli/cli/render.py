@@ -15,10 +15,22 @@ from protego_cli.control.messages import Migrated, Status, TunnelStatus
 from protego_cli.plugins.manager import PluginInfo
 
 GOOD = frozenset({"up"})
+BUSY = frozenset({"connecting", "draining"})
 NONE = "-"
 UNBOUNDED = 10_000  # columns
-SPARE = ("SPI out", "SPI in", "suite", "bytes out>", "bytes in>", "peer")  # hidden in this order where narrow
+SPARE = (
+    "SPI out",
+    "SPI in",
+    "suite",
+    "bytes out>",
+    "bytes in>",
+    "peer",
+    "packets out>",
+    "packets in>",
+    "rate>",
+)  # hidden in this order where narrow
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+RATES = ("bit/s", "kbit/s", "Mbit/s", "Gbit/s", "Tbit/s")
 
 
 def print_json(document: object) -> None:
@@ -39,9 +51,11 @@ def print_status(status: Status, *, as_json: bool) -> None:
 
 def status_view(status: Status, console: Console) -> RenderableType:
     """Nodes and tunnels as tables, and why tunnels that failed did."""
-    nodes = _table("node", "role", "state", "tunnels>", "CPU>", title=f"epoch {status.epoch}")
+    nodes = _table("node", "role", "state", "tunnels>", "CPU>", "load>", title=f"epoch {status.epoch}")
     for node in status.nodes:
-        nodes.add_row(node.name, node.role, _state(node.state), str(node.tunnels), f"{node.cpu:.0%}")
+        shown = _state("draining" if node.draining and node.state == "up" else node.state)
+        load = "" if node.load is None else f"{node.load:.2f} of {node.capacity:g}"
+        nodes.add_row(node.name, node.role, shown, str(node.tunnels), f"{node.cpu:.0%}", load)
     unbounded = console.options.update(max_width=UNBOUNDED)
     hidden: tuple[str, ...] = ()
     tunnels = _tunnel_table(status, hidden)
@@ -62,6 +76,8 @@ def _tunnel_table(status: Status, hidden: tuple[str, ...]) -> Table:
         "peer": lambda tunnel: tunnel.peer or NONE,
         "SPI in": lambda tunnel: tunnel.spi_in or NONE,
         "SPI out": lambda tunnel: tunnel.spi_out or NONE,
+        "rate>": lambda tunnel: rate(tunnel.bps_in + tunnel.bps_out),
+        "CPU>": lambda tunnel: f"{tunnel.cpu:.1%}",
         "suite": lambda tunnel: tunnel.suite or NONE,
         "packets in>": lambda tunnel: f"{tunnel.packets_in:,}",
         "packets out>": lambda tunnel: f"{tunnel.packets_out:,}",
@@ -133,8 +149,16 @@ def _console() -> Console:
     return console
 
 
+def rate(bits: float) -> str:
+    """Bits per second, both ways, in the largest unit that leaves at least one of it."""
+    index = 0
+    while bits >= 1000 and index < len(RATES) - 1:
+        bits, index = bits / 1000, index + 1
+    return f"{bits:.0f} {RATES[index]}" if index == 0 else f"{bits:.1f} {RATES[index]}"
+
+
 def _state(state: str) -> Text:
-    return Text(state, style="green" if state in GOOD else "yellow" if state == "connecting" else "red")
+    return Text(state, style="green" if state in GOOD else "yellow" if state in BUSY else "red")
 
 
 def _table(*columns: str, title: str | None = None) -> Table:

@@ -192,9 +192,9 @@ def _nodes(collection: Table) -> tuple[Node, ...]:
             table.fault(f'"{name}" names other files of the PKI; give the node another name')
         role = table.need("role", values.choice(ROLES), "", example=f"one of {', '.join(ROLES)}")
         address = table.need("address", values.address, "", example='an IP address such as "10.10.0.1"')
-        nodes.append(
-            Node(name=name, role=cast("Role", role), address=address, ports=_ports(table.table("ports")))
-        )
+        ports = _ports(table.table("ports"))
+        capacity = table.take("capacity", values.number(0.01, 1024), 1.0) if role in ("gpn", "") else 1.0
+        nodes.append(Node(name, cast("Role", role), address, ports, capacity))
         table.done()
     return tuple(nodes)
 

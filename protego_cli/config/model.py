@@ -30,6 +30,7 @@ class Node(msgspec.Struct, frozen=True):
     role: Role
     address: str
     ports: Ports = Ports()
+    capacity: float = 1.0  # GPN: CPU seconds per second that its tunnels may take; 1.0 is one core
 
 
 class VtepConfig(msgspec.Struct, frozen=True):

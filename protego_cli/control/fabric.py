@@ -72,6 +72,7 @@ class NodeState:
     boot: str | None  # random per process of the node
     report: Report | None  # the last, also of a node that is gone
     silent: tuple[str, ...]  # GPNs whose probes it misses
+    capacity: float = 1.0  # of a GPN
 
 
 class _NoObserver:
@@ -130,6 +131,7 @@ class Fabric:
                 boot=member.boot,
                 report=member.report,
                 silent=member.report.silent if member.report else (),
+                capacity=member.node.capacity,
             )
             for member in self._members.values()
         ]

@@ -32,6 +32,7 @@ class Membership:
             self._recovery.gin_restarted()
         elif self._roles[node] == "gpn":
             self._restarted.add(node)
+            self._sad.seats.loads.forget_gpn(node)
             await self._recovery.gpn_restarted(node)
 
     async def node_up(self, node: str) -> None:

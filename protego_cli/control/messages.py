@@ -315,6 +315,9 @@ class NodeStatus(msgspec.Struct, frozen=True):
     tunnels: int
     cpu: float
     counters: dict[str, int] = {}
+    load: float | None = None  # of a GPN: its tunnels' CPU shares and its own; 1.0 is one core
+    capacity: float | None = None  # of a GPN, likewise
+    draining: bool = False  # takes no tunnels
 
 
 class TunnelStatus(msgspec.Struct, frozen=True):
@@ -330,6 +333,11 @@ class TunnelStatus(msgspec.Struct, frozen=True):
     bytes_out: int
     peer: str | None = None
     error: str | None = None  # why the last negotiation failed
+    pps_in: float = 0.0  # packets per second, averaged over ten seconds
+    pps_out: float = 0.0
+    bps_in: float = 0.0  # bits per second of inner packets, likewise
+    bps_out: float = 0.0
+    cpu: float = 0.0  # its share of its GPN's CPU
 
 
 class Status(Reply, frozen=True):

@@ -21,8 +21,9 @@ import trio
 from protego_cli.config.model import Cluster
 from protego_cli.control.distribution import DesiredState, Distribution, together
 from protego_cli.control.events import EventLog
-from protego_cli.control.placement import GpnLoad, PackingPolicy, choose
+from protego_cli.control.placement import Packer
 from protego_cli.control.ranges import SealingRanges
+from protego_cli.control.seats import Seats
 from protego_cli.control.spis import SpiAllocator
 from protego_cli.control.tunnel import Placed, Tunnel
 from protego_cli.errors import ProtegoError
@@ -41,7 +42,7 @@ class Sad:
         self,
         cluster: Cluster,
         fabric: DesiredState,
-        policy: PackingPolicy,
+        packer: Packer,
         spis: SpiAllocator,
         tasks: trio.Nursery,
         events: EventLog | None = None,
@@ -59,11 +60,11 @@ class Sad:
             [gen.name for gen in cluster.nodes_of("gen")],
         )
         self._ranges = SealingRanges()
-        self._policy = policy
         self._linger = cluster.ike.linger
         self._tasks = tasks
         self._by_spi: dict[int, tuple[Tunnel, Placed]] = {}
         self._load: Counter[str] = Counter()  # SAs that do not retire, by GPN
+        self.seats = Seats(fabric, packer, self.tunnels, self._load)
         self._membership = trio.Event()
 
     # ---- looking up
@@ -83,18 +84,8 @@ class Sad:
     # ---- choosing a GPN
 
     def seat(self, tunnel: Tunnel) -> str | None:
-        """The GPN for a new SA: a migration's target, else where the tunnel is, else what the policy says."""
-        connected = self.fabric.connected("gpn")
-        if tunnel.target in connected:
-            return tunnel.target
-        if tunnel.sealing is not None and tunnel.sealing.gpn in connected:
-            return tunnel.sealing.gpn
-        loads = [
-            GpnLoad(node.name, self._load[node.name], node.report.cpu if node.report else 0.0)
-            for node in self.fabric.nodes()
-            if node.role == "gpn" and node.connected
-        ]
-        return choose(self._policy, tunnel.id, loads)
+        """The GPN for a new SA."""
+        return self.seats.choose(tunnel)
 
     async def seat_soon(self, tunnel: Tunnel) -> str | None:
         """The same, waiting a moment for a GPN to connect."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+
+import trio
 
 from protego_cli.config.model import Node
 from protego_cli.control.fabric import NodeState, OperatorRequest
@@ -61,6 +63,8 @@ class Operations:
         tunnels = list(self._sad.tunnels.values())
         on = Counter(tunnel.sealing.gpn for tunnel in tunnels if tunnel.sealing is not None)
         up = {node.name for node in nodes if node.connected}
+        loads = {gpn.name: gpn.load for gpn in self._sad.seats.gpns()}
+        now = trio.current_time()
         ours = NodeStatus(
             name=self._node.name,
             role="gmn",
@@ -71,39 +75,47 @@ class Operations:
         )
         return Status(
             epoch=self._epoch,
-            nodes=(ours, *(_node_status(node, on[node.name]) for node in nodes)),
-            tunnels=tuple(_tunnel_status(tunnel, up) for tunnel in tunnels),
+            nodes=(ours, *(self._node_status(node, on[node.name], loads) for node in nodes)),
+            tunnels=tuple(self._tunnel_status(tunnel, up, now) for tunnel in tunnels),
         )
 
+    def _node_status(self, node: NodeState, tunnels: int, loads: Mapping[str, float]) -> NodeStatus:
+        report = node.report
+        gpn = node.role == "gpn"
+        return NodeStatus(
+            name=node.name,
+            role=node.role,
+            state="up" if node.connected else "down",
+            tunnels=tunnels,
+            cpu=report.cpu if report and node.connected else 0.0,
+            counters=report.counters if report else {},
+            load=round(loads.get(node.name, 0.0), 4) if gpn else None,
+            capacity=node.capacity if gpn else None,
+            draining=node.name in self._sad.seats.draining,
+        )
 
-def _node_status(node: NodeState, tunnels: int) -> NodeStatus:
-    report = node.report
-    return NodeStatus(
-        name=node.name,
-        role=node.role,
-        state="up" if node.connected else "down",
-        tunnels=tunnels,
-        cpu=report.cpu if report and node.connected else 0.0,
-        counters=report.counters if report else {},
-    )
-
-
-def _tunnel_status(tunnel: Tunnel, up: set[str]) -> TunnelStatus:
-    sealing, totals = tunnel.sealing, tunnel.totals
-    return TunnelStatus(
-        id=tunnel.id,
-        state=state(tunnel, up),
-        gpn=sealing.gpn if sealing else None,
-        spi_in=f"{sealing.spi:08x}" if sealing else None,
-        spi_out=f"{sealing.child.spi_out:08x}" if sealing else None,
-        suite=sealing.child.suite if sealing else None,
-        packets_in=totals.packets_in,
-        packets_out=totals.packets_out,
-        bytes_in=totals.bytes_in,
-        bytes_out=totals.bytes_out,
-        peer=sealing.peer[0] if sealing else tunnel.config.peer,
-        error=tunnel.error,
-    )
+    def _tunnel_status(self, tunnel: Tunnel, up: set[str], now: float) -> TunnelStatus:
+        sealing, totals, loads = tunnel.sealing, tunnel.totals, self._sad.seats.loads
+        rates = loads.rates(tunnel.id, now)
+        return TunnelStatus(
+            id=tunnel.id,
+            state=state(tunnel, up),
+            gpn=sealing.gpn if sealing else None,
+            spi_in=f"{sealing.spi:08x}" if sealing else None,
+            spi_out=f"{sealing.child.spi_out:08x}" if sealing else None,
+            suite=sealing.child.suite if sealing else None,
+            packets_in=totals.packets_in,
+            packets_out=totals.packets_out,
+            bytes_in=totals.bytes_in,
+            bytes_out=totals.bytes_out,
+            peer=sealing.peer[0] if sealing else tunnel.config.peer,
+            error=tunnel.error,
+            pps_in=round(rates.packets_in, 1),
+            pps_out=round(rates.packets_out, 1),
+            bps_in=round(8 * rates.bytes_in),
+            bps_out=round(8 * rates.bytes_out),
+            cpu=round(loads.share(tunnel.id, tunnel.seat, now), 6),
+        )
 
 
 def state(tunnel: Tunnel, up: set[str]) -> str:

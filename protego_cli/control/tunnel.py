@@ -7,9 +7,10 @@ way. All fields change without an await in between, so every task sees a consist
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import trio
 
@@ -17,6 +18,8 @@ from protego_cli.config.model import TunnelConfig
 from protego_cli.control.messages import SaUsage
 from protego_cli.control.ranges import SealingRange
 from protego_cli.ike.events import ChildSa
+
+MOVES: Final = 64  # remembered of one tunnel
 
 
 class Totals(NamedTuple):
@@ -28,6 +31,9 @@ class Totals(NamedTuple):
     def plus(self, other: Totals) -> Totals:
         return Totals(*(mine + its for mine, its in zip(self, other, strict=True)))
 
+    def minus(self, other: Totals) -> Totals:
+        return Totals(*(mine - its for mine, its in zip(self, other, strict=True)))
+
 
 class Meter:
     """What passed through one SA, over all processes that held it; never runs backwards."""
@@ -37,13 +43,16 @@ class Meter:
         self._before = Totals()
         self._now = Totals()
 
-    def read(self, usage: SaUsage) -> None:
-        """A report of the process that holds the SA now."""
+    def read(self, usage: SaUsage) -> Totals | None:
+        """A report of the process that holds the SA now; what has passed since the last, None for nothing."""
+        self.highest_in = max(self.highest_in, usage.highest_in)
         found = Totals(usage.packets_in, usage.bytes_in, usage.packets_out, usage.bytes_out)
+        if found == self._now:
+            return None
         if any(new < known for new, known in zip(found, self._now, strict=True)):
             self.restart()
-        self._now = found
-        self.highest_in = max(self.highest_in, usage.highest_in)
+        passed, self._now = found.minus(self._now), found
+        return passed
 
     def restart(self) -> None:
         """Another process holds the SA from now on and counts from zero."""
@@ -90,6 +99,7 @@ class Tunnel:
         self.offers = 0  # requests of the peer that are being worked on
         self.dialling = False
         self.error: str | None = None  # why the last negotiation failed
+        self.moves: deque[float] = deque(maxlen=MOVES)  # when it was moved lately
         self.moving = trio.Lock()  # held by a rekey of ours, from its first step to its last
         self.flipping = trio.Lock()  # held while the sealing SA changes
         self._retired = Totals()
@@ -136,6 +146,11 @@ class Tunnel:
         for placed in self.sas.values():
             total = total.plus(placed.meter.total)
         return total
+
+    @property
+    def seat(self) -> str | None:
+        """The GPN where it is, or where it is on its way to."""
+        return self.target or (self.sealing.gpn if self.sealing else None)
 
     # ---- waiting
 

@@ -21,6 +21,7 @@ from typing import Final
 import trio
 
 from protego_cli.control.driver import Driver
+from protego_cli.control.load import Passed
 from protego_cli.control.messages import FirstPacket, PeerAddress, Report
 from protego_cli.control.sad import Sad
 from protego_cli.control.tunnel import Placed, Tunnel
@@ -235,11 +236,14 @@ class Tunnels:
     # ---- what the nodes say
 
     def reported(self, gpn: str, report: Report) -> None:
+        passed = []
         for usage in report.usage:
             if found := self._sad.find(usage.spi_in, gpn):
-                placed = found[1]
-                placed.meter.read(usage)
+                tunnel, placed = found
                 placed.marks_complete = True
+                if (totals := placed.meter.read(usage)) is not None:
+                    passed.append(Passed(tunnel.id, placed.child.suite, totals))
+        self._sad.seats.loads.report(gpn, report.cpu, passed, trio.current_time())
 
     def first_packet(self, gpn: str, event: FirstPacket) -> None:
         """The peer uses a new SA: so may we (RFC 7296 2.8)."""

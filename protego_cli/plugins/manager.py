@@ -22,12 +22,12 @@ import pluggy
 
 from protego_cli import hookspecs
 from protego_cli.config.model import PluginsConfig
+from protego_cli.control.placement import Packer
 from protego_cli.crypto.algorithms import Algorithm, Registry
 from protego_cli.errors import PluginError
 from protego_cli.plugins.discovery import Blame, Found, built_in, from_paths, installed
 
 if TYPE_CHECKING:
-    from protego_cli.control.placement import PackingPolicy
     from protego_cli.net.steering import SteeringBackend
 
 BUILT_IN_MODULES = ("crypto_suites", "packing_policies", "steering_backends")
@@ -61,7 +61,7 @@ class Plugins:
         self,
         listing: Sequence[PluginInfo],
         registry: Registry,
-        packing_policies: dict[str, PackingPolicy],
+        packing_policies: dict[str, Packer],
         steering_backends: dict[str, SteeringBackend],
     ) -> None:
         self._listing = tuple(listing)
@@ -76,7 +76,7 @@ class Plugins:
     def registry(self) -> Registry:
         return self._registry
 
-    def packing_policies(self) -> dict[str, PackingPolicy]:
+    def packing_policies(self) -> dict[str, Packer]:
         return dict(self._packing_policies)
 
     def steering_backends(self) -> dict[str, SteeringBackend]:
@@ -91,7 +91,7 @@ def load_plugins(config: PluginsConfig | None = None) -> Plugins:
     plugins: dict[str, Found] = {}
     for found in chain(built_in(BUILT_IN_MODULES), installed(), from_paths(paths)):
         _register(manager, plugins, found)
-    policies = _offers(manager, plugins, "protego_packing_policies", _provides("place"))
+    policies = _offers(manager, plugins, "protego_packing_policies", _provides("place", "plan"))
     backends = _offers(
         manager, plugins, "protego_steering_backends", _provides("unavailable", "ingress", "egress")
     )
@@ -101,8 +101,8 @@ def load_plugins(config: PluginsConfig | None = None) -> Plugins:
             for each in plugins.values()
         ],
         Registry(_offers(manager, plugins, "protego_crypto_suites", _algorithm_fault)),
-        _by_name("packing policy", policies),
-        _by_name("steering backend", backends),
+        {offer.item.name: Packer(offer.item, offer.plugin) for offer in _unique("packing policy", policies)},
+        {offer.item.name: offer.item for offer in _unique("steering backend", backends)},
     )
 
 
@@ -240,7 +240,7 @@ def _provides(*methods: str) -> Callable[[object], str | None]:
     return fault
 
 
-def _by_name(what: str, offers: Iterable[Offer]) -> dict[str, Any]:
+def _unique(what: str, offers: Iterable[Offer]) -> Iterable[Offer]:
     named: dict[str, Offer] = {}
     for offer in offers:
         if (other := named.get(offer.item.name)) is not None:
@@ -249,4 +249,4 @@ def _by_name(what: str, offers: Iterable[Offer]) -> dict[str, Any]:
                 "remove one of them"
             )
         named[offer.item.name] = offer
-    return {name: offer.item for name, offer in named.items()}
+    return named.values()

@@ -1,23 +1,180 @@
 """Built-in packing policies.
 
-`spread` gives each tunnel to the GPN that has the fewest, the lowest name among equals.
+`spread` gives each tunnel to the GPN that has the fewest, the first among equals; its plan evens the numbers
+out. It looks at loads only to overfill nothing.
+
+`first-fit-decreasing` uses as few GPNs as it can, each filled to `WATERMARK` of its capacity by the tunnels'
+measured loads. Its plan
+
+1. packs all tunnels anew, the heaviest first, each into the first GPN with room; and if that takes fewer GPNs
+   than are used now, these are the moves. Among tunnels of one load those go first that are on the first
+   GPNs, so that they stay;
+2. otherwise takes away from GPNs beyond the watermark, and from those that accept none, what fits elsewhere,
+   the heaviest first; and nothing moves that has no reason to.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Final
 
-from protego_cli.control.placement import GpnLoad, PackingPolicy
+from protego_cli.control.placement import (
+    TOLERANCE,
+    GpnView,
+    Move,
+    PackingPolicy,
+    PackingView,
+    TunnelView,
+)
 from protego_cli.hookspecs import hookimpl
+
+WATERMARK: Final = 0.8  # of a GPN's capacity; the rest is for what grows before the next plan
 
 
 class Spread:
     name = "spread"
 
-    def place(self, tunnel: str, nodes: Sequence[GpnLoad]) -> str | None:
-        return min(nodes, key=lambda node: (node.tunnels, node.name)).name if nodes else None
+    def place(self, tunnel: TunnelView, view: PackingView) -> str | None:
+        return min(view.candidates(tunnel.load), key=lambda gpn: gpn.tunnels).name
+
+    def plan(self, view: PackingView) -> Sequence[Move]:
+        gpns = {gpn.name: gpn for gpn in view.gpns}
+        waiting: dict[str, list[TunnelView]] = {name: [] for name in gpns}
+        for tunnel in sorted(view.tunnels, key=lambda tunnel: (tunnel.load, tunnel.id), reverse=True):
+            if tunnel.movable and tunnel.gpn in waiting:
+                waiting[tunnel.gpn].append(tunnel)  # the lightest last: it is taken first
+        moves: list[Move] = []
+        while fullest := [gpn for gpn in gpns.values() if waiting[gpn.name]]:
+            source = max(fullest, key=lambda gpn: (not gpn.accepting, gpn.tunnels))
+            tunnel = waiting[source.name].pop()
+            open_to = [gpn for gpn in gpns.values() if gpn.accepting and gpn.has_room(tunnel.load)]
+            target = min(open_to, key=lambda gpn: gpn.tunnels, default=None)
+            if target is None or (source.accepting and source.tunnels - target.tunnels < 2):
+                waiting[source.name].clear()  # the lightest one cannot go, or none needs to
+                continue
+            moves.append(Move(tunnel.id, target.name))
+            for gpn, sign in ((source, -1), (target, 1)):
+                gpns[gpn.name] = gpn._replace(load=gpn.load + sign * tunnel.load, tunnels=gpn.tunnels + sign)
+        return moves
+
+
+class FirstFitDecreasing:
+    name = "first-fit-decreasing"
+
+    def place(self, tunnel: TunnelView, view: PackingView) -> str | None:
+        candidates = view.candidates(tunnel.load)
+        calm = (gpn for gpn in candidates if gpn.load + tunnel.load <= _limit(gpn))
+        first = next(calm, None) or min(candidates, key=lambda gpn: gpn.load / gpn.capacity)
+        return first.name
+
+    def plan(self, view: PackingView) -> Sequence[Move]:
+        bins = [gpn for gpn in view.gpns if gpn.accepting]
+        if not bins:
+            return []
+        packed = _pack(bins, view.tunnels)
+        in_use = {tunnel.gpn for tunnel in view.tunnels}
+        if packed is not None and len(set(packed.values())) < len(in_use):
+            here = {tunnel.id: tunnel.gpn for tunnel in view.tunnels}
+            return [Move(tunnel, to) for tunnel, to in packed.items() if to != here[tunnel]]
+        return _relieve(bins, view)
+
+
+def _limit(gpn: GpnView) -> float:
+    return WATERMARK * gpn.capacity + TOLERANCE
+
+
+def _decreasing(tunnels: Iterable[TunnelView], order: dict[str, int]) -> list[TunnelView]:
+    last = len(order)
+    return sorted(tunnels, key=lambda tunnel: (-tunnel.load, order.get(tunnel.gpn or "", last), tunnel.id))
+
+
+def _pack(bins: Sequence[GpnView], tunnels: Sequence[TunnelView]) -> dict[str, str] | None:
+    """First fit, decreasing: a GPN for every tunnel; None where they do not all fit below the watermark.
+
+    What a GPN carries that cannot be moved stays there. A tunnel that alone is beyond the watermark gets a
+    GPN to itself.
+    """
+    order = {gpn.name: index for index, gpn in enumerate(bins)}
+    used = [gpn.load for gpn in bins]
+    for tunnel in tunnels:
+        if tunnel.movable and tunnel.gpn in order:
+            used[order[tunnel.gpn]] -= tunnel.load
+    fixed = {tunnel.gpn for tunnel in tunnels if not tunnel.movable}
+    free = _FirstFit([_limit(gpn) - load for gpn, load in zip(bins, used, strict=True)])
+    empty = [gpn.name not in fixed for gpn in bins]
+    packed: dict[str, str] = {
+        tunnel.id: tunnel.gpn for tunnel in tunnels if not tunnel.movable and tunnel.gpn
+    }
+    for tunnel in _decreasing((tunnel for tunnel in tunnels if tunnel.movable), order):
+        index = free.first(tunnel.load)
+        if index is None:
+            alone = (
+                i for i, gpn in enumerate(bins)
+                if empty[i] and used[i] + tunnel.load <= gpn.capacity + TOLERANCE
+            )  # fmt: skip
+            index = next(alone, None)
+            if index is None:
+                return None
+        empty[index] = False
+        used[index] += tunnel.load
+        free.take(index, tunnel.load)
+        packed[tunnel.id] = bins[index].name
+    return packed
+
+
+def _relieve(bins: Sequence[GpnView], view: PackingView) -> list[Move]:
+    """Moves away from where a tunnel should not stay, to where it may."""
+    order = {gpn.name: index for index, gpn in enumerate(bins)}
+    loads = [gpn.load for gpn in bins]
+    free = _FirstFit([_limit(gpn) - gpn.load for gpn in bins])
+    hot = {gpn.name for gpn in bins if gpn.load > _limit(gpn)}
+    stays = {gpn.name for gpn in bins} - hot
+    moves: list[Move] = []
+    for tunnel in _decreasing(view.tunnels, order):
+        if not tunnel.movable or tunnel.gpn in stays:
+            continue
+        source = order.get(tunnel.gpn or "")
+        if source is not None and loads[source] <= _limit(bins[source]):
+            continue  # relieved by now
+        index = free.first(tunnel.load)
+        if index is None or (tunnel.load <= 0 and source is not None):
+            continue
+        free.take(index, tunnel.load)
+        loads[index] += tunnel.load
+        moves.append(Move(tunnel.id, bins[index].name))
+        if source is not None:
+            loads[source] -= tunnel.load
+    return moves
+
+
+class _FirstFit:
+    """The first of many bins with room, in logarithmic time: a tree of the most that is free in each half."""
+
+    def __init__(self, free: Sequence[float]) -> None:
+        self._leaves = 1
+        while self._leaves < len(free):
+            self._leaves *= 2
+        padding = [-1.0] * (self._leaves - len(free))
+        self._most = [0.0] * self._leaves + list(free) + padding
+        for node in range(self._leaves - 1, 0, -1):
+            self._most[node] = max(self._most[2 * node], self._most[2 * node + 1])
+
+    def first(self, size: float) -> int | None:
+        if self._most[1] < size:
+            return None
+        node = 1
+        while node < self._leaves:
+            node = 2 * node if self._most[2 * node] >= size else 2 * node + 1
+        return node - self._leaves
+
+    def take(self, index: int, size: float) -> None:
+        node = self._leaves + index
+        self._most[node] -= size
+        while node > 1:
+            node //= 2
+            self._most[node] = max(self._most[2 * node], self._most[2 * node + 1])
 
 
 @hookimpl
 def protego_packing_policies() -> Sequence[PackingPolicy]:
-    return [Spread()]
+    return [Spread(), FirstFitDecreasing()]

@@ -24,7 +24,7 @@ from protego_cli.control.fabric import Fabric
 from protego_cli.control.keeper import Keeper
 from protego_cli.control.membership import Membership
 from protego_cli.control.migration import Migrations
-from protego_cli.control.placement import PackingPolicy
+from protego_cli.control.placement import Packer
 from protego_cli.control.recovery import Recovery
 from protego_cli.control.renewal import Renewals
 from protego_cli.control.sad import Sad
@@ -51,7 +51,7 @@ async def run(
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run until cancelled. Raises EnvironmentFault when a port or a file is not to be had."""
-    policy = packing_policy(cluster, plugins)
+    packer = packing_policy(cluster, plugins)
     policies = [policy_of(tunnel) for tunnel in cluster.tunnels()]
     with closing(UdpSocket.bind(node.address, node.ports.fabric)) as socket:
         epoch = next_epoch(cluster.state)
@@ -69,7 +69,7 @@ async def run(
         )
         async with trio.open_nursery() as outer, trio.open_nursery() as services:
             services.cancel_scope.shield = True  # until the farewell is over
-            sad = Sad(cluster, fabric, policy, spis, services, EventLog(epoch))
+            sad = Sad(cluster, fabric, packer, spis, services, EventLog(epoch))
             tunnels = Tunnels(sad, driver, services)
             recovery = Recovery(sad)
             migrations = Migrations(sad, driver, recovery)
@@ -94,7 +94,7 @@ async def _part(tunnels: Tunnels, services: trio.CancelScope) -> None:
         services.cancel()
 
 
-def packing_policy(cluster: Cluster, plugins: Plugins) -> PackingPolicy:
+def packing_policy(cluster: Cluster, plugins: Plugins) -> Packer:
     """The policy that the cluster file names. Raises UsageError."""
     policies = plugins.packing_policies()
     try:

@@ -32,6 +32,7 @@ from protego_cli.control.keeper import Keeper
 from protego_cli.control.membership import Membership
 from protego_cli.control.messages import FirstPacket, GetStatus, Route, Rule, Sa, Status, Steer, TunnelStatus
 from protego_cli.control.migration import Migrations
+from protego_cli.control.placement import Packer
 from protego_cli.control.recovery import Recovery
 from protego_cli.control.renewal import Renewals
 from protego_cli.control.sad import Sad
@@ -335,7 +336,7 @@ class World:
             lambda: self.nodes.connected("gin"),
             self.counters,
         )
-        self.sad = Sad(cluster, self.nodes, Spread(), self.spis, tasks)
+        self.sad = Sad(cluster, self.nodes, Packer(Spread(), "test"), self.spis, tasks)
         self.tunnels = Tunnels(self.sad, self.driver, tasks)
         self.recovery = Recovery(self.sad)
         self.migrations = Migrations(self.sad, self.driver, self.recovery)

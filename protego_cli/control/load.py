@@ -1,0 +1,242 @@
+"""How much each tunnel asks of its GPN, from the GPNs' reports. Pure arithmetic; the time comes in.
+
+1. A report brings, for every SA through which something passed, the difference to the report before: packets
+   and bytes each way. Each tunnel's rates are averages of these, exponentially weighted over `WINDOW`
+   seconds; they decay by themselves, so a report costs what has changed, and an idle tunnel nothing.
+2. A cost model (`COSTS`) makes CPU seconds of them: per packet and per byte, by direction, summed over the
+   parts of the suite's name.
+3. The model knows neither the machine nor the size of its batches. So each GPN has a scale: its measured CPU
+   over what the model says of the same reports, both averaged alike. What its tunnels cost then adds up to
+   what was measured. An idle process teaches nothing, and the scale stays within `SCALES`; what lies
+   outside is the process's `own`, no tunnel's.
+4. A tunnel's share is its modelled cost times the scale of the GPN where it is: 1.0 is one core.
+
+`history` keeps each tunnel's share as means over minutes, for policies that forecast.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import Final, NamedTuple
+
+from protego_cli.control.tunnel import Totals
+
+WINDOW: Final = 10.0  # seconds: what happened so long ago counts 1/e
+INTERVAL: Final = 1.0  # seconds that a first report stands for; and nothing decays before the next is due
+IDLE: Final = 0.02  # CPU below which a process says nothing about its tunnels
+SCALES: Final = (0.25, 64.0)  # packets that come alone cost many times what they cost in batches
+PLAUSIBLE: Final = 4.0  # modelled CPU of one report above which its counts are of a time before this GMN's
+HISTORY: Final = 60  # minutes
+_MINUTE: Final = 60.0
+
+
+class Cost(NamedTuple):
+    """CPU seconds per packet and per byte."""
+
+    packet: float
+    byte: float
+
+
+class Way(NamedTuple):
+    opening: Cost
+    sealing: Cost
+
+
+def _both(packet: float, byte: float) -> Way:
+    return Way(Cost(packet, byte), Cost(packet, byte))
+
+
+# To start with: batches of some ten packets on one current core (docs/benchmarks.md). Of a suite's name,
+# parts that are not here cost nothing: groups, and ciphers of plugins, which the scale then makes up for.
+BASE: Final = _both(1.5e-6, 0.05e-9)
+COSTS: Final = {
+    "aes128gcm16": _both(0.2e-6, 0.2e-9),
+    "aes192gcm16": _both(0.2e-6, 0.23e-9),
+    "aes256gcm16": _both(0.2e-6, 0.26e-9),
+    "chacha20poly1305": _both(0.4e-6, 0.6e-9),
+    "aes128": Way(Cost(0.2e-6, 0.1e-9), Cost(0.2e-6, 0.6e-9)),
+    "aes192": Way(Cost(0.2e-6, 0.12e-9), Cost(0.2e-6, 0.7e-9)),
+    "aes256": Way(Cost(0.2e-6, 0.13e-9), Cost(0.2e-6, 0.8e-9)),
+    "sha1": _both(0.7e-6, 0.45e-9),
+    "sha256": _both(0.7e-6, 0.45e-9),
+    "sha384": _both(0.9e-6, 1.6e-9),
+    "sha512": _both(0.9e-6, 1.6e-9),
+}
+
+
+@lru_cache(maxsize=1024)
+def cost_of(suite: str) -> Way:
+    """What a suite costs: the sum of what is known of its parts."""
+    ways = [BASE, *(COSTS[part] for part in suite.split("-") if part in COSTS)]
+    return Way(
+        Cost(sum(way.opening.packet for way in ways), sum(way.opening.byte for way in ways)),
+        Cost(sum(way.sealing.packet for way in ways), sum(way.sealing.byte for way in ways)),
+    )
+
+
+def modelled(suite: str, passed: Totals) -> float:
+    """CPU seconds for what passed through an SA."""
+    opening, sealing = cost_of(suite)
+    return (
+        passed.packets_in * opening.packet
+        + passed.bytes_in * opening.byte
+        + passed.packets_out * sealing.packet
+        + passed.bytes_out * sealing.byte
+    )
+
+
+class Passed(NamedTuple):
+    """What passed through one SA between two reports."""
+
+    tunnel: str
+    suite: str
+    totals: Totals
+
+
+class Rates(NamedTuple):
+    """Per second, averaged; `in` is from the peer."""
+
+    packets_in: float = 0.0
+    bytes_in: float = 0.0
+    packets_out: float = 0.0
+    bytes_out: float = 0.0
+
+
+class Average:
+    """Some rates, exponentially weighted over `WINDOW` seconds, true from the first sample on."""
+
+    __slots__ = ("_at", "_since", "_values")
+
+    def __init__(self, size: int, since: float) -> None:
+        self._values = [0.0] * size
+        self._since = self._at = since
+
+    def feed(self, amounts: Sequence[float], interval: float, now: float) -> None:
+        """These amounts came in the last `interval` seconds. Several sources add up."""
+        kept = math.exp((self._at - now) / WINDOW)
+        gained = -math.expm1(-interval / WINDOW) / interval
+        self._values = [
+            value * kept + amount * gained for value, amount in zip(self._values, amounts, strict=True)
+        ]
+        self._at = now
+
+    def read(self, now: float) -> list[float]:
+        """The rates; where nothing came any more they fade."""
+        seen = -math.expm1((self._since - self._at) / WINDOW)
+        if seen <= 0:
+            return [0.0] * len(self._values)
+        factor = math.exp(-max(0.0, now - self._at - 1.5 * INTERVAL) / WINDOW) / seen
+        return [value * factor for value in self._values]
+
+
+class _History:
+    """CPU seconds in each of the last `HISTORY` minutes."""
+
+    __slots__ = ("_last", "_spent")
+
+    def __init__(self, now: float) -> None:
+        self._spent = array("f", bytes(4 * HISTORY))
+        self._last = int(now // _MINUTE)
+
+    def add(self, seconds: float, now: float) -> None:
+        self._turn(now)
+        self._spent[self._last % HISTORY] += seconds
+
+    def read(self, now: float) -> tuple[float, ...]:
+        self._turn(now)
+        minutes = range(self._last - HISTORY + 1, self._last)
+        return tuple(self._spent[minute % HISTORY] / _MINUTE for minute in minutes)
+
+    def _turn(self, now: float) -> None:
+        this = int(now // _MINUTE)
+        for minute in range(max(self._last, this - HISTORY) + 1, this + 1):
+            self._spent[minute % HISTORY] = 0.0
+        self._last = max(self._last, this)
+
+
+class _Flow:
+    """One tunnel: its four rates and its modelled cost."""
+
+    __slots__ = ("average", "history")
+
+    def __init__(self, since: float) -> None:
+        self.average = Average(5, since)
+        self.history = _History(since)
+
+
+class _Process:
+    """One GPN: its measured CPU and the modelled cost of the same reports."""
+
+    __slots__ = ("average", "reported", "scale")
+
+    def __init__(self, since: float) -> None:
+        self.average = Average(2, since)
+        self.reported = since
+        self.scale = 1.0
+
+
+class Loads:
+    """The loads of all tunnels and GPNs."""
+
+    def __init__(self) -> None:
+        self._flows: dict[str, _Flow] = {}
+        self._processes: dict[str, _Process] = {}
+
+    def report(self, gpn: str, cpu: float, passed: Iterable[Passed], now: float) -> None:
+        """A GPN's report: the CPU seconds per second of its process, and what passed since the one before."""
+        process = self._processes.get(gpn)
+        if process is None:
+            process = self._processes[gpn] = _Process(now - INTERVAL)
+        interval = max(now - process.reported, 0.05)
+        process.reported = now
+        priced = [(each, modelled(each.suite, each.totals)) for each in passed]
+        total = sum(cost for _, cost in priced)
+        if total > PLAUSIBLE * interval:
+            return
+        process.average.feed((cpu * interval, total), interval, now)
+        measured, explained = process.average.read(now)
+        if measured >= IDLE and explained > 0:
+            lowest, highest = SCALES
+            process.scale = min(max(measured / explained, lowest), highest)
+        for each, cost in priced:
+            flow = self._flows.get(each.tunnel)
+            if flow is None:
+                flow = self._flows[each.tunnel] = _Flow(now - interval)
+            flow.average.feed((*each.totals, cost), interval, now)
+            flow.history.add(cost * process.scale, now)
+
+    def rates(self, tunnel: str, now: float) -> Rates:
+        flow = self._flows.get(tunnel)
+        return Rates(*flow.average.read(now)[:4]) if flow else Rates()
+
+    def share(self, tunnel: str, gpn: str | None, now: float) -> float:
+        """The CPU seconds per second that a tunnel costs on this GPN."""
+        flow = self._flows.get(tunnel)
+        return flow.average.read(now)[4] * self.scale(gpn) if flow else 0.0
+
+    def scale(self, gpn: str | None) -> float:
+        process = self._processes.get(gpn or "")
+        return process.scale if process else 1.0
+
+    def own(self, gpn: str, now: float) -> float:
+        """The measured CPU that no tunnel accounts for."""
+        process = self._processes.get(gpn)
+        if process is None:
+            return 0.0
+        measured, explained = process.average.read(now)
+        return max(0.0, measured - explained * process.scale)
+
+    def history(self, tunnel: str, now: float) -> tuple[float, ...]:
+        """The tunnel's share in each whole minute of the last hour, oldest first; empty if it is unknown."""
+        flow = self._flows.get(tunnel)
+        return flow.history.read(now) if flow else ()
+
+    def forget(self, tunnel: str) -> None:
+        self._flows.pop(tunnel, None)
+
+    def forget_gpn(self, gpn: str) -> None:
+        """Its process is gone; the next one is measured anew."""
+        self._processes.pop(gpn, None)

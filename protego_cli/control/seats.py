@@ -1,0 +1,121 @@
+"""Where tunnels go: the cluster as packing policies see it, and which GPNs take tunnels at all.
+
+A GPN that is `draining` gets no new tunnel and no new SA: a tunnel that is on it goes elsewhere with its next
+rekey, whoever begins that. Only where nothing else takes it does it stay.
+
+Adding up the loads of all tunnels is work for each of them, so the sums are kept for a second; how many
+tunnels a GPN has is always counted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Container, Iterator, Mapping
+from typing import Final, Protocol
+
+import trio
+
+from protego_cli.config.model import Role
+from protego_cli.control.fabric import NodeState
+from protego_cli.control.load import Loads
+from protego_cli.control.placement import GpnView, Packer, PackingView, TunnelView
+from protego_cli.control.tunnel import Tunnel
+
+FRESH: Final = 1.0  # seconds for which sums of loads are good: as often as GPNs report
+LATELY: Final = 3600.0  # seconds of which a tunnel's moves are counted
+
+
+class Nodes(Protocol):
+    """The part of `Fabric` that says who is there."""
+
+    def nodes(self) -> list[NodeState]: ...
+
+    def connected(self, role: Role) -> list[str]: ...
+
+
+class Seats:
+    def __init__(
+        self, fabric: Nodes, packer: Packer, tunnels: Mapping[str, Tunnel], counts: Mapping[str, int]
+    ) -> None:
+        """`counts`: how many SAs lie on each GPN, retiring ones left out."""
+        self.loads = Loads()
+        self.packer = packer
+        self.draining: set[str] = set()
+        self._fabric = fabric
+        self._tunnels = tunnels
+        self._counts = counts
+        self._sums: dict[str, float] = {}
+        self._summed = -math.inf
+
+    def choose(self, tunnel: Tunnel) -> str | None:
+        """The GPN for a new SA: a migration's target, else where the tunnel is, else what the policy says."""
+        connected = self._fabric.connected("gpn")
+        if tunnel.target in connected:
+            return tunnel.target
+        here = tunnel.sealing.gpn if tunnel.sealing is not None else None
+        if here in connected and here not in self.draining:
+            return here
+        now = trio.current_time()
+        homeless = TunnelView(tunnel.id, self.loads.share(tunnel.id, here, now), None, _lately(tunnel, now))
+        found = self.packer.place(homeless, self.view())
+        return found or (here if here in connected else None)
+
+    def view(self, pinned: Container[str] = ()) -> PackingView:
+        """The cluster as it is now. Tunnels that are `pinned`, or on the move, are not movable."""
+        now = trio.current_time()
+        return PackingView(now, self.gpns(), self._views(pinned, now), self._history)
+
+    def gpns(self) -> tuple[GpnView, ...]:
+        """The GPNs that are connected."""
+        now = trio.current_time()
+        if now >= self._summed + FRESH:
+            self._add_up(now)
+        return tuple(
+            GpnView(
+                name=node.name,
+                capacity=node.capacity,
+                load=self._sums.get(node.name, 0.0) + self.loads.own(node.name, now),
+                accepting=node.name not in self.draining,
+                tunnels=self._counts.get(node.name, 0),
+            )
+            for node in self._fabric.nodes()
+            if node.role == "gpn" and node.connected
+        )
+
+    def stale(self) -> None:
+        """Tunnels are on the move: add up anew when next asked."""
+        self._summed = -math.inf
+
+    def _add_up(self, now: float) -> None:
+        sums: dict[str, float] = {}
+        for tunnel in self._tunnels.values():
+            seat = tunnel.seat
+            if seat is not None:
+                sums[seat] = sums.get(seat, 0.0) + self.loads.share(tunnel.id, seat, now)
+        self._sums, self._summed = sums, now
+
+    def _views(self, pinned: Container[str], now: float) -> Iterator[TunnelView]:
+        for tunnel in self._tunnels.values():
+            sealing = tunnel.sealing
+            if sealing is None or sealing.retiring:
+                continue
+            yield self.seen(tunnel, now, movable=tunnel.id not in pinned)
+
+    def seen(self, tunnel: Tunnel, now: float, *, movable: bool = True) -> TunnelView:
+        """One tunnel as a policy sees it."""
+        sealing, seat = tunnel.sealing, tunnel.seat
+        settled = sealing is not None and sealing.standing and not tunnel.moving.locked()
+        return TunnelView(
+            id=tunnel.id,
+            load=self.loads.share(tunnel.id, seat, now),
+            gpn=seat,
+            moves=_lately(tunnel, now),
+            movable=movable and settled,
+        )
+
+    def _history(self, tunnel: str) -> tuple[float, ...]:
+        return self.loads.history(tunnel, trio.current_time())
+
+
+def _lately(tunnel: Tunnel, now: float) -> int:
+    return sum(1 for moved in tunnel.moves if moved > now - LATELY)

@@ -1,0 +1,180 @@
+"""What the GMN makes of the GPNs' reports: rates, shares of the CPU, their history."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protego_cli.control.load import HISTORY, IDLE, Average, Loads, Passed, Rates, cost_of, modelled
+from protego_cli.control.messages import SaUsage
+from protego_cli.control.tunnel import Meter, Totals
+
+GCM = "aes256gcm16-x25519"
+SECOND = Totals(100_000, 140_000_000, 50_000, 70_000_000)
+
+
+def steady(
+    loads: Loads, seconds: int, cpu: float, *tunnels: str, start: int = 0, gpn: str = "gpn-1"
+) -> float:
+    """Reports every second, in which each tunnel carries the same; the time afterwards."""
+    for second in range(start + 1, start + seconds + 1):
+        loads.report(gpn, cpu, [Passed(tunnel, GCM, SECOND) for tunnel in tunnels], float(second))
+    return float(start + seconds)
+
+
+def test_rates_are_true_from_the_first_report_on() -> None:
+    for seconds in (1, 2, 7, 100):
+        loads = Loads()
+        now = steady(loads, seconds, 0.5, "a")
+        assert loads.rates("a", now) == pytest.approx(Rates(*SECOND))
+
+
+def test_rates_follow_within_the_window_and_fade_when_nothing_comes() -> None:
+    loads = Loads()
+    now = steady(loads, 100, 0.5, "a")
+    loads.report("gpn-1", 0.5, [Passed("a", GCM, Totals(200_000, 0, 0, 0))], now + 1)
+    assert 109_000 < loads.rates("a", now + 1).packets_in < 110_000
+    assert loads.rates("a", now + 2).packets_in == loads.rates("a", now + 1).packets_in  # not due yet
+    assert loads.rates("a", now + 12).packets_in < 45_000
+    assert loads.rates("a", now + 100).packets_in < 10
+
+
+def test_reports_of_two_gpns_add_up_while_a_tunnel_moves() -> None:
+    loads = Loads()
+    half = Totals(500, 0, 0, 0)
+    for second in range(1, 60):
+        loads.report("gpn-1", 0.1, [Passed("a", GCM, half)], second)
+        loads.report("gpn-2", 0.1, [Passed("a", GCM, half)], second + 0.5)
+    assert loads.rates("a", 59.5).packets_in == pytest.approx(1000, rel=0.05)
+
+
+def test_an_unknown_tunnel_has_no_load() -> None:
+    loads = Loads()
+    assert loads.rates("none", 1.0) == Rates()
+    assert loads.share("none", "gpn-1", 1.0) == 0
+    assert loads.history("none", 1.0) == ()
+    assert loads.own("gpn-1", 1.0) == 0
+
+
+def test_shares_on_a_gpn_add_up_to_its_cpu() -> None:
+    loads = Loads()
+    for second in range(1, 40):
+        big = Passed("big", GCM, Totals(300_000, 300_000_000, 0, 0))
+        small = Passed("small", GCM, Totals(100_000, 100_000_000, 0, 0))
+        loads.report("gpn-1", 0.6, [big, small], second)
+    big_share, small_share = (loads.share(name, "gpn-1", 39.0) for name in ("big", "small"))
+    assert big_share + small_share == pytest.approx(0.6)
+    assert big_share == pytest.approx(3 * small_share)
+    assert loads.own("gpn-1", 39.0) == pytest.approx(0, abs=1e-9)
+
+
+def test_a_move_takes_the_share_along_and_leaves_the_others_theirs() -> None:
+    loads = Loads()
+    now = steady(loads, 60, 0.6, "a", "b")
+    before = loads.share("b", "gpn-1", now)
+    steady(loads, 5, 0.3, "b", start=60)
+    now = steady(loads, 5, 0.3, "a", start=60, gpn="gpn-2")
+    assert loads.share("b", "gpn-1", now) == pytest.approx(before, rel=0.05)
+    assert loads.share("a", "gpn-2", now) == pytest.approx(0.3, rel=0.05)
+
+
+def test_an_idle_process_teaches_nothing() -> None:
+    loads = Loads()
+    now = steady(loads, 60, 0.5, "a")
+    learned = loads.scale("gpn-1")
+    for second in range(200):
+        loads.report("gpn-1", IDLE / 2, [Passed("a", GCM, Totals(1, 100, 0, 0))], now + 1 + second)
+    # while the averages of busy times faded it went on learning from them, never from idleness
+    assert loads.scale("gpn-1") >= learned
+    assert loads.share("a", "gpn-1", now + 200) <= IDLE
+    assert Loads().scale("gpn-9") == 1.0
+
+
+def test_what_packets_cannot_explain_is_the_process_own() -> None:
+    loads = Loads()
+    for second in range(1, 60):
+        loads.report("gpn-1", 0.3, [Passed("a", GCM, Totals(10, 1000, 0, 0))], second)
+    share, own = loads.share("a", "gpn-1", 59.0), loads.own("gpn-1", 59.0)
+    assert share < 0.01
+    assert share + own == pytest.approx(0.3)
+
+
+def test_counts_of_a_time_before_this_gmn_are_not_rates() -> None:
+    loads = Loads()
+    loads.report("gpn-1", 0.3, [Passed("a", GCM, Totals(10**9, 10**12, 0, 0))], 1.0)
+    assert loads.share("a", "gpn-1", 1.0) == 0
+
+
+def test_a_new_process_is_measured_anew() -> None:
+    loads = Loads()
+    steady(loads, 30, 0.9, "a")
+    loads.forget_gpn("gpn-1")
+    assert loads.scale("gpn-1") == 1.0
+    assert loads.rates("a", 30.0).packets_in == pytest.approx(100_000)
+    loads.forget("a")
+    assert loads.rates("a", 30.0) == Rates()
+
+
+def test_history_is_the_mean_of_each_whole_minute() -> None:
+    loads = Loads()
+    now = steady(loads, 600, 0.5, "a")
+    history = loads.history("a", now)
+    assert len(history) == HISTORY - 1
+    assert history[-5:] == pytest.approx([0.5] * 5, rel=0.03)
+    assert history[0] == 0
+    assert loads.history("a", now + 120)[-1] == 0
+    assert set(loads.history("a", now + 86400)) == {0.0}
+
+
+@pytest.mark.parametrize(
+    ("suite", "direction"),
+    [(GCM, Totals(10, 14000, 0, 0)), ("aes256-sha256-modp2048", Totals(0, 0, 10, 14000)), ("new", SECOND)],
+)
+def test_every_suite_costs_something(suite: str, direction: Totals) -> None:
+    assert modelled(suite, direction) > 0
+
+
+def test_the_parts_of_a_suite_add_up() -> None:
+    assert cost_of("aes256-sha256").sealing.byte > cost_of("aes256gcm16").sealing.byte
+    assert cost_of("aes256-sha256").opening.byte < cost_of("aes256-sha256").sealing.byte
+    assert cost_of("aes256gcm16-x25519") == cost_of("aes256gcm16")
+
+
+@given(st.lists(st.tuples(st.floats(0, 1e6), st.floats(0.05, 30)), min_size=1, max_size=50))
+def test_an_average_lies_between_what_was_fed(samples: list[tuple[float, float]]) -> None:
+    average, now = Average(1, 0.0), 0.0
+    for rate, interval in samples:
+        now += interval
+        average.feed([rate * interval], interval, now)
+    (found,) = average.read(now)
+    rates = [rate for rate, _ in samples]
+    assert min(rates) * (1 - 1e-6) - 1e-6 <= found <= max(rates) * (1 + 1e-6) + 1e-6
+
+
+def usage(packets: int) -> SaUsage:
+    return SaUsage(1, packets, 100 * packets, 0, 0, packets, 0)
+
+
+def test_a_meter_tells_what_passed_since_the_last_report() -> None:
+    meter = Meter()
+    assert meter.read(usage(5)) == Totals(5, 500)
+    assert meter.read(usage(5)) is None
+    assert meter.read(usage(8)) == Totals(3, 300)
+    assert meter.read(usage(2)) == Totals(2, 200)  # another process began to count from zero
+    assert meter.total == Totals(10, 1000)
+    assert meter.highest_in == 8
+
+
+def test_ten_thousand_tunnels_are_cheap() -> None:
+    """CPU time, with much to spare for a slow machine: what it takes per second is some ten milliseconds."""
+    loads = Loads()
+    passed = [Passed(f"t{i}/hq", GCM, Totals(100, 140_000, 50, 70_000)) for i in range(10_000)]
+    loads.report("gpn-1", 0.5, passed[:10], 1.0)
+    began = time.process_time()
+    for part in range(10):
+        loads.report(f"gpn-{part}", 0.5, passed[part * 1000 : part * 1000 + 1000], 2.0)
+    assert time.process_time() - began < 0.5
+    assert loads.rates("t9999/hq", 2.0).packets_in > 0
