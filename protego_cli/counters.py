@@ -21,7 +21,9 @@ TABLE: dict[str, str] = {
     "gin_drop_overflow": "datagrams the kernel dropped because a socket's buffer was full",
     # GEN
     "gen_forwarded": "tenant packets passed to a GPN",
-    "gen_drop_malformed": "VXLAN packets that do not parse",
+    "gen_answered": "ARP requests, neighbour solicitations and pings of a gateway address, answered",
+    "gen_drop_malformed": "VXLAN packets, or questions to a gateway address, that do not parse",
+    "gen_drop_unanswered": "ARP requests for other addresses than the gateway's, or from a VTEP not known",
     "gen_drop_vtep": "VXLAN packets from an address that is no VTEP of that VNI",
     "gen_drop_no_route": "tenant packets for whose destination no tunnel exists",
     "gen_drop_not_ip": "inner frames that are neither IPv4 nor IPv6",

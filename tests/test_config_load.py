@@ -50,6 +50,7 @@ def test_optional_values_are_read(tmp_path: Path) -> None:
             'peer = "198.51.100.7"\nstart = "auto"\nvip = "203.0.113.11"\nike = ["a-b-c"]',
         ),
     )
+    text = text.replace("vni = 1002", 'vni = 1002\ngateway = ["10.1.0.1", "2001:DB8:1::1"]')
     text += "\n[ike]\nliveness = 5\nretransmit_tries = 3\n"
     text += '\n[plugins]\npaths = ["plugins/mine.py", "/opt/theirs"]\n'
     cluster = load(write_cluster(tmp_path, text))
@@ -57,6 +58,7 @@ def test_optional_values_are_read(tmp_path: Path) -> None:
     assert cluster.nodes[3].ports == Ports(vxlan=4790, fabric=4601)
     hq = cluster.tunnels()[0]
     assert (hq.start, hq.vip, hq.ike) == ("auto", "203.0.113.11", ("a-b-c",))
+    assert [tenant.gateway for tenant in cluster.tenants] == [(), ("10.1.0.1", "2001:db8:1::1")]
     assert cluster.ike == IkeSettings(liveness=5, retransmit_tries=3)
     assert cluster.plugins.paths == (tmp_path / "plugins/mine.py", Path("/opt/theirs"))
     assert load_plugins_section(cluster.file) == cluster.plugins
@@ -111,6 +113,9 @@ remote_ts = ["10.2.0.0/24"]
         ('"02:50:00:00:10:01"', '"03:50:00:00:10:01"', "tenants.acme.gateway_mac", "multicast"),
         ('"02:50:00:00:10:01"', '"00:00:00:00:00:00"', "tenants.acme.gateway_mac", "all zeros"),
         ('"02:50:00:00:10:01"', '"02-50-00-00-10-01"', "tenants.acme.gateway_mac", "expected a MAC address"),
+        ("vni = 1001", 'vni = 1001\ngateway = ["10.1.0"]', "tenants.acme.gateway[0]", "expected an address"),
+        ("vni = 1001", 'vni = 1001\ngateway = ["ff02::1"]', "tenants.acme.gateway[0]", "of one machine"),
+        ("vni = 1001", "vni = 1001\ngateway = []", "tenants.acme.gateway", "got an empty list"),
         ('kind = "vxlan"', 'kind = "tun"', "tenants.acme.attach.kind", 'expected "vxlan", got "tun"'),
         (
             'prefix = "10.1.0.0/24"',
@@ -154,6 +159,18 @@ remote_ts = ["10.2.0.0/24"]
         ("vni = 1002", "vni = 1001", "tenants.blue.vni", "VNI of tenant acme already"),
         ('"10.20.0.5"', '"10.10.0.3"', "tenants.acme.attach.vteps[0].address", "is the node gen-1"),
         ('"2001:db8:1::/64"', '"10.1.0.0/24"', "tenants.blue.attach.vteps[1].prefix", "listed twice"),
+        (
+            "vni = 1001",
+            'vni = 1001\ngateway = ["10.1.0.1", "10.1.0.1"]',
+            "tenants.acme.gateway[1]",
+            "10.1.0.1 is listed twice",
+        ),
+        (
+            "vni = 1001",
+            'vni = 1001\ngateway = ["10.2.0.1"]',
+            "tenants.acme.gateway[0]",
+            "in 10.2.0.0/24, which is behind the peer of tunnel acme/hq",
+        ),
         ('local_ts = ["10.1.0.0/24"]', 'local_ts = ["10.9.0.0/24"]', f"{HQ}.local_ts[0]", "not inside"),
         ('local_ts = ["10.1.0.0/24"]', 'local_ts = ["10.1.0.0/16"]', f"{HQ}.local_ts[0]", "not inside"),
         ('"10.3.0.0/24"', '"10.2.0.128/25"', f"{BRANCH}.remote_ts[0]", "10.2.0.0/24 of tunnel acme/hq"),

@@ -132,7 +132,7 @@ def test_the_readme_example_uses_the_addresses_of_the_example_file() -> None:
         f"proposals = {tunnel.ike[0]}",
         f"esp_proposals = {','.join(tunnel.esp)}",
         f"vxlan id {tenant.vni}",
-        tenant.gateway_mac.hex(":"),
+        tenant.gateway[0],
         tenant.attach.vteps[0].mac.hex(":"),
     ):
         assert text in README, text

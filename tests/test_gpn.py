@@ -148,6 +148,15 @@ async def test_a_barrier_comes_back_behind_what_was_sent_before_it(world: World)
     await world.until(gpn_sealed=1)
 
 
+async def test_a_vteps_arp_goes_to_the_gen(world: World) -> None:
+    world.establish()
+    question = FRAME_OUT[:20] + b"\x08\x06" + bytes(28)
+    world.vtep.say(world.vxlan, question)
+    assert await world.gen.hear() == (question, world.vxlan)
+    world.gen.say(world.vxlan, question)  # from there it would go in circles
+    await world.until(gpn_returned=1, gpn_drop_inner=1)
+
+
 async def test_without_its_rule_a_vteps_packet_goes_to_the_gen(world: World) -> None:
     world.establish()
     world.plane.drop(("rule", "acme/hq"))

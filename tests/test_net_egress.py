@@ -22,10 +22,20 @@ VTEP = ("10.20.0.5", 51111)
 ACME, GLOBEX = 1001, 1002
 
 
+class Kept(NamedTuple):
+    """What stayed in the GEN."""
+
+    vni: int
+    vtep: str | None
+    data: bytes
+    size: int
+
+
 class Gen(NamedTuple):
     fabric: RecordingSender
     counters: Counters
     steering: MuxEgress
+    kept: list[Kept]
 
     def receive(self, *packets: bytes, source: Address = VTEP, tos: int = 0) -> None:
         """A batch: equal packets, the last perhaps shorter."""
@@ -40,14 +50,17 @@ class Gen(NamedTuple):
 @pytest.fixture
 def gen() -> Gen:
     fabric, counters = RecordingSender(), Counters()
-    steering = MuxEgress(fabric, counters)
+    kept: list[Kept] = []
+    steering = MuxEgress(
+        fabric, counters, lambda vni, vtep, view, size: kept.append(Kept(vni, vtep, bytes(view), size))
+    )
     for gpn in (GPN1, GPN2):
         steering.put_gpn(gpn)
     steering.put_tenant(ACME, [VTEP[0]])
     steering.put_tenant(GLOBEX, ["10.20.0.6"])
     steering.put_route("acme/hq", ACME, ["10.2.0.0/24", "2001:db8:2::/48"], "gpn-1")
     steering.put_route("acme/lab", ACME, ["10.3.0.0/24"], "gpn-2")
-    return Gen(fabric, counters, steering)
+    return Gen(fabric, counters, steering, kept)
 
 
 def packet(destination: str, vni: int = ACME, length: int = 120, ethertype: int | None = None) -> bytes:
@@ -167,6 +180,33 @@ def test_a_dropped_tenant_is_no_longer_taken(gen: Gen) -> None:
     assert gen.counters["gen_drop_vtep"] == 1
 
 
+def test_what_asks_for_the_gateway_stays_and_only_that(gen: Gen) -> None:
+    gateway = bytes((10, 1, 0, 1))
+    gen.steering.put_tenant(ACME, [VTEP[0]], [gateway])
+    question, ping, data = packet("10.1.0.9", ethertype=0x0806), packet("10.1.0.1"), packet("10.2.0.1")
+    gen.receive(question, data, ping, ping)
+    assert sorted(gen.kept) == sorted(
+        [Kept(ACME, VTEP[0], question, 120), Kept(ACME, VTEP[0], ping + ping, 120)]
+    )
+    assert gen.fabric.sent == [(data, 120, GPN1.address, 0)]
+    gen.kept.clear()
+    gen.receive(question, source=GPN1.address)  # a GPN passes it on
+    assert gen.kept == [Kept(ACME, None, question, 120)]
+    gen.kept.clear()
+    gen.receive(question, source=("10.20.0.99", 1))
+    gen.receive(
+        packet("10.1.0.1", GLOBEX), source=("10.20.0.6", 1)
+    )  # another tenant's gateway is none of its
+    assert gen.kept == []
+    assert gen.counters.nonzero() == {"gen_forwarded": 1, "gen_drop_vtep": 1, "gen_drop_no_route": 1}
+
+
+def test_arp_is_for_gateways_with_an_ipv4_address(gen: Gen) -> None:
+    gen.steering.put_tenant(ACME, [VTEP[0]], [bytes(16)])
+    gen.receive(packet("10.1.0.9", ethertype=0x0806))
+    assert gen.counters.nonzero() == {"gen_drop_not_ip": 1}
+
+
 def test_what_the_kernel_refuses_is_counted(gen: Gen) -> None:
     gen.fabric.accepting = False
     gen.receive(packet("10.2.0.1"), packet("10.2.0.1"))
@@ -183,7 +223,7 @@ def test_the_flow_cache_is_bounded(gen: Gen, monkeypatch: pytest.MonkeyPatch) ->
 @given(st.binary(max_size=400), st.integers(1, 150))
 def test_every_packet_of_a_hostile_batch_is_counted_once(data: bytes, size: int) -> None:
     counters = Counters()
-    steering = MuxEgress(RecordingSender(), counters)
+    steering = MuxEgress(RecordingSender(), counters, lambda *_: None)
     steering.forward(Batch(memoryview(data), min(size, len(data)), VTEP))
     assert sum(counters.values()) == max(1, -(-len(data) // size))
 

@@ -123,4 +123,6 @@ def test_its_backend_leaves_an_audit_trail(example: Plugins, caplog: pytest.LogC
     ingress.steer(0xC0FFEE01, "gpn-1", ("198.51.100.7", 4500))
     assert [record.getMessage() for record in caplog.records] == ["steered spi=c0ffee01 node=gpn-1"]
     assert ingress.marks([0xC0FFEE01]) == {0xC0FFEE01: 0}
-    backend.egress(Silent(), Counters()).put_gpn(Gpn("gpn-1", ("192.0.2.1", 4789), bytes(32)))
+    backend.egress(Silent(), Counters(), lambda *_: None).put_gpn(
+        Gpn("gpn-1", ("192.0.2.1", 4789), bytes(32))
+    )

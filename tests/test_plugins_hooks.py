@@ -121,7 +121,7 @@ class Tunnel:
         return "this machine has no tunnel; dig one"
     def ingress(self, fabric, counters):
         return "ingress"
-    def egress(self, fabric, counters):
+    def egress(self, fabric, counters, own):
         return "egress"
 
 class Half:

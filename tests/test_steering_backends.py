@@ -17,7 +17,7 @@ def test_mux_runs_everywhere_and_makes_both_steerings() -> None:
     backend: SteeringBackend = steering_backends.Mux()
     assert backend.unavailable() is None
     ingress: Ingress = backend.ingress(RecordingSender(), Counters())
-    egress: Egress = backend.egress(RecordingSender(), Counters())
+    egress: Egress = backend.egress(RecordingSender(), Counters(), lambda *_: None)
     assert ingress.marks([1]) == {1: 0}
     egress.drop_route("acme/hq")
 

@@ -25,6 +25,7 @@ def check_cluster(cluster: Cluster) -> Iterator[Problem]:
     yield from _tenants(cluster)
     for tenant in cluster.tenants:
         yield from _vteps(tenant)
+        yield from _gateway(tenant)
         yield from _remote_prefixes(tenant)
         for tunnel in tenant.tunnels:
             yield from _tunnel(cluster, tenant, tunnel)
@@ -143,6 +144,26 @@ def _vteps(tenant: TenantConfig) -> Iterator[Problem]:
             yield Problem(
                 tenant_key(tenant, f"attach.vteps[{index}].prefix"), f"{vtep.prefix} is listed twice"
             )
+
+
+def _gateway(tenant: TenantConfig) -> Iterator[Problem]:
+    """The tenant's machines ask for these addresses and send to them, so no tunnel may lead there."""
+    prefixes = _networks(vtep.prefix for vtep in tenant.attach.vteps)
+    for index, address in enumerate(tenant.gateway):
+        key = tenant_key(tenant, f"gateway[{index}]")
+        if address in tenant.gateway[:index]:
+            yield Problem(key, f"{address} is listed twice")
+        host = ipaddress.ip_address(address)
+        if any(host in prefix for prefix in prefixes):
+            continue
+        for tunnel in tenant.tunnels:
+            for prefix in _networks(tunnel.remote_ts):
+                if host in prefix:
+                    yield Problem(
+                        key,
+                        f"{address} is in {prefix}, which is behind the peer of tunnel {tunnel.id}; the "
+                        "gateway's address belongs to the tenant's own network",
+                    )
 
 
 def _networks(prefixes: Iterable[str]) -> list[AnyNetwork]:

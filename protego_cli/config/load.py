@@ -225,6 +225,9 @@ def _tenant(name: str, table: Table, base: Path, vips: tuple[str, ...], plugged:
         gateway_mac=table.need(
             "gateway_mac", values.mac, b"", example='a MAC address such as "02:50:00:00:10:01"'
         ),
+        gateway=table.sequence(
+            "gateway", values.inner_address, example='a list of addresses such as ["10.1.0.1"]', default=()
+        ),
         attach=_attach(attach) if "attach" in table else VxlanAttach(vteps=()),
         tunnels=tuple(
             _tunnel(name, own, entry, base, vips, plugged) for own, entry in table.table("tunnels").named()

@@ -74,6 +74,7 @@ class TenantConfig(msgspec.Struct, frozen=True):
     gateway_mac: bytes
     attach: VxlanAttach
     tunnels: tuple[TunnelConfig, ...]
+    gateway: tuple[str, ...] = ()  # inner addresses that GENs answer for, from gateway_mac
 
 
 class PluginsConfig(msgspec.Struct, frozen=True):

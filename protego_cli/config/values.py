@@ -69,6 +69,19 @@ def peer(value: object) -> str | None:
         raise ValueError(f'{error}; or "any" for a peer whose address is not known') from None
 
 
+def inner_address(value: object) -> str:
+    """The address of one machine inside the tunnels, IPv4 or IPv6."""
+    try:
+        parsed = ipaddress.ip_address(value if isinstance(value, str) else "")
+    except ValueError:
+        raise ValueError(
+            f'expected an address such as "10.1.0.1" or "2001:db8:1::1", got {shown(value)}'
+        ) from None
+    if parsed.is_multicast or parsed.is_unspecified or parsed.is_loopback or parsed == BROADCAST:
+        raise ValueError(f"expected the address of one machine, got {shown(value)}")
+    return str(parsed)
+
+
 def prefix(value: object) -> str:
     """A CIDR prefix in its canonical spelling."""
     spelled = value if isinstance(value, str) else ""

@@ -291,4 +291,4 @@ def _neighbour(node: Node, key: bytes) -> Neighbour:
 
 def _tenant_record(tenant: TenantConfig) -> Tenant:
     vteps = tuple(Vtep(vtep.prefix, vtep.address, vtep.port, vtep.mac) for vtep in tenant.attach.vteps)
-    return Tenant(tenant.name, tenant.vni, tenant.gateway_mac, vteps)
+    return Tenant(tenant.name, tenant.vni, tenant.gateway_mac, vteps, tenant.gateway)

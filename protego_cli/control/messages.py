@@ -79,6 +79,7 @@ class Tenant(Record, frozen=True):
     vni: int
     gateway_mac: bytes
     vteps: tuple[Vtep, ...]
+    gateway: tuple[str, ...] = ()  # inner addresses that a GEN answers for
 
     @property
     def key(self) -> tuple[str, int | str]:

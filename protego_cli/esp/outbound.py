@@ -3,7 +3,7 @@
 1. One C call reads of every frame what decides: the headers up to the inner length, protocol, addresses.
    Each distinct combination is judged once and remembered as a flow, until a table changes.
 2. The source must be a GEN or a VTEP of that VNI; the VNI and the selectors find the tunnel ruled to seal
-   here. What a VTEP sent straight here and no tunnel here takes goes on to a GEN, unchanged.
+   here. What a VTEP sent straight here and no tunnel here takes, ARP too, goes on to a GEN, unchanged.
 3. A virtual link may have left inner checksums and segmentation to a card (`wire/offload.py`); one strided
    look at the checksum fields tells.
 4. Inner packets get their trailers, numbers are taken from the sealing range, and the row is sealed.
@@ -26,7 +26,7 @@ from protego_cli.esp.pairs import Pair
 from protego_cli.esp.tenants import Tenant
 from protego_cli.wire import offload, vxlan
 from protego_cli.wire.inner import Inner, parse
-from protego_cli.wire.vxlan import ETHERTYPE_IPV4, ETHERTYPE_IPV6, FRAME_LENGTH
+from protego_cli.wire.vxlan import ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, FRAME_LENGTH
 
 MAX_FLOWS = 1 << 14
 RETURN = "gpn_returned"  # what becomes of frames that a GEN should have
@@ -151,6 +151,8 @@ class Outbound:
         tenant = self._tenants.get(vni)
         if origin and (tenant is None or origin not in tenant.addresses):
             return "gpn_drop_vxlan_source"
+        if origin and self._gens and frame[20:22] == ETHERTYPE_ARP:  # a VTEP that has learned where we are
+            return RETURN
         packet = frame[FRAME_LENGTH:]
         try:
             inner = parse(packet)

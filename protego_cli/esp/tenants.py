@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from protego_cli.esp.outbox import Port, Way
+from protego_cli.wire.prefixes import Network, PrefixTable
 from protego_cli.wire.vxlan import ETHERTYPE_IPV4, ETHERTYPE_IPV6, build_frame_header
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class Vtep(NamedTuple):
@@ -42,13 +41,8 @@ class Tenant:
             ethertype = ETHERTYPE_IPV4 if network.version == 4 else ETHERTYPE_IPV6
             way = Way(Port.VXLAN, (vtep.address, vtep.port), None, "gpn_opened")
             routes.append((network, Delivery(way, build_frame_header(vni, vtep.mac, gateway_mac, ethertype))))
-        routes.sort(key=lambda route: route[0].prefixlen, reverse=True)
-        self._routes = routes
+        self._routes = PrefixTable(routes)
 
     def deliver(self, destination: bytes) -> Delivery | None:
         """By the longest prefix that holds the inner destination; the caller remembers the answer."""
-        address = ipaddress.ip_address(destination)
-        for network, delivery in self._routes:
-            if address in network:
-                return delivery
-        return None
+        return self._routes.find(destination)

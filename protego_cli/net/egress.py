@@ -4,7 +4,8 @@
    packets of a batch agree in them, which a few C calls tell, and the batch goes on whole; else its packets
    are sorted by them.
 2. A bounded cache of flows answers what 3 and 4 decided before; any change of the tables empties it.
-3. The source must be a VTEP of that VNI (RFC 7348), or a GPN that passes on what a VTEP sent to it.
+3. The source must be a VTEP of that VNI (RFC 7348), or a GPN that passes on what a VTEP sent to it. What asks
+   for the gateway's own addresses, or is sent to one, is the role's to answer.
 4. The longest prefix routed in that VNI decides. Where two tunnels of a tenant claim the same prefix, the
    lower tunnel id has it. A packet is never sent to the GPN that it came from, so none can go in circles.
 5. The packets go on untouched, TOS copied, in one segmented send from the socket they arrived on: barriers
@@ -20,12 +21,14 @@ from typing import NamedTuple
 from protego_cli.counters import Counters
 from protego_cli.errors import Malformed
 from protego_cli.net.gso import column, grouped, segments
-from protego_cli.net.steering import Gpn, Sender
+from protego_cli.net.steering import Gpn, Own, Sender
 from protego_cli.net.udp import Address, Batch
+from protego_cli.wire.prefixes import Network, PrefixTable
 from protego_cli.wire.tags import is_tag
-from protego_cli.wire.vxlan import ETHERTYPE_IPV4, ETHERTYPE_IPV6, parse
+from protego_cli.wire.vxlan import ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, parse
 
 MAX_FLOWS = 1 << 16
+IPV4_BYTES = 4
 
 # Where the 32-bit words lie that all packets of one flow have in common: VXLAN header, EtherType (with the
 # end of a MAC), inner destination; and how long a packet must be to have them all.
@@ -38,46 +41,37 @@ Fields = tuple[bytes, bytes, bytes]
 
 class _Route(NamedTuple):
     vni: int
-    prefixes: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
+    prefixes: tuple[Network, ...]
     gpn: str
 
 
-class _Table:
-    """The routes of one VNI, made anew for each change."""
+class _Tenant(NamedTuple):
+    vteps: frozenset[str]
+    own: frozenset[bytes]  # inner addresses that the GEN answers for, as in packets
+    resolves: bool  # some of them by ARP
 
-    def __init__(self, routes: Iterable[tuple[str, _Route]]) -> None:
-        self._gpns: dict[tuple[int, int, int], str] = {}  # (address bits, prefix length, network) -> GPN
-        for _, route in sorted(routes):
-            for prefix in route.prefixes:
-                bits, length = prefix.max_prefixlen, prefix.prefixlen
-                key = bits, length, int(prefix.network_address) >> (bits - length)
-                self._gpns.setdefault(key, route.gpn)
-        kinds = {(bits, length) for bits, length, _ in self._gpns}
-        self._lengths = {bits: sorted((n for b, n in kinds if b == bits), reverse=True) for bits in (32, 128)}
 
-    def find(self, destination: bytes) -> str | None:
-        bits, number = 8 * len(destination), int.from_bytes(destination)
-        for length in self._lengths[bits]:
-            gpn = self._gpns.get((bits, length, number >> (bits - length)))
-            if gpn is not None:
-                return gpn
-        return None
+class _Own(NamedTuple):
+    """Packets that stay here: the VNI, and the VTEP unless a GPN passed them on."""
+
+    vni: int
+    vtep: str | None
 
 
 class MuxEgress:
     """`steering.Egress` in user space."""
 
-    def __init__(self, fabric: Sender, counters: Counters) -> None:
+    def __init__(self, fabric: Sender, counters: Counters, own: Own) -> None:
+        """`own` gets what stays here."""
         self._fabric = fabric
         self._counters = counters
+        self._own = own
         self._gpns: dict[str, Address] = {}
         self._returning: dict[Address, str] = {}
-        self._vteps: dict[int, frozenset[str]] = {}
+        self._tenants: dict[int, _Tenant] = {}
         self._routes: dict[str, _Route] = {}
-        self._tables: dict[int, _Table] = {}
-        self._flows: dict[
-            tuple[str | Address, Fields], Address | str
-        ] = {}  # where to, or the counter of a drop
+        self._tables: dict[int, PrefixTable[str]] = {}
+        self._flows: dict[tuple[str | Address, Fields], Address | str | _Own] = {}  # str: a drop's counter
 
     def put_gpn(self, gpn: Gpn) -> None:
         self.drop_gpn(gpn.name)
@@ -90,12 +84,14 @@ class MuxEgress:
             self._returning.pop(address, None)
         self._flows.clear()
 
-    def put_tenant(self, vni: int, vteps: Iterable[str]) -> None:
-        self._vteps[vni] = frozenset(vteps)
+    def put_tenant(self, vni: int, vteps: Iterable[str], own: Iterable[bytes] = ()) -> None:
+        addresses = frozenset(own)
+        resolves = any(len(address) == IPV4_BYTES for address in addresses)
+        self._tenants[vni] = _Tenant(frozenset(vteps), addresses, resolves)
         self._flows.clear()
 
     def drop_tenant(self, vni: int) -> None:
-        self._vteps.pop(vni, None)
+        self._tenants.pop(vni, None)
         self._flows.clear()
 
     def put_route(self, tunnel: str, vni: int, prefixes: Iterable[str], gpn: str) -> None:
@@ -132,13 +128,15 @@ class MuxEgress:
             self._flows[origin, row] = flow
         if isinstance(flow, str):
             self._counters[flow] += count
+        elif isinstance(flow, _Own):
+            self._own(flow.vni, flow.vtep, memoryview(data), size)
         elif self._fabric.send(data, size, flow, tos=tos):
             self._counters["gen_forwarded"] += count
         else:
             self._counters["gen_drop_send"] += count
 
-    def _decide(self, origin: str | Address, row: Fields) -> Address | str:
-        """Where a flow goes, or the counter of the reason why it is dropped."""
+    def _decide(self, origin: str | Address, row: Fields) -> Address | str | _Own:
+        """Where a flow goes, that it stays here, or the counter of the reason why it is dropped."""
         header, ethertype, destination = row
         if is_tag(header[:4]):
             return "gen_drop_tag"
@@ -147,8 +145,11 @@ class MuxEgress:
         except Malformed:
             return "gen_drop_malformed"
         back = None if isinstance(origin, str) else self._returning[origin]
-        if back is None and origin not in self._vteps.get(vni, frozenset()):
+        tenant = self._tenants.get(vni)
+        if back is None and (tenant is None or origin not in tenant.vteps):
             return "gen_drop_vtep"
+        if tenant and (destination in tenant.own or (tenant.resolves and ethertype == ETHERTYPE_ARP)):
+            return _Own(vni, origin if isinstance(origin, str) else None)
         if ethertype not in (ETHERTYPE_IPV4, ETHERTYPE_IPV6):
             return "gen_drop_not_ip" if ethertype else "gen_drop_malformed"
         if not destination:
@@ -161,9 +162,11 @@ class MuxEgress:
 
     def _rebuild(self, vnis: set[int]) -> None:
         for vni in vnis:
-            routes = [(tunnel, route) for tunnel, route in self._routes.items() if route.vni == vni]
+            routes = sorted((tunnel, route) for tunnel, route in self._routes.items() if route.vni == vni)
             if routes:
-                self._tables[vni] = _Table(routes)
+                self._tables[vni] = PrefixTable(
+                    (prefix, route.gpn) for _, route in routes for prefix in route.prefixes
+                )
             else:
                 self._tables.pop(vni, None)
         self._flows.clear()

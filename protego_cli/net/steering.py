@@ -10,7 +10,7 @@ The sockets, IKE, tags and barriers are the roles' own, whatever the backend.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -77,8 +77,10 @@ class Egress(Protocol):
 
     def drop_gpn(self, name: str) -> None: ...
 
-    def put_tenant(self, vni: int, vteps: Iterable[str]) -> None:
-        """Take this VNI from these addresses only."""
+    def put_tenant(self, vni: int, vteps: Iterable[str], own: Iterable[bytes] = ()) -> None:
+        """Take this VNI from these addresses only. What is sent to one of the `own` inner addresses (4 or 16
+        bytes), and ARP where one of them is IPv4, stays here: it goes to the role's `Own`.
+        """
         ...
 
     def drop_tenant(self, vni: int) -> None: ...
@@ -92,6 +94,11 @@ class Egress(Protocol):
     def forward(self, batch: Batch) -> None: ...
 
 
+Own = Callable[[int, str | None, memoryview, int], None]
+"""Takes VXLAN packets that stay in a GEN: their VNI, the address of the VTEP that sent them (None when a GPN
+passed them on), segments of a size, the last perhaps shorter. They are valid until the call returns."""
+
+
 class SteeringBackend(Protocol):
     @property
     def name(self) -> str: ...
@@ -102,4 +109,4 @@ class SteeringBackend(Protocol):
 
     def ingress(self, fabric: Sender, counters: Counters) -> Ingress: ...
 
-    def egress(self, fabric: Sender, counters: Counters) -> Egress: ...
+    def egress(self, fabric: Sender, counters: Counters, own: Own) -> Egress: ...

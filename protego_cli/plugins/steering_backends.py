@@ -11,7 +11,7 @@ from protego_cli.counters import Counters
 from protego_cli.hookspecs import hookimpl
 from protego_cli.net.egress import MuxEgress
 from protego_cli.net.ingress import MuxIngress
-from protego_cli.net.steering import Egress, Ingress, Sender, SteeringBackend
+from protego_cli.net.steering import Egress, Ingress, Own, Sender, SteeringBackend
 
 
 class Mux:
@@ -23,8 +23,8 @@ class Mux:
     def ingress(self, fabric: Sender, counters: Counters) -> Ingress:
         return MuxIngress(fabric, counters)
 
-    def egress(self, fabric: Sender, counters: Counters) -> Egress:
-        return MuxEgress(fabric, counters)
+    def egress(self, fabric: Sender, counters: Counters, own: Own) -> Egress:
+        return MuxEgress(fabric, counters, own)
 
 
 @hookimpl

@@ -1,6 +1,7 @@
 """The Gateway Egress Node: takes tenants' packets to the GPN that seals for their destination.
 
     VTEP ─▶ address:vxlan ─▶ steering ─▶ GPN address:vxlan
+                               └─▶ ARP, neighbour solicitations and pings for the gateway: answered
     barriers and probes leave by the same socket, and their echoes come back to it
 
 It holds no keys of tunnels. Desired state: Neighbour (GPNs), Tenant and Route. What tenants send before the
@@ -19,6 +20,8 @@ from protego_cli.control.agent import Agent
 from protego_cli.control.messages import AnyRecord, Key, Neighbour, Report, Route, Tenant, Welcome
 from protego_cli.counters import Counters
 from protego_cli.errors import EnvironmentFault, Refused
+from protego_cli.net import answers
+from protego_cli.net.answers import Answers
 from protego_cli.net.pump import pump
 from protego_cli.net.steering import Egress, Gpn, SteeringBackend
 from protego_cli.net.tagging import TagLink
@@ -34,7 +37,8 @@ class GenPlane:
         """Bind the socket; `stack` closes it. Raises EnvironmentFault."""
         self.counters = Counters()
         self.vxlan = stack.enter_context(closing(UdpSocket.bind(node.address, node.ports.vxlan)))
-        self._steering: Egress = backend.egress(self.vxlan, self.counters)
+        self._answers = Answers(self.vxlan, self.counters)
+        self._steering: Egress = backend.egress(self.vxlan, self.counters, self._answers.receive)
         self._tags = TagLink(self.vxlan, self.counters, "gen_drop_tag")
         self._cpu = CpuMeter()
 
@@ -61,7 +65,7 @@ class GenPlane:
                     self._steering.put_gpn(gpn)
                     self._tags.put_gpn(gpn)
                 case Tenant():
-                    self._steering.put_tenant(record.vni, [vtep.address for vtep in record.vteps])
+                    self._put_tenant(record)
                 case Route():
                     self._steering.put_route(record.tunnel, record.vni, record.prefixes, record.gpn)
         except ValueError as error:
@@ -74,8 +78,15 @@ class GenPlane:
                 self._tags.drop_gpn(name)
             case "tenant", int(vni):
                 self._steering.drop_tenant(vni)
+                self._answers.drop_tenant(vni)
             case "route", str(tunnel):
                 self._steering.drop_route(tunnel)
+
+    def _put_tenant(self, record: Tenant) -> None:
+        vteps = [answers.Vtep(vtep.prefix, vtep.address, vtep.port, vtep.mac) for vtep in record.vteps]
+        tenant = answers.Tenant(record.vni, record.gateway_mac, record.gateway, vteps)
+        self._answers.put_tenant(tenant)
+        self._steering.put_tenant(record.vni, [vtep.address for vtep in vteps], tenant.heard())
 
     async def barrier(self, gpn: str) -> None:
         await self._tags.barrier(gpn)

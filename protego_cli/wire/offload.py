@@ -18,6 +18,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from protego_cli.wire.checksum import ones_sum
+
 IP = 22  # offset of the inner IP header in a VXLAN packet
 TCP, UDP = 6, 17
 FIN_PSH, CWR = 0x09, 0x80
@@ -58,18 +60,8 @@ def _locate(frame: memoryview) -> _Transport | None:
     return _Transport(protocol, start, end, start + offset, pseudo)
 
 
-def _sum(*parts: bytes | bytearray | memoryview) -> int:
-    """The ones' complement sum of the parts, each starting at an even offset, in 0..65535."""
-    total = 0
-    for part in parts:
-        number = int.from_bytes(part)
-        total += number << 8 if len(part) & 1 else number
-    folded = total % 0xFFFF
-    return 0xFFFF if total and not folded else folded
-
-
 def _pseudo_sum(transport: _Transport, length: int) -> int:
-    return _sum(transport.pseudo, bytes((0, transport.protocol)), length.to_bytes(4, "big"))
+    return ones_sum(transport.pseudo, bytes((0, transport.protocol)), length.to_bytes(4, "big"))
 
 
 class Mark(NamedTuple):
@@ -96,7 +88,7 @@ def checksum(frame: memoryview, start: int, end: int) -> bytes:
     """What belongs into the checksum field of an unfinished packet: that field holds the pseudo-header's sum,
     so the sum of the whole segment is that of both.
     """
-    return (0xFFFF - _sum(frame[start:end]) or 0xFFFF).to_bytes(2, "big")
+    return (0xFFFF - ones_sum(frame[start:end]) or 0xFFFF).to_bytes(2, "big")
 
 
 def finish(frame: memoryview, segment: int = 0) -> list[bytes]:
@@ -132,7 +124,7 @@ def _build(
         identification = int.from_bytes(packet[IP + 4 : IP + 6], "big") + index
         packet[IP + 4 : IP + 6] = (identification & 0xFFFF).to_bytes(2, "big")
         packet[IP + 10 : IP + 12] = b"\0\0"
-        packet[IP + 10 : IP + 12] = (0xFFFF - _sum(packet[IP : transport.start])).to_bytes(2, "big")
+        packet[IP + 10 : IP + 12] = (0xFFFF - ones_sum(packet[IP : transport.start])).to_bytes(2, "big")
     else:
         packet[IP + 4 : IP + 6] = (len(packet) - IP - 40).to_bytes(2, "big")
     at = transport.start

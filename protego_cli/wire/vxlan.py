@@ -15,6 +15,7 @@ I_FLAG = 0x08  # the VNI is valid
 MAX_VNI = (1 << 24) - 1
 ETHERTYPE_IPV4 = b"\x08\x00"
 ETHERTYPE_IPV6 = b"\x86\xdd"
+ETHERTYPE_ARP = b"\x08\x06"
 
 Buffer = bytes | bytearray | memoryview
 

@@ -20,14 +20,17 @@ from protego_cli.esp.packet import Dropped, unwrap
 from protego_cli.esp.peer import PeerTunnel
 from protego_cli.ike.events import Path
 from protego_cli.ike.protect import NotAuthentic, Opener, Sealer
+from protego_cli.net import answers
 from protego_cli.wire import envelope, ike, inner, payloads, tags, vxlan
 from protego_cli.wire.proposals import Proposal, Transform
 from protego_cli.wire.selectors import TrafficSelector
+from tests.support import questions
 from tests.support.esp_packets import ipv4, ipv6, ports
 from tests.support.esp_reference import padded, seal
 from tests.support.esp_world import GCM, GEN, GEN_KEY, GIN, GIN_KEY, VTEP, sas, world
 from tests.support.ike_pairs import GATEWAY, PEER, SPI, TUNNEL, connected, pair
 from tests.support.network import REGISTRY, Network, Site
+from tests.support.senders import RecordingSender
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ def targets() -> list[Target]:
         _handshakes(),
         _esp(),
         _vxlan(),
+        _answers(),
         _peer(),
     ]
 
@@ -135,6 +139,22 @@ def _recorded() -> list[bytes]:
     peer.delete(SPI)
     network.settle()
     return list(dict.fromkeys(datagram.data for datagram in network.sent))
+
+
+# ---- a GEN's own addresses
+
+
+def _answers() -> Target:
+    """Whatever a tenant's VTEP sends to the gateway's addresses."""
+    made = answers.Answers(RecordingSender(), Counters())
+    vtep = answers.Vtep("10.1.0.0/24", "10.20.0.5", 4789, bytes((2, 0, 0, 0, 0, 5)))
+    gateway = ["10.1.0.1", "2001:db8:1::1"]
+    made.put_tenant(answers.Tenant(1001, bytes.fromhex("025000001001"), gateway, [vtep]))
+    return Target(
+        "answers",
+        lambda data: made.receive(1001, vtep.address, memoryview(data), len(data)),
+        questions.ALL,
+    )
 
 
 # ---- the IKE engine

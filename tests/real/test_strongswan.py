@@ -18,9 +18,10 @@ import pytest
 
 from tests.support.netns import CommandFailed, wait_until
 from tests.support.site import (
-    ADDRESSES,
     CUSTOMER_INNER,
     CUSTOMER_INNER6,
+    GATEWAY_INNER,
+    GATEWAY_INNER6,
     GATEWAY_MAC,
     TENANT_INNER,
     TENANT_INNER6,
@@ -142,6 +143,34 @@ def test_peer_rekeys_under_traffic_without_loss(tmp_path: Path) -> None:
         )
 
 
+def test_the_gateway_is_found_by_arp_and_neighbour_discovery_alone(tmp_path: Path) -> None:
+    """A kernel vxlan device, of which one may have learned that the gateway's MAC is at a GPN, resolves,
+    verifies and pings the gateway."""
+    with site(tmp_path) as place:
+        for address in (GATEWAY_INNER, GATEWAY_INNER6):
+            place.tenant.run("ping", "-c", "2", "-i", "0.05", "-W", "2", "-q", address)
+            assert f"lladdr {GATEWAY_MAC}" in place.tenant.ip("neigh", "show", address)
+        wait_until(
+            lambda: place.counters("gen-1").get("gen_answered", 0) >= 6, "two times three answers", every=0.2
+        )
+        place.swan.load(swanctl_conf())
+        place.swan.initiate()
+        place.wait_tunnel()
+        for gpn in ("10.10.0.11", "10.10.0.12"):  # as a learning device has it after packets of a peer
+            place.tenant.run("bridge", "fdb", "replace", GATEWAY_MAC, "dev", "vx0", "dst", gpn)
+            for address in (GATEWAY_INNER, GATEWAY_INNER6):
+                place.tenant.run(
+                    "ip", "neigh", "replace", address, "lladdr", GATEWAY_MAC, "dev", "vx0", "nud", "probe"
+                )
+                wait_until(
+                    lambda address=address: "REACHABLE" in place.tenant.ip("neigh", "show", address),
+                    f"{address} answers a unicast probe through {gpn}",
+                )
+                place.tenant.run("ping", "-c", "2", "-i", "0.05", "-W", "2", "-q", address)
+        place.tenant.run("ping", "-c", "1", "-W", "1", "10.1.0.2", check=False)  # nobody's address
+        assert "lladdr" not in place.tenant.ip("neigh", "show", "10.1.0.2")
+
+
 def test_inner_ipv6(tmp_path: Path) -> None:
     with site(tmp_path) as place:
         place.swan.load(swanctl_conf())
@@ -222,11 +251,8 @@ def test_mismatch_is_told_on_the_wire_in_the_log_and_in_status(
 def test_a_vtep_that_learns_loses_nothing_in_a_migration(tmp_path: Path, learning: bool) -> None:
     """A vxlan device that learns sends to the GPN it heard last, which passes on what it no longer seals."""
     with site(tmp_path) as place:
-        if learning:  # entries that may move, as a device has that heard of the gateway by itself
+        if learning:
             place.tenant.run("ip", "link", "set", "vx0", "type", "vxlan", "learning")
-            place.tenant.run(
-                "bridge", "fdb", "replace", GATEWAY_MAC, "dev", "vx0", "dst", ADDRESSES["gen-1"], "dynamic"
-            )
         place.swan.load(swanctl_conf())
         place.swan.initiate()
         place.wait_tunnel()

@@ -142,6 +142,8 @@ class ReferenceGpn:
         from_gen = source in self.gens
         if not from_gen and source[0] not in [address[0] for _, address, _ in self.vteps.get(vni, [])]:
             return "gpn_drop_vxlan_source"
+        if frame[20:22] == b"\x08\x06" and not from_gen:
+            return self.gens[0], frame
         inner = ip_packet(frame[22:])
         if inner is None or frame[20:22] != {4: b"\x08\x00", 6: b"\x86\xdd"}[inner[0] >> 4]:
             return "gpn_drop_inner"

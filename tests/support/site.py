@@ -25,6 +25,7 @@ PEER = "198.51.100.7"
 PSK = "a-pre-shared-key-of-good-length"
 TENANT_INNER, CUSTOMER_INNER = "10.1.0.5", "10.2.0.1"
 TENANT_INNER6, CUSTOMER_INNER6 = "fd00:1::5", "fd00:2::1"
+GATEWAY_INNER, GATEWAY_INNER6 = "10.1.0.1", "fd00:1::1"
 GATEWAY_MAC, VTEP_MAC = "02:50:00:00:10:01", "02:00:00:00:00:05"
 LAN = Path(__file__).with_name("lan.py")
 ADDRESSES = {"gmn-1": "10.10.0.1", "gin-1": "10.10.0.2", "gen-1": "10.10.0.3"}
@@ -40,6 +41,7 @@ state = "state"
 [tenants.acme]
 vni = 1001
 gateway_mac = "{gateway_mac}"
+gateway = ["{gateway_inner}", "{gateway_inner6}"]
 attach = {{ kind = "vxlan", vteps = [
   {{ prefix = "10.1.0.0/24", address = "10.20.0.5", mac = "{vtep_mac}" }},
   {{ prefix = "fd00:1::/64", address = "10.20.0.5", mac = "{vtep_mac}" }},
@@ -187,6 +189,10 @@ class Site:
     def tunnel(self) -> dict[str, Any]:
         return dict(self.status()["tunnels"][0])
 
+    def counters(self, node: str) -> dict[str, int]:
+        """As the node has last reported them."""
+        return dict(next(each["counters"] for each in self.status()["nodes"] if each["name"] == node))
+
     def nodes_up(self) -> bool:
         try:
             nodes = self.status()["nodes"]
@@ -252,23 +258,16 @@ def site(directory: Path, *, gpns: int = 2, start: str = "wait") -> Iterator[Sit
 
 
 def _tenant_vxlan(tenant: Namespace) -> None:
-    """The tenant's VTEP: a kernel vxlan device that sends everything for the gateway's MAC to the GEN.
-
-    It has nowhere to send a router solicitation, which would count as a drop: none is made.
-    """
-    tenant.run("sysctl", "-qw", "net.ipv6.conf.default.router_solicitations=0")
+    """The tenant's VTEP: a kernel vxlan device that floods to the GEN and asks it for the gateway's MAC."""
     tenant.ip(
         "link", "add", "vx0", "address", VTEP_MAC, "mtu", "1400", "type", "vxlan", "id", "1001",
-        "local", "10.20.0.5", "dstport", "4789", "nolearning",
+        "local", "10.20.0.5", "remote", ADDRESSES["gen-1"], "dstport", "4789", "nolearning",
     )  # fmt: skip
     tenant.ip("addr", "add", f"{TENANT_INNER}/24", "dev", "vx0")
     tenant.ip("addr", "add", f"{TENANT_INNER6}/64", "dev", "vx0", "nodad")
     tenant.ip("link", "set", "vx0", "txqueuelen", "10000", "up")
-    tenant.run("bridge", "fdb", "append", GATEWAY_MAC, "dev", "vx0", "dst", ADDRESSES["gen-1"])
-    tenant.ip("neigh", "add", "10.1.0.1", "lladdr", GATEWAY_MAC, "dev", "vx0", "nud", "permanent")
-    tenant.ip("neigh", "add", "fd00:1::1", "lladdr", GATEWAY_MAC, "dev", "vx0", "nud", "permanent")
-    tenant.ip("route", "add", "10.2.0.0/24", "via", "10.1.0.1")
-    tenant.ip("route", "add", "fd00:2::/64", "via", "fd00:1::1")
+    tenant.ip("route", "add", "10.2.0.0/24", "via", GATEWAY_INNER)
+    tenant.ip("route", "add", "fd00:2::/64", "via", GATEWAY_INNER6)
 
 
 def _write_cluster(made: Site, addresses: dict[str, str], start: str) -> None:
@@ -278,7 +277,14 @@ def _write_cluster(made: Site, addresses: dict[str, str], start: str) -> None:
     )
     made.cluster.write_text(
         CLUSTER.format(
-            vip=VIP, peer=PEER, nodes=nodes, gateway_mac=GATEWAY_MAC, vtep_mac=VTEP_MAC, start=start
+            vip=VIP,
+            peer=PEER,
+            nodes=nodes,
+            gateway_mac=GATEWAY_MAC,
+            vtep_mac=VTEP_MAC,
+            start=start,
+            gateway_inner=GATEWAY_INNER,
+            gateway_inner6=GATEWAY_INNER6,
         )
     )
     secret = made.directory / "secrets" / "acme-hq.psk"

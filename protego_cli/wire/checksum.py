@@ -1,0 +1,25 @@
+"""The checksum of IP, TCP, UDP and ICMP (RFC 1071): the ones' complement of a ones' complement sum."""
+
+from __future__ import annotations
+
+Buffer = bytes | bytearray | memoryview
+
+
+def ones_sum(*parts: Buffer) -> int:
+    """The ones' complement sum of the parts, each starting at an even offset, in 0..65535."""
+    total = 0
+    for part in parts:
+        number = int.from_bytes(part)
+        total += number << 8 if len(part) & 1 else number
+    folded = total % 0xFFFF
+    return 0xFFFF if total and not folded else folded
+
+
+def checksum(*parts: Buffer) -> bytes:
+    """What belongs into the checksum field, over parts in which that field is zero."""
+    return (0xFFFF - ones_sum(*parts)).to_bytes(2)
+
+
+def intact(*parts: Buffer) -> bool:
+    """Whether the checksum inside the parts is right."""
+    return ones_sum(*parts) == 0xFFFF
