@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import os
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
@@ -51,21 +52,56 @@ def up(
         ),
     ] = None,
     cluster: ClusterFile = None,
+    instances: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|N",
+            help="With --role gpn: run the GPNs whose address this machine has, each a process on a core of "
+            "its own (auto: as many as there are cores), and start again any that ends.",
+            show_default=False,
+        ),
+    ] = None,
     lifeline: Annotated[bool, typer.Option("--lifeline", hidden=True, help="End when stdin closes.")] = False,
     log_level: Annotated[LogLevel, typer.Option(help="How much to log, to stderr.")] = LogLevel.INFO,
     log_format: Annotated[
         LogFormat, typer.Option(help="Lines to read, or JSON objects; auto: text on a terminal.")
     ] = LogFormat.AUTO,
 ) -> None:
-    """Run one node of the cluster until SIGTERM or SIGINT."""
+    """Run one node of the cluster, or this machine's GPNs, until SIGTERM or SIGINT."""
     from protego_cli.cli.clusters import load_with_plugins
     from protego_cli.cli.logs import configure_logging
-    from protego_cli.cli.serve import serve
+    from protego_cli.cli.serve import serve, serve_instances
 
     loaded, plugins = load_with_plugins(cluster)
+    if instances is not None:
+        configure_logging(log_level.upper(), log_format.value, "gpn", "supervisor")
+        arguments = ["-c", os.fspath(loaded.file), "--log-level", log_level.value]
+        arguments += ["--log-format", log_format.value]
+        serve_instances(loaded, _group(loaded, role, name), _count(instances), arguments, lifeline=lifeline)
+        return
     node = choose(loaded, role, name)
     configure_logging(log_level.upper(), log_format.value, node.role, node.name)
     serve(loaded, node, plugins, lifeline=lifeline)
+
+
+def _group(cluster: Cluster, role: str | None, name: str | None) -> str | None:
+    """Which entry of the file is meant, None for all GPNs. Raises UsageError."""
+    from protego_cli.errors import UsageError
+
+    named = {node.role for node in cluster.nodes if name in (node.name, node.group)}
+    if (role or "gpn") != "gpn" or not named <= {"gpn"} or (role is None and name is None):
+        raise UsageError("only GPNs have instances: --role gpn --instances auto")
+    return name
+
+
+def _count(instances: str) -> int | None:
+    from protego_cli.errors import UsageError
+
+    if instances == "auto":
+        return None
+    if not instances.isdecimal() or not int(instances):
+        raise UsageError(f"--instances {instances}: expected auto or a number from 1 on")
+    return int(instances)
 
 
 def choose(cluster: Cluster, role: str | None, name: str | None) -> Node:
@@ -76,6 +112,11 @@ def choose(cluster: Cluster, role: str | None, name: str | None) -> Node:
         node = cluster.node(name)
         if node is None:
             known = ", ".join(node.name for node in cluster.nodes)
+            if members := [node.name for node in cluster.nodes if node.group == name]:
+                raise UsageError(
+                    f"{name} has {len(members)} instances: --instances auto runs those of this machine, "
+                    f"and --name one of them: {members[0]} to {members[-1]}"
+                )
             raise NotFound(f"{cluster.file} has no node {name!r}; it has {known}")
         if role is not None and node.role != role:
             raise UsageError(f"{name} is a {node.role} in {cluster.file}, not a {role}")

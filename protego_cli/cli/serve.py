@@ -32,6 +32,24 @@ def serve(cluster: Cluster, node: Node, plugins: Plugins, *, lifeline: bool = Fa
     trio.run(run_until_told, run, cluster, node, plugins, lifeline)
 
 
+def serve_instances(
+    cluster: Cluster, group: str | None, count: int | None, arguments: list[str], *, lifeline: bool
+) -> None:
+    """Run this machine's GPNs until a signal, or until stdin closes with `lifeline`."""
+    from protego_cli.roles.instances import here, supervise
+
+    instances = here(cluster, group, count)
+
+    async def run() -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(_cancel_on_signal, nursery.cancel_scope)
+            if lifeline:
+                nursery.start_soon(_cancel_on_eof, nursery.cancel_scope)
+            nursery.start_soon(supervise, instances, arguments)
+
+    trio.run(run)
+
+
 async def run_until_told(
     run: RunRole, cluster: Cluster, node: Node, plugins: Plugins, lifeline: bool
 ) -> None:

@@ -20,6 +20,7 @@ from protego_cli.errors import EnvironmentFault, Problem
 def check_cluster(cluster: Cluster) -> Iterator[Problem]:
     """Everything that one value alone cannot show."""
     yield from _roles(cluster)
+    yield from _names(cluster)
     yield from _addresses(cluster)
     yield from _ports(cluster)
     yield from _tenants(cluster)
@@ -63,6 +64,17 @@ def _roles(cluster: Cluster) -> Iterator[Problem]:
         )
     for extra in gmns[1:]:
         yield Problem(_node_key(extra, "role"), f'expected exactly one "gmn"; {gmns[0].name} is one already')
+
+
+def _names(cluster: Cluster) -> Iterator[Problem]:
+    """Instances get names of their own; all others are keys of one table."""
+    names = {node.name for node in cluster.nodes if not node.group}
+    for node in cluster.nodes:
+        if node.group and node.name in names:
+            yield Problem(
+                f"{join('nodes', node.group)}.instances",
+                f"one of them would be {node.name}, which is another node's name; rename either",
+            )
 
 
 def _addresses(cluster: Cluster) -> Iterator[Problem]:

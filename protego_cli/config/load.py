@@ -12,6 +12,7 @@ this layer knows no plugin. `load_plugins_section` reads the one table that is n
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import tomli
+from msgspec import structs
 
 from protego_cli.config import values
 from protego_cli.config.checks import check_cluster, check_secrets
@@ -53,6 +55,8 @@ __all__ = [
 
 ENVIRONMENT = "PROTEGO_CLUSTER"
 PLACES = (Path("cluster.toml"), Path("/etc/protego/cluster.toml"))
+
+MAX_INSTANCES = 256
 
 PKI_NAMES = frozenset({"ca", "operator"})  # beside NODE.pem in cluster.pki
 
@@ -194,9 +198,33 @@ def _nodes(collection: Table) -> tuple[Node, ...]:
         address = table.need("address", values.address, "", example='an IP address such as "10.10.0.1"')
         ports = _ports(table.table("ports"))
         capacity = table.take("capacity", values.number(0.01, 1024), 1.0) if role in ("gpn", "") else 1.0
-        nodes.append(Node(name, cast("Role", role), address, ports, capacity))
+        nodes += _instances(Node(name, cast("Role", role), address, ports, capacity), table)
         table.done()
     return tuple(nodes)
+
+
+def _instances(node: Node, table: Table) -> list[Node]:
+    """A GPN for each of its instances, at consecutive addresses; the node itself where it says nothing."""
+    count = table.take("instances", values.integer(1, MAX_INSTANCES), 1)
+    if "instances" not in table or not node.address:
+        return [node]
+    if node.role != "gpn":
+        table.problem("instances", "only a GPN can have several instances")
+        return [node]
+    try:
+        first = ipaddress.ip_address(node.address)
+        addresses = [str(first + place) for place in range(count)]
+    except ValueError:
+        table.problem("address", f"expected {count} consecutive addresses from {node.address} on")
+        return [node]
+    if len(f"{node.name}-{count}") > values.MAX_NAME:
+        table.fault(
+            f"expected a name that leaves room for -{count}: at most {values.MAX_NAME} characters in all"
+        )
+    return [
+        structs.replace(node, name=f"{node.name}-{place}", address=address, group=node.name)
+        for place, address in enumerate(addresses, start=1)
+    ]
 
 
 def _ports(table: Table) -> Ports:

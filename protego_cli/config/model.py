@@ -31,6 +31,7 @@ class Node(msgspec.Struct, frozen=True):
     address: str
     ports: Ports = Ports()
     capacity: float = 1.0  # GPN: CPU seconds per second that its tunnels may take; 1.0 is one core
+    group: str = ""  # the entry of the file, where `instances` made several nodes of it
 
 
 class VtepConfig(msgspec.Struct, frozen=True):

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,18 +17,12 @@ import trio
 
 from protego_cli.errors import ProtegoError
 from protego_cli.lab.protocol import Command, Snapshot, Verb
+from protego_cli.roles.instances import program
 
 _LAST_LINES = 8
 _TAIL_BYTES = 1 << 14
 _PATIENCE = 2.0  # seconds a child has to end by itself
 _CHUNK = 1 << 16
-
-
-def program() -> list[str]:
-    """How to run this same `protego` again."""
-    if getattr(sys, "frozen", False):
-        return [sys.executable]
-    return [sys.executable, "-m", "protego_cli"]
 
 
 class ChildDied(ProtegoError):
