@@ -64,7 +64,7 @@ def here(cluster: Cluster, group: str | None, count: int | None) -> list[Instanc
     cores = sorted(os.sched_getaffinity(0))
     if count is None:
         if len(local) < len(cores):
-            log.info("more GPNs in the cluster file would use all cores cores=%d gpns=%d", len(cores), len(local))
+            log.info("cores are idle for want of GPNs cores=%d gpns=%d", len(cores), len(local))
     elif count > len(local):
         raise UsageError(
             f"--instances {count}: this machine has the addresses of {len(local)} GPNs of {cluster.file}; "
