@@ -202,22 +202,6 @@ def test_a_rekey_of_nothing() -> None:
     assert isinstance(gateway.outcome(gateway.rekey(0xDEAD, NEW)), ExchangeFailed)
 
 
-def test_a_second_child_is_refused() -> None:
-    network, gateway, peer = connected()
-    policy = GATEWAY_POLICY
-    answer = ask(
-        network,
-        peer,
-        ExchangeType.CREATE_CHILD_SA,
-        proposal(),
-        Nonce(bytes(32)),
-        TsI(policy.remote_ts),
-        TsR(policy.local_ts),
-    )
-    assert error(answer) == NotifyType.NO_ADDITIONAL_SAS
-    assert matched(gateway, peer) == 1
-
-
 def test_children_of_a_peer_that_never_deletes_are_bounded() -> None:
     network, gateway, peer = connected()
     newest = SPI

@@ -28,6 +28,7 @@ KINDS: Final[Mapping[str, Severity]] = {
     "IKE_SA up": "info",
     "IKE_SA closed": "info",
     "IKE_SA replaced": "info",
+    "IKE_SA rekeyed": "info",
     "SA up": "info",
     "tunnel up": "info",
     "tunnel down": "warning",

@@ -191,6 +191,7 @@ class Migrations:
         """
         first = tunnel.sealing
         delays = iter(RETRIES)
+        missing = False  # at the peer, which may be about to say DELETE
         while True:
             old = await self._settled(tunnel)
             if old is not first and old.gpn == to:
@@ -201,11 +202,21 @@ class Migrations:
             try:
                 return old, await self._driver.rekey_child(old.spi, spi)
             except ExchangeError as error:
+                if error.notify == ChildSaNotFound.notify and missing and tunnel.sealing is old:
+                    return old, await self._create(tunnel, old, spi)
+                missing = error.notify == ChildSaNotFound.notify
                 delay = next(delays, None)
                 if delay is None or not _passes(error, tunnel):
                     raise Refused(f"{tunnel.id} cannot be rekeyed: {error}") from error
             with trio.move_on_after(delay):
                 await tunnel.until(lambda old=old: tunnel.sealing is not old)  # type: ignore[misc]
+
+    async def _create(self, tunnel: Tunnel, old: Placed, spi: int) -> ChildEstablished:
+        """The peer has lost the SA without a word: make one from scratch (2.25). Raises Refused."""
+        try:
+            return await self._driver.create_child(old.ike, spi)
+        except ExchangeError as error:
+            raise Refused(f"{tunnel.id} has lost its CHILD_SA and gets no other: {error}") from error
 
     async def _settled(self, tunnel: Tunnel) -> Placed:
         """The sealing SA, when nothing that the peer began is open any more. Raises Refused."""

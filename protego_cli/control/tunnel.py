@@ -135,6 +135,10 @@ class Tunnel:
             (sa for sa in candidates if sa and sa not in gone and sa.standing and not sa.retiring), None
         )
 
+    def children(self, ike: int) -> list[Placed]:
+        """What an IKE_SA has, oldest first."""
+        return [sa for sa in self.sas.values() if sa.ike == ike and not sa.retiring]
+
     @property
     def settled(self) -> bool:
         """Whether nothing that the peer began is open."""

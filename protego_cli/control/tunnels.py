@@ -2,7 +2,8 @@
 
 1. `ChildOffered`: choose the GPN, install the SA, `accept`. A tunnel's first SA seals at once; one that
    replaces another seals from the peer's first packet on it, from the DELETE of the old one (RFC 7296 2.8),
-   or after `OVERDUE` seconds. One that came with a new IKE_SA ends the old IKE_SA then.
+   or after `OVERDUE` seconds. One that came with a new IKE_SA ends the old IKE_SA then. One that came beside
+   others of its IKE_SA takes over their traffic, so they are deleted then; one that could not is refused.
 2. `ChildDeleteOffered`: seal on another SA, pass the barrier, `accept`, let the SA linger.
 3. `IkeClosed`: its SAs retire; another IKE_SA's SA seals, if there is one.
 4. `PeerMoved`, `PeerAddress`: the peer's SAs seal towards its new address.
@@ -20,16 +21,17 @@ from typing import Final
 
 import trio
 
-from protego_cli.control.driver import Driver
+from protego_cli.control.driver import Driver, ExchangeError
 from protego_cli.control.load import Passed
 from protego_cli.control.messages import FirstPacket, PeerAddress, Report
 from protego_cli.control.sad import Sad
 from protego_cli.control.tunnel import Placed, Tunnel
-from protego_cli.errors import ProtegoError, Refused, TemporaryFailure
+from protego_cli.errors import NoAdditionalSas, ProtegoError, ProtocolError, Refused, TemporaryFailure
 from protego_cli.ike.events import (
     ChildDeleted,
     ChildDeleteOffered,
     ChildOffered,
+    ChildSa,
     Event,
     IkeClosed,
     IkeEstablished,
@@ -37,6 +39,7 @@ from protego_cli.ike.events import (
     NegotiationFailed,
     PeerMoved,
 )
+from protego_cli.ike.narrowing import covered
 from protego_cli.wire.notifies import notify_name
 
 log = logging.getLogger(__name__)
@@ -96,10 +99,7 @@ class Tunnels:
                 if tunnel := self._sad.tunnels.get(event.tunnel):
                     self._ike_closed(tunnel, event)
             case IkeRekeyed():
-                log.info(
-                    "IKE_SA rekeyed tunnel=%s suite=%s by=%s",
-                    *(event.tunnel, event.suite, "gateway" if event.initiator else "peer"),
-                )
+                self.ike_rekeyed(event)
             case PeerMoved(path=path):
                 if tunnel := self._sad.tunnels.get(event.tunnel):
                     self._peer_moved(tunnel, event.ike, (path.remote, path.remote_port))
@@ -130,6 +130,14 @@ class Tunnels:
         )
         self._tasks.start_soon(self._close_if_childless, tunnel, event.ike)
 
+    def ike_rekeyed(self, event: IkeRekeyed) -> None:
+        self._sad.events.emit(
+            "IKE_SA rekeyed",
+            tunnel=event.tunnel,
+            suite=event.suite,
+            initiator="gateway" if event.initiator else "peer",
+        )
+
     def _ike_closed(self, tunnel: Tunnel, event: IkeClosed) -> None:
         self._sad.events.emit("IKE_SA closed", tunnel=tunnel.id, reason=event.reason)
         tunnel.ikes.discard(event.ike)
@@ -143,15 +151,24 @@ class Tunnels:
     # ---- the peer asks for a CHILD_SA
 
     async def _offered(self, tunnel: Tunnel, event: ChildOffered) -> None:
+        beside = event.replaces is None and tunnel.sealing is not None and tunnel.sealing.ike == event.ike
         try:
-            placed = await self._install_offer(tunnel, event)
+            if beside and not _carries(event.child, tunnel):
+                placed = None
+                error: ProtocolError = NoAdditionalSas("one CHILD_SA carries the tunnel; this one could not")
+            else:
+                placed = await self._install_offer(tunnel, event)
+                error = TemporaryFailure("no GPN could take the tunnel")
         finally:
             tunnel.offers -= 1
             tunnel.changed()
         if placed is None:
-            await self._reject(tunnel, event)
-        elif tunnel.successor is placed:
+            await self._reject(tunnel, event, error)
+            return
+        if tunnel.successor is placed:
             await self.succeed(tunnel, placed)
+        if beside:
+            await self._delete_others(tunnel, event.ike)
 
     async def _install_offer(self, tunnel: Tunnel, event: ChildOffered) -> Placed | None:
         """Install the SA and accept. None when no GPN takes it, or its IKE_SA is gone."""
@@ -185,12 +202,12 @@ class Tunnels:
             sad.forget(tunnel, placed)
         return None
 
-    async def _reject(self, tunnel: Tunnel, event: ChildOffered) -> None:
+    async def _reject(self, tunnel: Tunnel, event: ChildOffered, error: ProtocolError) -> None:
         if event.ike in tunnel.ikes:
-            tunnel.error = "no GPN could take the tunnel"
+            tunnel.error = str(error)
             self._sad.events.emit("request rejected", tunnel=tunnel.id, reason=tunnel.error)
-            self._driver.reject(event.ticket, TemporaryFailure(tunnel.error))
-            if event.replaces is None:  # an IKE_SA without CHILD_SA is of no use: let the peer dial anew
+            self._driver.reject(event.ticket, error)
+            if not tunnel.children(event.ike):  # it is of no use so: let the peer dial anew
                 await self._driver.close(event.ike)
         await self._sad.nodes.steered()
 
@@ -218,6 +235,28 @@ class Tunnels:
             self._sad.events.emit("IKE_SA replaced", tunnel=tunnel.id, reason="a newer one stands")
             await self._driver.close(old.ike)
 
+    async def _delete_others(self, tunnel: Tunnel, ike: int) -> None:
+        """One SA of this IKE_SA carries all traffic now: delete those beside it, once their packets have
+        arrived.
+        """
+        await tunnel.until(lambda: tunnel.settled)
+        async with tunnel.moving:
+            keep = (tunnel.sealing, tunnel.successor)
+            others = [sa for sa in tunnel.children(ike) if sa.standing and sa not in keep]
+            if tunnel.sealing is None or tunnel.sealing.ike != ike or not others:
+                return
+            await self._sad.leave(tunnel, *others)
+            try:
+                await self._driver.check_alive(ike)
+            except ExchangeError as error:
+                log.warning("round trip failed tunnel=%s reason=%s", tunnel.id, error)
+            for placed in others:
+                try:
+                    await self._driver.delete_child(placed.spi)
+                    self._sad.retire(tunnel, placed)
+                except ExchangeError as error:
+                    log.warning("SA not deleted tunnel=%s spi=%08x reason=%s", tunnel.id, placed.spi, error)
+
     async def _deleted(self, tunnel: Tunnel, placed: Placed, ticket: int | None) -> None:
         """A CHILD_SA goes: seal on another, answer if the peer asked, let it linger."""
         await self._sad.leave(tunnel, placed)
@@ -228,8 +267,9 @@ class Tunnels:
 
     async def _close_if_childless(self, tunnel: Tunnel, ike: int) -> None:
         await trio.sleep(CHILDLESS)
-        children = any(sa.ike == ike and not sa.retiring for sa in tunnel.sas.values())
-        if ike in tunnel.ikes and not (children or tunnel.offers or tunnel.dialling or tunnel.target):
+        if ike in tunnel.ikes and not (
+            tunnel.children(ike) or tunnel.offers or tunnel.dialling or tunnel.target
+        ):
             log.info("IKE_SA without CHILD_SA is closed tunnel=%s", tunnel.id)
             await self._driver.close(ike)
 
@@ -279,3 +319,11 @@ class Tunnels:
         await self._sad.nodes.steered()
         for gpn in gpns:
             await self._sad.nodes.let_go(gpn)
+
+
+def _carries(child: ChildSa, tunnel: Tunnel) -> bool:
+    """Whether all that the tunnel carries now could go through this CHILD_SA."""
+    sealing = tunnel.sealing
+    return sealing is None or (
+        covered(sealing.child.local_ts, child.local_ts) and covered(sealing.child.remote_ts, child.remote_ts)
+    )

@@ -23,6 +23,7 @@ from protego_cli.ike.events import ChildDeleted, Datagram, Event, ExchangeFailed
 from protego_cli.ike.exchanges import init
 from protego_cli.ike.exchanges.alive import CheckAlive
 from protego_cli.ike.exchanges.base import Exchange
+from protego_cli.ike.exchanges.create_child import CreateChild, Selectors
 from protego_cli.ike.exchanges.delete import DeleteChild, closing
 from protego_cli.ike.exchanges.rekey_child import RekeyChild
 from protego_cli.ike.exchanges.rekey_ike import RekeyIke
@@ -124,6 +125,14 @@ class Engine:
         sa.start(init.Dial(token, policy, spi_in), now)
         self._settle()
         return token
+
+    def create_child(self, ike: int, spi_in: int, now: float, selectors: Selectors | None = None) -> int:
+        """One more CHILD_SA, with these selectors or the tunnel's: ChildEstablished or ExchangeFailed."""
+        token = self._context.number()
+        sa = self._context.by_handle.get(ike)
+        if sa is None:
+            return self._failed(token, "no such IKE_SA")
+        return self._start(sa, CreateChild(token, spi_in, selectors), token, now)
 
     def rekey_child(self, spi_in: int, new_spi: int, now: float) -> int:
         """ChildEstablished or ExchangeFailed; the old CHILD_SA stays until it is deleted."""

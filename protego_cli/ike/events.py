@@ -104,7 +104,7 @@ class IkeRekeyed:
 
 @dataclass(frozen=True)
 class ChildOffered:
-    """The peer asked for a CHILD_SA (in IKE_AUTH, or as a rekey): install, then `accept(ticket)`."""
+    """The peer asked for a CHILD_SA (in IKE_AUTH, one more, or a rekey): install, then `accept(ticket)`."""
 
     ticket: int
     ike: int
@@ -114,7 +114,7 @@ class ChildOffered:
 
 @dataclass(frozen=True)
 class ChildEstablished:
-    """Our request for a CHILD_SA (in IKE_AUTH, or a rekey) was answered.
+    """Our request for a CHILD_SA (in IKE_AUTH, one more, or a rekey) was answered.
 
     `redundant`: the peer's rekey crossed ours and won (RFC 7296 2.8.1). Do not use this child: once the
     peer's is accepted the engine deletes it by itself; ChildDeleted says so under a token of its own.

@@ -56,6 +56,7 @@ from protego_cli.ike.events import (
     Path,
     Policy,
 )
+from protego_cli.ike.exchanges.create_child import Selectors
 from protego_cli.net.udp import Address, Batch, Buffer
 from protego_cli.plugins.packing_policies import Spread
 from protego_cli.wire.envelope import Envelope, open_envelope, seal_envelope
@@ -220,6 +221,12 @@ class Peer:
     def rekey(self) -> int:
         """Rekey the newest CHILD_SA."""
         token = self.engine.rekey_child(self.newest.spi_in, self.spi(), trio.current_time())
+        self.work()
+        return token
+
+    def create(self, selectors: Selectors | None = None) -> int:
+        """Ask for a CHILD_SA beside the others."""
+        token = self.engine.create_child(next(iter(self.ikes)), self.spi(), trio.current_time(), selectors)
         self.work()
         return token
 

@@ -36,6 +36,7 @@ from protego_cli.ike.events import (
     PeerMoved,
     Policy,
 )
+from protego_cli.ike.exchanges.create_child import Selectors
 
 REGISTRY = Registry(("builtin", algorithm) for algorithm in ALGORITHMS)
 DEFAULTS = IkeSettings()
@@ -169,6 +170,11 @@ class Site:
 
     def dial(self, tunnel: str, remote: str, spi_in: int = 0x11111111, port: int = 500) -> int:
         token = self.engine.initiate(tunnel, Path(self.address, port, remote, port), spi_in, self.now)
+        self.settle()
+        return token
+
+    def create(self, spi_in: int, selectors: Selectors | None = None) -> int:
+        token = self.engine.create_child(self.ike, spi_in, self.now, selectors)
         self.settle()
         return token
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from protego_cli.errors import NoAdditionalSas, TemporaryFailure
-from protego_cli.ike.exchanges import rekey_child, rekey_ike
+from protego_cli.errors import TemporaryFailure
+from protego_cli.ike.exchanges import create_child, rekey_child, rekey_ike
 from protego_cli.ike.exchanges.delete import closing
 from protego_cli.ike.message import Payloads
 from protego_cli.ike.succession import used
@@ -30,4 +30,4 @@ def answer(sa: IkeSa, payloads: Payloads, now: float) -> None:
     elif old is not None:
         rekey_child.answer(sa, old, payloads, now)
     else:
-        raise NoAdditionalSas("one CHILD_SA per tunnel")
+        create_child.answer(sa, payloads, now)

@@ -16,124 +16,46 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from protego_cli.crypto.algorithms import KeGroup, KePrivate
 from protego_cli.crypto.proposal import EspProposal
-from protego_cli.errors import (
-    ChildSaNotFound,
-    InvalidKePayload,
-    InvalidSyntax,
-    NoAdditionalSas,
-    ProtocolError,
-    TemporaryFailure,
-)
-from protego_cli.ike.children import (
-    MAX_CHILDREN,
-    Attempt,
-    Child,
-    Terms,
-    make_child,
-    spi_bytes,
-    terms_answered,
-    terms_for,
-    with_spi,
-)
+from protego_cli.errors import ChildSaNotFound, ProtocolError, TemporaryFailure
+from protego_cli.ike.children import Attempt, Child, spi_bytes
 from protego_cli.ike.events import ChildEstablished, ChildOffered
-from protego_cli.ike.exchanges.base import Exchange
-from protego_cli.ike.exchanges.delete import DeleteChild, Withdraw
+from protego_cli.ike.exchanges.create_child import CreateChild, Selectors, grant
+from protego_cli.ike.exchanges.delete import DeleteChild
 from protego_cli.ike.message import Payloads
-from protego_cli.ike.negotiation import propose
-from protego_cli.wire.notifies import NotifyType, notify_name
-from protego_cli.wire.payloads import ExchangeType, Ke, Nonce, Notify, Payload, Sa, TsI, TsR
+from protego_cli.wire.notifies import NotifyType
+from protego_cli.wire.payloads import Notify, Payload
 from protego_cli.wire.proposals import Protocol
 
 if TYPE_CHECKING:
     from protego_cli.ike.sa import IkeSa
 
 
-class RekeyChild(Exchange):
+class RekeyChild(CreateChild):
     """Our rekey of `old` by a CHILD_SA under `spi_in`, with the selectors and group `old` has."""
 
-    type = ExchangeType.CREATE_CHILD_SA
-
     def __init__(self, token: int, old: Child, spi_in: int) -> None:
-        super().__init__(token)
-        self._token = token
+        super().__init__(token, spi_in)
         self._old = old
-        self._spi_in = spi_in
-        self._suites: tuple[EspProposal, ...] = ()
-        self._group: KeGroup | None = None
-        self._private: KePrivate | None = None
-        self._retried = False
-        self._nonce = b""
 
-    def build(self, sa: IkeSa, now: float) -> Sequence[Payload] | None:
+    def obstacle(self, sa: IkeSa) -> str | None:
         old = self._old
         if old.sa.spi_in not in sa.children or old.deleting or old.doomed:
-            self.fail(sa, "the CHILD_SA is gone, or going")
-            return None
+            return "the CHILD_SA is gone, or going"
         if old.replaced(sa.children) or old.taken(sa.children):
-            self.fail(sa, "the CHILD_SA has been rekeyed, or the peer is rekeying it")
-            return None
+            return "the CHILD_SA has been rekeyed, or the peer is rekeying it"
         old.theirs = None
-        if not self._retried:
-            self._suites = tuple(dict.fromkeys((old.proposal, *sa.tunnel.esp)))
-            self._group = next((suite.group for suite in self._suites if suite.group), None)
-        self._nonce = sa.context.new_nonce()
-        self._private = self._group.generate(sa.context.random) if self._group else None
-        ke = (Ke(self._group.transform_id, self._private.public),) if self._group and self._private else ()
-        return (
-            Notify(NotifyType.REKEY_SA, protocol=Protocol.ESP, spi=spi_bytes(old.sa.spi_in)),
-            Sa(propose(self._suites, spi_bytes(self._spi_in))),
-            Nonce(self._nonce),
-            *ke,
-            TsI(old.sa.local_ts),
-            TsR(old.sa.remote_ts),
-        )
+        return None
 
-    def process(self, sa: IkeSa, payloads: Payloads, now: float) -> None:
-        error = payloads.error()
-        if error is not None:
-            self._refused(sa, error)
-            return
-        old = self._old.sa
-        try:
-            nonce = payloads.one(Nonce).data
-            terms = terms_answered(payloads, self._suites, old.local_ts, old.remote_ts, in_auth=False)
-            shared = self._agree(terms, payloads.maybe(Ke))
-        except InvalidSyntax as fault:
-            self.fail(sa, f"the peer's answer is not valid: {fault}")
-            sa.start(Withdraw(self._spi_in), now)
-            return
-        child = make_child(sa, terms, self._spi_in, (self._nonce, nonce), initiator=True, shared=shared)
-        self._establish(sa, child, min(self._nonce, nonce), now)
+    def wishes(self, sa: IkeSa) -> tuple[tuple[EspProposal, ...], Selectors]:
+        old = self._old
+        suites = tuple(dict.fromkeys((old.proposal, *sa.tunnel.esp)))
+        return suites, (old.sa.local_ts, old.sa.remote_ts)
 
-    def _refused(self, sa: IkeSa, error: Notify) -> None:
-        group = self._wanted(error)
-        if group is not None and not self._retried:
-            self._retried = True
-            self._group = group
-            sa.queue.appendleft(self)
-            return
-        offered = " | ".join(str(suite) for suite in self._suites)
-        self.fail(sa, f"the peer answered {notify_name(error.kind)}; ours: {offered}", error.kind)
+    def about(self) -> tuple[Payload, ...]:
+        return (Notify(NotifyType.REKEY_SA, protocol=Protocol.ESP, spi=spi_bytes(self._old.sa.spi_in)),)
 
-    def _wanted(self, error: Notify) -> KeGroup | None:
-        if error.kind != NotifyType.INVALID_KE_PAYLOAD:
-            return None
-        wanted = int.from_bytes(error.data, "big")
-        groups = (suite.group for suite in self._suites if suite.group)
-        return next((group for group in groups if group.transform_id == wanted), None)
-
-    def _agree(self, terms: Terms, ke: Ke | None) -> bytes:
-        """The fresh shared secret, empty without a group."""
-        group = terms.proposal.group
-        if group is None:
-            return b""
-        if ke is None or self._private is None or not group == self._group or ke.group != group.transform_id:
-            raise InvalidSyntax(f"no KE payload for the group {group.keyword} that the peer chose")
-        return self._private.shared(ke.data)
-
-    def _establish(self, sa: IkeSa, child: Child, lowest: bytes, now: float) -> None:
+    def establish(self, sa: IkeSa, child: Child, lowest: bytes, now: float) -> None:
         old = self._old
         theirs = old.theirs
         redundant = theirs is not None and lowest < theirs.lowest
@@ -141,7 +63,7 @@ class RekeyChild(Exchange):
         old.successor = child
         if sa.handle is not None:
             sa.context.emit(
-                ChildEstablished(self._token, sa.handle, child.sa, old.sa.spi_in, redundant=redundant)
+                ChildEstablished(self._number, sa.handle, child.sa, old.sa.spi_in, redundant=redundant)
             )
         if theirs is not None and redundant:
             theirs.redundant = child.sa.spi_in
@@ -164,34 +86,8 @@ def answer(sa: IkeSa, notify: Notify, payloads: Payloads, now: float) -> None:
         raise ChildSaNotFound(f"no CHILD_SA with the peer's SPI {notify.spi.hex()}")
     if old.deleting or old.replaced(sa.children):
         raise TemporaryFailure("the CHILD_SA is being replaced or deleted")
-    if len(sa.children) >= MAX_CHILDREN:
-        raise NoAdditionalSas(f"{MAX_CHILDREN} CHILD_SAs stand already")
-    terms = terms_for(sa, payloads, in_auth=False)
-    nonce, mine = payloads.one(Nonce).data, sa.context.new_nonce()
-    ke, shared = _exchange_keys(sa, terms, payloads.maybe(Ke))
-    spi_in = sa.context.allocate_spi()
-    child = make_child(sa, terms, spi_in, (nonce, mine), initiator=False, shared=shared)
-    chosen = with_spi(terms.answer, spi_bytes(spi_in))
-    response: tuple[Payload, ...] = (
-        Sa((chosen,)),
-        Nonce(mine),
-        *ke,
-        TsI(terms.remote_ts),
-        TsR(terms.local_ts),
-    )
-    _offer(sa, old, Attempt(child, min(nonce, mine)), response, now)
-
-
-def _exchange_keys(sa: IkeSa, terms: Terms, ke: Ke | None) -> tuple[tuple[Ke, ...], bytes]:
-    """Our KE payload, when a fresh key exchange was agreed on, and the secret."""
-    group = terms.proposal.group
-    if group is None:
-        return (), b""
-    if ke is None or ke.group != group.transform_id:
-        wanted = group.transform_id.to_bytes(2, "big")
-        raise InvalidKePayload(f"{group.keyword} was agreed on", data=wanted)
-    private = group.generate(sa.context.random)
-    return (Ke(group.transform_id, private.public),), private.shared(ke.data)
+    child, lowest, response = grant(sa, payloads)
+    _offer(sa, old, Attempt(child, lowest), response, now)
 
 
 def _offer(sa: IkeSa, old: Child, attempt: Attempt, response: Sequence[Payload], now: float) -> None:

@@ -1,0 +1,198 @@
+"""CREATE_CHILD_SA that makes a CHILD_SA beside those there are, from either side (RFC 7296 1.3.1, 2.25).
+
+    HDR, SK {SA, Ni, [KEi], TSi, TSr}  -->
+                            <--  HDR, SK {SA, Nr, [KEr], TSi, TSr}
+                             or  HDR, SK {N(error)}
+
+A rekey of a CHILD_SA (`rekey_child`) negotiates the same way and says which one it replaces. With a group the
+new keys owe nothing to those of the IKE_SA (perfect forward secrecy, 2.17); we begin with the group of our
+first proposal that has one and follow an INVALID_KE_PAYLOAD once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from protego_cli.crypto.algorithms import KeGroup, KePrivate
+from protego_cli.crypto.proposal import EspProposal
+from protego_cli.errors import InvalidKePayload, InvalidSyntax, NoAdditionalSas, ProtocolError
+from protego_cli.ike.children import (
+    MAX_CHILDREN,
+    Child,
+    Terms,
+    make_child,
+    spi_bytes,
+    terms_answered,
+    terms_for,
+    with_spi,
+)
+from protego_cli.ike.events import ChildEstablished, ChildOffered
+from protego_cli.ike.exchanges.base import Exchange
+from protego_cli.ike.exchanges.delete import Withdraw
+from protego_cli.ike.message import Payloads
+from protego_cli.ike.negotiation import propose
+from protego_cli.wire.notifies import NotifyType, notify_name
+from protego_cli.wire.payloads import ExchangeType, Ke, Nonce, Notify, Payload, Sa, TsI, TsR
+from protego_cli.wire.selectors import TrafficSelector
+
+if TYPE_CHECKING:
+    from protego_cli.ike.sa import IkeSa
+
+Selectors = tuple[tuple[TrafficSelector, ...], tuple[TrafficSelector, ...]]
+"""Ours and the peer's."""
+
+
+class CreateChild(Exchange):
+    """Our request for a CHILD_SA under `spi_in`, with the tunnel's selectors or some of them."""
+
+    type = ExchangeType.CREATE_CHILD_SA
+
+    def __init__(self, token: int, spi_in: int, selectors: Selectors | None = None) -> None:
+        super().__init__(token)
+        self._asked = selectors
+        self._number = token
+        self._spi_in = spi_in
+        self._suites: tuple[EspProposal, ...] = ()
+        self._selectors: Selectors = (), ()
+        self._group: KeGroup | None = None
+        self._private: KePrivate | None = None
+        self._retried = False
+        self._nonce = b""
+
+    # ---- what a rekey does in its own way
+
+    def obstacle(self, sa: IkeSa) -> str | None:
+        """Why there is nothing to ask any more."""
+        return f"{MAX_CHILDREN} CHILD_SAs stand already" if len(sa.children) >= MAX_CHILDREN else None
+
+    def wishes(self, sa: IkeSa) -> tuple[tuple[EspProposal, ...], Selectors]:
+        policy = sa.tunnel.policy
+        return sa.tunnel.esp, self._asked or (policy.local_ts, policy.remote_ts)
+
+    def about(self) -> tuple[Payload, ...]:
+        """What comes before the SA payload."""
+        return ()
+
+    def establish(self, sa: IkeSa, child: Child, lowest: bytes, now: float) -> None:
+        """The peer has agreed; `lowest` is the lower one of the two nonces."""
+        sa.add_child(child)
+        if sa.handle is not None:
+            sa.context.emit(ChildEstablished(self._number, sa.handle, child.sa, None))
+
+    # ---- what both do
+
+    def build(self, sa: IkeSa, now: float) -> Sequence[Payload] | None:
+        obstacle = self.obstacle(sa)
+        if obstacle is not None:
+            self.fail(sa, obstacle)
+            return None
+        if not self._retried:
+            self._suites, self._selectors = self.wishes(sa)
+            self._group = next((suite.group for suite in self._suites if suite.group), None)
+        self._nonce = sa.context.new_nonce()
+        self._private = self._group.generate(sa.context.random) if self._group else None
+        ke = (Ke(self._group.transform_id, self._private.public),) if self._group and self._private else ()
+        local_ts, remote_ts = self._selectors
+        return (
+            *self.about(),
+            Sa(propose(self._suites, spi_bytes(self._spi_in))),
+            Nonce(self._nonce),
+            *ke,
+            TsI(local_ts),
+            TsR(remote_ts),
+        )
+
+    def process(self, sa: IkeSa, payloads: Payloads, now: float) -> None:
+        error = payloads.error()
+        if error is not None:
+            self._refused(sa, error)
+            return
+        try:
+            nonce = payloads.one(Nonce).data
+            terms = terms_answered(payloads, self._suites, *self._selectors, in_auth=False)
+            shared = self._agree(terms, payloads.maybe(Ke))
+        except InvalidSyntax as fault:
+            self.fail(sa, f"the peer's answer is not valid: {fault}")
+            sa.start(Withdraw(self._spi_in), now)
+            return
+        child = make_child(sa, terms, self._spi_in, (self._nonce, nonce), initiator=True, shared=shared)
+        self.establish(sa, child, min(self._nonce, nonce), now)
+
+    def _refused(self, sa: IkeSa, error: Notify) -> None:
+        group = self._wanted(error)
+        if group is not None and not self._retried:
+            self._retried = True
+            self._group = group
+            sa.queue.appendleft(self)
+            return
+        offered = " | ".join(str(suite) for suite in self._suites)
+        self.fail(sa, f"the peer answered {notify_name(error.kind)}; ours: {offered}", error.kind)
+
+    def _wanted(self, error: Notify) -> KeGroup | None:
+        if error.kind != NotifyType.INVALID_KE_PAYLOAD:
+            return None
+        wanted = int.from_bytes(error.data, "big")
+        groups = (suite.group for suite in self._suites if suite.group)
+        return next((group for group in groups if group.transform_id == wanted), None)
+
+    def _agree(self, terms: Terms, ke: Ke | None) -> bytes:
+        """The fresh shared secret, empty without a group."""
+        group = terms.proposal.group
+        if group is None:
+            return b""
+        if ke is None or self._private is None or not group == self._group or ke.group != group.transform_id:
+            raise InvalidSyntax(f"no KE payload for the group {group.keyword} that the peer chose")
+        return self._private.shared(ke.data)
+
+
+class Grant(NamedTuple):
+    """A CHILD_SA that the peer may have, and the response that says so."""
+
+    child: Child
+    lowest: bytes  # the lower one of the two nonces
+    response: tuple[Payload, ...]
+
+
+def grant(sa: IkeSa, payloads: Payloads) -> Grant:
+    """Agree to what the peer asks for, new or rekeyed. Raises ProtocolError."""
+    if len(sa.children) >= MAX_CHILDREN:
+        raise NoAdditionalSas(f"{MAX_CHILDREN} CHILD_SAs stand already")
+    terms = terms_for(sa, payloads, in_auth=False)
+    nonce, mine = payloads.one(Nonce).data, sa.context.new_nonce()
+    ke, shared = _exchange_keys(sa, terms, payloads.maybe(Ke))
+    spi_in = sa.context.allocate_spi()
+    child = make_child(sa, terms, spi_in, (nonce, mine), initiator=False, shared=shared)
+    chosen = with_spi(terms.answer, spi_bytes(spi_in))
+    selectors = TsI(terms.remote_ts), TsR(terms.local_ts)
+    return Grant(child, min(nonce, mine), (Sa((chosen,)), Nonce(mine), *ke, *selectors))
+
+
+def _exchange_keys(sa: IkeSa, terms: Terms, ke: Ke | None) -> tuple[tuple[Ke, ...], bytes]:
+    """Our KE payload, when a fresh key exchange was agreed on, and the secret."""
+    group = terms.proposal.group
+    if group is None:
+        return (), b""
+    if ke is None or ke.group != group.transform_id:
+        wanted = group.transform_id.to_bytes(2, "big")
+        raise InvalidKePayload(f"{group.keyword} was agreed on", data=wanted)
+    private = group.generate(sa.context.random)
+    return (Ke(group.transform_id, private.public),), private.shared(ke.data)
+
+
+def answer(sa: IkeSa, payloads: Payloads, now: float) -> None:
+    """The peer asks for one more; the response waits until the driver has it in place."""
+    child, _, response = grant(sa, payloads)
+
+    def accept(now: float) -> None:
+        sa.home.add_child(child)
+        sa.respond(response)
+        sa.pump(now)
+
+    def reject(error: ProtocolError, now: float) -> None:
+        sa.refuse(error)
+        sa.pump(now)
+
+    ticket = sa.offer(accept, reject, now)
+    if sa.handle is not None:
+        sa.context.emit(ChildOffered(ticket, sa.handle, child.sa, None))
