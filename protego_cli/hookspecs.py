@@ -13,6 +13,7 @@ import pluggy
 
 if TYPE_CHECKING:  # the specifications name types of later layers but import none of them
     from protego_cli.control.placement import PackingPolicy
+    from protego_cli.control.store import StateStore
     from protego_cli.crypto.algorithms import Algorithm
     from protego_cli.net.steering import SteeringBackend
 
@@ -41,3 +42,8 @@ def protego_packing_policies() -> Sequence[PackingPolicy]:  # type: ignore[empty
 @hookspec
 def protego_steering_backends() -> Sequence[SteeringBackend]:  # type: ignore[empty-body]  # a hookspec has no body
     """Ways to pass packets on in a GIN or GEN, each under a unique name (`cluster.ingress` selects one)."""
+
+
+@hookspec
+def protego_state_stores() -> Sequence[StateStore]:  # type: ignore[empty-body]  # a hookspec has no body
+    """Where the GMN keeps its state, each under a unique name (`cluster.store` selects one)."""

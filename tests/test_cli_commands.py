@@ -285,7 +285,12 @@ def test_plugins(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert run("plugins", "--json") == 0
     listed = {plugin["name"]: plugin for plugin in json.loads(run.out)}
     hooks = {hook for plugin in listed.values() for hook in plugin["hooks"]}
-    assert hooks >= {"protego_crypto_suites", "protego_packing_policies", "protego_steering_backends"}
+    assert hooks >= {
+        "protego_crypto_suites",
+        "protego_packing_policies",
+        "protego_state_stores",
+        "protego_steering_backends",
+    }
     assert all(set(plugin) == {"name", "version", "source", "hooks"} for plugin in listed.values())
     monkeypatch.setenv("COLUMNS", "200")
     assert run("plugins") == 0

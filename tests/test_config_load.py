@@ -26,6 +26,7 @@ def test_a_valid_file_is_read(tmp_path: Path) -> None:
     assert cluster.vips == ("203.0.113.10", "203.0.113.11")
     assert (cluster.pki, cluster.state) == (tmp_path / "pki", tmp_path / "state")
     assert (cluster.ingress, cluster.packing, cluster.ike) == ("mux", "spread", IkeSettings())
+    assert (cluster.store, cluster.master_key) == ("sqlite", cluster.pki / "state.key")
     assert [(node.name, node.role) for node in cluster.nodes] == [
         ("gmn-1", "gmn"), ("gin-1", "gin"), ("gen-1", "gen"), ("gpn-1", "gpn"), ("gpn-2", "gpn"),
     ]  # fmt: skip

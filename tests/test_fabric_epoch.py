@@ -1,4 +1,4 @@
-"""The epoch: never twice, on the disk before it is used, and clear words when it cannot be had."""
+"""The epoch: never twice, stored before it is used, and clear words when it cannot be had."""
 
 from __future__ import annotations
 
@@ -12,21 +12,33 @@ from protego_cli.control.epoch import next_epoch
 from protego_cli.errors import EnvironmentFault
 
 
+class State:
+    """The epoch in a GMN's state."""
+
+    def __init__(self, stored: int | None = None) -> None:
+        self.stored = stored
+
+    def next(self, directory: Path) -> int:
+        return next_epoch(directory, self.stored, self._store)
+
+    def _store(self, epoch: int) -> None:
+        self.stored = epoch
+
+
 def test_it_grows_by_one(tmp_path: Path) -> None:
-    state = tmp_path / "deep" / "state"
-    assert [next_epoch(state) for _ in range(3)] == [1, 2, 3]
-    assert (state / "epoch").read_text() == "3\n"
+    state = State()
+    assert [state.next(tmp_path) for _ in range(3)] == [1, 2, 3]
+    assert (tmp_path / "epoch").read_text() == "3\n"
+    assert state.stored == 3
 
 
-def test_modes(tmp_path: Path) -> None:
-    state = tmp_path / "state"
-    next_epoch(state)
-    assert stat.S_IMODE(state.stat().st_mode) == 0o700
-    assert stat.S_IMODE((state / "epoch").stat().st_mode) == 0o600
-    assert os.listdir(state) == ["epoch"]
+def test_the_file_is_private(tmp_path: Path) -> None:
+    State().next(tmp_path)
+    assert stat.S_IMODE((tmp_path / "epoch").stat().st_mode) == 0o600
+    assert os.listdir(tmp_path) == ["epoch"]
 
 
-def test_it_is_on_the_disk_before_it_is_returned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_are_on_the_disk_before_it_is_returned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[str] = []
     fsync, replace = os.fsync, os.replace
 
@@ -40,14 +52,35 @@ def test_it_is_on_the_disk_before_it_is_returned(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(os, "fsync", noted_fsync)
     monkeypatch.setattr(os, "replace", noted_replace)
-    next_epoch(tmp_path / "state")
-    assert steps == ["fsync file", "replace", "fsync directory"]
+    next_epoch(tmp_path, None, lambda epoch: steps.append("store"))
+    assert steps == ["store", "fsync file", "replace", "fsync directory"]
+
+
+def test_a_file_that_lags_is_overtaken(tmp_path: Path) -> None:
+    """The GMN ended between the two."""
+    (tmp_path / "epoch").write_text("4")
+    assert State(5).next(tmp_path) == 6
+
+
+def test_an_old_copy_of_the_state_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "epoch").write_text("6")
+    state = State(5)
+    with pytest.raises(EnvironmentFault, match=r"old copy.*numbers used since.*move"):
+        state.next(tmp_path)
+    assert state.stored == 5
+    assert (tmp_path / "epoch").read_text() == "6"
+
+
+def test_without_a_state_the_file_is_the_floor(tmp_path: Path) -> None:
+    (tmp_path / "epoch").write_text("41")
+    assert State().next(tmp_path) == 42
 
 
 def test_an_interrupted_write_costs_nothing(tmp_path: Path) -> None:
-    next_epoch(tmp_path)
+    state = State()
+    state.next(tmp_path)
     (tmp_path / "epoch.new").write_text("half")
-    assert next_epoch(tmp_path) == 2
+    assert state.next(tmp_path) == 2
 
 
 @pytest.mark.parametrize(
@@ -56,19 +89,12 @@ def test_an_interrupted_write_costs_nothing(tmp_path: Path) -> None:
 def test_a_corrupt_file_is_not_guessed_at(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "epoch").write_bytes(content)
     with pytest.raises(EnvironmentFault) as caught:
-        next_epoch(tmp_path)
+        State().next(tmp_path)
     assert str(tmp_path / "epoch") in str(caught.value)
     assert "a number above every epoch" in str(caught.value)
     assert (tmp_path / "epoch").read_bytes() == content
 
 
-def test_a_directory_others_can_write_is_refused(tmp_path: Path) -> None:
-    tmp_path.chmod(0o777)
-    with pytest.raises(EnvironmentFault, match="chmod 700"):
-        next_epoch(tmp_path)
-
-
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
-    (tmp_path / "state").write_text("a file")
     with pytest.raises(EnvironmentFault, match="the epoch cannot be stored"):
-        next_epoch(tmp_path / "state")
+        State().next(tmp_path / "nowhere")

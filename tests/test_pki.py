@@ -31,7 +31,8 @@ def test_init_makes_everything_once(tmp_path: Path) -> None:
     cluster = make_cluster(tmp_path)
     made = pki.init(cluster)
     names = {"ca", "gmn-1", *NAMES, "operator"}
-    assert {path.name for path in made} == {f"{name}.{end}" for name in names for end in ("pem", "key")}
+    files = {f"{name}.{end}" for name in names for end in ("pem", "key")}
+    assert {path.name for path in made} == files | {"state.key"}
     assert {path.name for path in cluster.pki.iterdir()} == {path.name for path in made}
     before = {path: path.read_bytes() for path in made}
     assert pki.init(cluster) == []

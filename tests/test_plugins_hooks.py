@@ -153,3 +153,36 @@ def test_steering_backends_are_checked(tmp_path: Path) -> None:
         match=r"protego_steering_backends returned an object of type Half, which lacks ingress\(\), egress",
     ):
         load(path)
+
+
+STORE = """
+from protego_cli.hookspecs import hookimpl
+
+class Elsewhere:
+    name = "elsewhere"
+    def open(self, directory):
+        return f"open in {directory}"
+
+class Shut:
+    name = "shut"
+
+@hookimpl
+def protego_state_stores():
+    return {returned}
+"""
+
+
+def test_state_stores_are_found_by_name(tmp_path: Path) -> None:
+    """The hook is protego_state_stores."""
+    path = write(tmp_path / "stores.py", STORE.replace("{returned}", "[Elsewhere()]"))
+    stores = load(path).state_stores()
+    assert set(stores) == {"sqlite", "elsewhere"}
+    assert stores["elsewhere"].open(tmp_path) == f"open in {tmp_path}"  # type: ignore[comparison-overlap]
+
+
+def test_state_stores_are_checked(tmp_path: Path) -> None:
+    path = write(tmp_path / "stores.py", STORE.replace("{returned}", "[Shut()]"))
+    with pytest.raises(
+        PluginError, match=r"protego_state_stores returned an object of type Shut, which lacks open\(\)"
+    ):
+        load(path)

@@ -40,7 +40,7 @@ def _count(number: int, what: str) -> str:
 
 
 def pki_init(cluster: ClusterFile = None) -> None:
-    """Make the cluster's CA, nodes' and operator's certificates.
+    """Make the cluster's CA, nodes' and operator's certificates, and the key of the GMN's state.
 
     What exists already is kept, so run it again after adding a node.
     """
@@ -51,6 +51,7 @@ def pki_init(cluster: ClusterFile = None) -> None:
     init(loaded)
     typer.echo(f"{loaded.pki}: certificates for {_count(len(loaded.nodes), 'node')} and the operator")
     typer.echo("Each node needs ca.pem and its own NAME.pem and NAME.key; keep ca.key off all of them.")
+    typer.echo(f"The GMN also needs {loaded.master_key}: without it its state cannot be read.")
 
 
 def psk_generate(

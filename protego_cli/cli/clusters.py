@@ -22,6 +22,7 @@ def load_with_plugins(file: Path | None, *, secrets: bool = False) -> tuple[Clus
         check_proposal=proposal_checker(plugins.registry()),
         ingress=plugins.steering_backends(),
         packing=plugins.packing_policies(),
+        store=plugins.state_stores(),
     )
     return cluster, plugins
 

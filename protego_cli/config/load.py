@@ -71,6 +71,7 @@ class _Plugged:
     check_proposal: CheckProposal | None = None
     ingress: Collection[str] | None = None
     packing: Collection[str] | None = None
+    store: Collection[str] | None = None
 
 
 def find(path: Path | None = None) -> Path:
@@ -93,13 +94,14 @@ def load(
     check_proposal: CheckProposal | None = None,
     ingress: Collection[str] | None = None,
     packing: Collection[str] | None = None,
+    store: Collection[str] | None = None,
 ) -> Cluster:
     """The cluster that a file describes.
 
-    `check_proposal`, `ingress` (names of steering backends) and `packing` (of packing policies) come from
-    the plugins; what is None is not checked. Raises ConfigError with every problem.
+    `check_proposal`, `ingress` (names of steering backends), `packing` (of packing policies) and `store` (of
+    state stores) come from the plugins; what is None is not checked. Raises ConfigError with every problem.
     """
-    cluster, problems = _read(path, _Plugged(check_proposal, ingress, packing))
+    cluster, problems = _read(path, _Plugged(check_proposal, ingress, packing, store))
     if problems:
         raise ConfigError(str(path), problems)
     return cluster
@@ -111,9 +113,10 @@ def check(
     check_proposal: CheckProposal | None = None,
     ingress: Collection[str] | None = None,
     packing: Collection[str] | None = None,
+    store: Collection[str] | None = None,
 ) -> Cluster:
     """As `load`, and the files of the secrets must be there and fit too."""
-    cluster, problems = _read(path, _Plugged(check_proposal, ingress, packing))
+    cluster, problems = _read(path, _Plugged(check_proposal, ingress, packing, store))
     problems.extend(check_secrets(cluster))
     if problems:
         raise ConfigError(str(path), problems)
@@ -163,6 +166,8 @@ def _read(path: Path, plugged: _Plugged) -> tuple[Cluster, list[Problem]]:
     state = section.take("state", values.path(base), base / "state")
     ingress = section.take("ingress", _named(plugged.ingress, "a steering backend"), "mux")
     packing = section.take("packing", _named(plugged.packing, "a packing policy"), "spread")
+    store = section.take("store", _named(plugged.store, "a state store"), "sqlite")
+    state_key = section.take("state_key", values.path(base), None)
     section.done()
     cluster = Cluster(
         name=name,
@@ -176,6 +181,8 @@ def _read(path: Path, plugged: _Plugged) -> tuple[Cluster, list[Problem]]:
         ),
         ingress=ingress,
         packing=packing,
+        store=store,
+        state_key=state_key,
         ike=_ike(top.table("ike")),
         plugins=_plugins(top, base),
     )

@@ -111,8 +111,15 @@ class Cluster(msgspec.Struct, frozen=True):
     tenants: tuple[TenantConfig, ...]
     ingress: str = "mux"  # steering backend
     packing: str = "spread"  # packing policy
+    store: str = "sqlite"  # state store
+    state_key: Path | None = None  # what the GMN's state is sealed under; None: `state.key` in `pki`
     ike: IkeSettings = IkeSettings()
     plugins: PluginsConfig = PluginsConfig()
+
+    @property
+    def master_key(self) -> Path:
+        """The file of the key that the GMN's state is sealed under."""
+        return self.state_key or self.pki / "state.key"
 
     def nodes_of(self, role: Role) -> list[Node]:
         return [node for node in self.nodes if node.role == role]

@@ -5,7 +5,8 @@
    again after adding a node makes that node's files only, and a CA is never replaced.
 2. A certificate says who its holder is in one URI: `protego://CLUSTER/ROLE/NAME` (RFC 5280 4.2.1.6). The
    GMN's allows only the server's seat of TLS, all others only the client's (extended key usage, 4.2.1.12).
-3. `server_context` and `client_context`: TLS 1.3 (RFC 8446), certificates on both sides, this CA alone.
+3. The key that the GMN's state is sealed under (`vault.py`) is made with them, as 64 hexadecimal digits.
+4. `server_context` and `client_context`: TLS 1.3 (RFC 8446), certificates on both sides, this CA alone.
    Host names mean nothing here; after the handshake each side compares the other's `Identity` with the
    cluster file.
 """
@@ -36,6 +37,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from protego_cli.config.model import Cluster, Node
+from protego_cli.control.vault import make_master_key
 from protego_cli.errors import EnvironmentFault
 
 Parsed = TypeVar("Parsed")
@@ -96,6 +98,8 @@ def init(cluster: Cluster) -> list[Path]:
         ca, ca_key = _authority(cluster, made)
         for subject in subjects:
             _issue_missing(cluster, subject, ca, ca_key, made)
+        if make_master_key(cluster.master_key):
+            made.append(cluster.master_key)
     except OSError as error:
         raise EnvironmentFault(
             f"{error.filename or directory}: cannot write the cluster's certificates: {error.strerror}"

@@ -28,9 +28,10 @@ from protego_cli.errors import PluginError
 from protego_cli.plugins.discovery import Blame, Found, built_in, from_paths, installed
 
 if TYPE_CHECKING:
+    from protego_cli.control.store import StateStore
     from protego_cli.net.steering import SteeringBackend
 
-BUILT_IN_MODULES = ("crypto_suites", "packing_policies", "steering_backends")
+BUILT_IN_MODULES = ("crypto_suites", "packing_policies", "state_stores", "steering_backends")
 
 _HOOK_PREFIX = "protego_"
 _KEYWORD = re.compile(r"[a-z0-9_]+")
@@ -63,11 +64,13 @@ class Plugins:
         registry: Registry,
         packing_policies: dict[str, Packer],
         steering_backends: dict[str, SteeringBackend],
+        state_stores: dict[str, StateStore],
     ) -> None:
         self._listing = tuple(listing)
         self._registry = registry
         self._packing_policies = packing_policies
         self._steering_backends = steering_backends
+        self._state_stores = state_stores
 
     def listing(self) -> list[PluginInfo]:
         """The plugins in the order they were loaded."""
@@ -82,6 +85,9 @@ class Plugins:
     def steering_backends(self) -> dict[str, SteeringBackend]:
         return dict(self._steering_backends)
 
+    def state_stores(self) -> dict[str, StateStore]:
+        return dict(self._state_stores)
+
 
 def load_plugins(config: PluginsConfig | None = None) -> Plugins:
     """Load everything; raises PluginError, which names the plugin and the cause."""
@@ -95,6 +101,7 @@ def load_plugins(config: PluginsConfig | None = None) -> Plugins:
     backends = _offers(
         manager, plugins, "protego_steering_backends", _provides("unavailable", "ingress", "egress")
     )
+    stores = _offers(manager, plugins, "protego_state_stores", _provides("open"))
     return Plugins(
         [
             PluginInfo(each.name, each.version, each.source, _hooks(manager, each))
@@ -103,6 +110,7 @@ def load_plugins(config: PluginsConfig | None = None) -> Plugins:
         Registry(_offers(manager, plugins, "protego_crypto_suites", _algorithm_fault)),
         {offer.item.name: Packer(offer.item, offer.plugin) for offer in _unique("packing policy", policies)},
         {offer.item.name: offer.item for offer in _unique("steering backend", backends)},
+        {offer.item.name: offer.item for offer in _unique("state store", stores)},
     )
 
 

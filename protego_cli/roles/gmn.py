@@ -18,7 +18,7 @@ import trio
 from protego_cli.config.model import Cluster, Node, TunnelConfig
 from protego_cli.config.secrets import read_secret
 from protego_cli.control.driver import Driver
-from protego_cli.control.epoch import next_epoch
+from protego_cli.control.epoch import EPOCH, next_epoch
 from protego_cli.control.events import EventLog
 from protego_cli.control.fabric import Fabric
 from protego_cli.control.keeper import Keeper
@@ -30,7 +30,9 @@ from protego_cli.control.renewal import Renewals
 from protego_cli.control.sad import Sad
 from protego_cli.control.spis import SpiAllocator
 from protego_cli.control.status import Operations
+from protego_cli.control.store import StateStore
 from protego_cli.control.tunnels import Tunnels
+from protego_cli.control.vault import open_vault
 from protego_cli.counters import Counters
 from protego_cli.errors import UsageError
 from protego_cli.ike.engine import Engine
@@ -53,8 +55,16 @@ async def run(
     """Run until cancelled. Raises EnvironmentFault when a port or a file is not to be had."""
     packer = packing_policy(cluster, plugins)
     policies = [policy_of(tunnel) for tunnel in cluster.tunnels()]
-    with closing(UdpSocket.bind(node.address, node.ports.fabric)) as socket:
-        epoch = next_epoch(cluster.state)
+    with (
+        closing(open_vault(cluster, state_store(cluster, plugins))) as vault,
+        closing(UdpSocket.bind(node.address, node.ports.fabric)) as socket,
+    ):
+        records = dict(vault.load())
+        epoch = next_epoch(
+            cluster.state,
+            int.from_bytes(records[EPOCH]) if EPOCH in records else None,
+            lambda number: vault.commit([(EPOCH, number.to_bytes(8))]),
+        )
         counters = Counters()
         spis = SpiAllocator(os.urandom, trio.current_time)
         engine = Engine(policies, plugins.registry(), cluster.ike, os.urandom, spis.allocate, epoch, counters)
@@ -104,6 +114,16 @@ def packing_policy(cluster: Cluster, plugins: Plugins) -> Packer:
         raise UsageError(
             f"no plugin provides the packing policy {cluster.packing!r}; known: {known}"
         ) from None
+
+
+def state_store(cluster: Cluster, plugins: Plugins) -> StateStore:
+    """The kind of store that the cluster file names. Raises UsageError."""
+    stores = plugins.state_stores()
+    try:
+        return stores[cluster.store]
+    except KeyError:
+        known = ", ".join(sorted(stores)) or "none"
+        raise UsageError(f"no plugin provides the state store {cluster.store!r}; known: {known}") from None
 
 
 def policy_of(tunnel: TunnelConfig) -> Policy:
