@@ -222,16 +222,16 @@ class Sad:
                 break
             heir = tunnel.heir(leaving)
             if heir is None:
-                self._silence(tunnel, sealing)
+                self._silence(tunnel)
                 await self.nodes.routed()
+                self.nodes.unrule(tunnel, sealing)  # now that no GEN passes it anything
             else:
                 await self.flip(tunnel, heir)
         for gpn in {placed.gpn for placed in leaving}:
             await self.nodes.let_go(gpn)
 
-    def _silence(self, tunnel: Tunnel, placed: Placed) -> None:
-        """Nothing seals for this tunnel any more."""
-        self.nodes.unrule(tunnel, placed)
+    def _silence(self, tunnel: Tunnel) -> None:
+        """Nothing seals for this tunnel any more; the Rule is the caller's to end."""
         self.nodes.unroute(tunnel)
         tunnel.sealing = None
         tunnel.changed()
@@ -269,7 +269,7 @@ class Sad:
         self.nodes.drop_sa(placed)
         self.nodes.unsteer(placed.spi)
         if tunnel.sealing is placed:
-            self._silence(tunnel, placed)
+            self._silence(tunnel)
         self.nodes.unrule(tunnel, placed)
         tunnel.remove(placed)
         self._ranges.forget(placed.spi)
