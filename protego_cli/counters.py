@@ -22,6 +22,8 @@ TABLE: dict[str, str] = {
     # GEN
     "gen_forwarded": "tenant packets passed to a GPN",
     "gen_answered": "ARP requests, neighbour solicitations and pings of a gateway address, answered",
+    "gen_delivered": "packets from peers written to a TUN device",
+    "gen_drop_tun": "packets from peers that a TUN device did not take: it is down, gone or not made yet",
     "gen_drop_malformed": "VXLAN packets, or questions to a gateway address, that do not parse",
     "gen_drop_unanswered": "ARP requests for other addresses than the gateway's, or from a VTEP not known",
     "gen_drop_vtep": "VXLAN packets from an address that is no VTEP of that VNI",

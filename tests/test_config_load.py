@@ -37,7 +37,7 @@ def test_a_valid_file_is_read(tmp_path: Path) -> None:
     assert hq.ike == ("aes256gcm16-prfsha256-x25519",)
     assert hq.esp == ("aes256gcm16-x25519", "aes256gcm16")
     assert branch.peer is None
-    assert cluster.tenants[1].attach.vteps[1] == VtepConfig(
+    assert cluster.tenants[1].vteps[1] == VtepConfig(
         "2001:db8:1::/64", "10.20.0.6", bytes.fromhex("020000000006"), 4790
     )
 
@@ -117,7 +117,7 @@ remote_ts = ["10.2.0.0/24"]
         ("vni = 1001", 'vni = 1001\ngateway = ["10.1.0"]', "tenants.acme.gateway[0]", "expected an address"),
         ("vni = 1001", 'vni = 1001\ngateway = ["ff02::1"]', "tenants.acme.gateway[0]", "of one machine"),
         ("vni = 1001", "vni = 1001\ngateway = []", "tenants.acme.gateway", "got an empty list"),
-        ('kind = "vxlan"', 'kind = "tun"', "tenants.acme.attach.kind", 'expected "vxlan", got "tun"'),
+        ('kind = "vxlan"', 'kind = "tap"', "tenants.acme.attach.kind", 'expected "vxlan", "tun", got "tap"'),
         (
             'prefix = "10.1.0.0/24"',
             'prefix = "10.1.0.5/24"',
@@ -199,6 +199,7 @@ def test_one_fault_is_one_problem(tmp_path: Path) -> None:
         ('peer = "198.51.100.7"', 'peer = "nonsense"'),
         ('local_ts = ["10.1.0.0/24"]', "local_ts = 1"),
         ("vni = 1001", "vni = 0"),
+        ('kind = "vxlan"', 'kind = "tap"'),
     ):
         assert len(problems(tmp_path, changed((old, new)))) == 1
 

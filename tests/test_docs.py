@@ -11,16 +11,18 @@ import typer
 
 from protego_cli.cli.app import EPILOG, app
 from protego_cli.config.load import load
-from protego_cli.config.model import IkeSettings, Ports
+from protego_cli.config.model import IkeSettings, Ports, TunAttach
 from protego_cli.control.events import KINDS
 from protego_cli.control.messages import Event, NodeStatus, Status, TunnelStatus
 from protego_cli.errors import Exit
 from protego_cli.lab.receipt import Receipt
+from protego_cli.net.tun import INNER_MTU
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 CLI = (ROOT / "docs/cli.md").read_text()
 README = (ROOT / "README.md").read_text()
+OPERATIONS = (ROOT / "docs/operations.md").read_text()
 EXAMPLE = (ROOT / "config/cluster.toml").read_text()
 
 
@@ -133,9 +135,23 @@ def test_the_readme_example_uses_the_addresses_of_the_example_file() -> None:
         f"esp_proposals = {','.join(tunnel.esp)}",
         f"vxlan id {tenant.vni}",
         tenant.gateway[0],
-        tenant.attach.vteps[0].mac.hex(":"),
+        tenant.vteps[0].mac.hex(":"),
     ):
         assert text in README, text
+
+
+def test_the_example_file_and_the_manual_show_a_tun_attachment_that_is_valid(tmp_path: Path) -> None:
+    (shown,) = re.findall(r"^    (attach = .*)$", OPERATIONS, re.MULTILINE)
+    assert f"#     {shown}\n" in EXAMPLE
+    text = re.sub(r"^gateway = .*$", shown, EXAMPLE, count=1, flags=re.MULTILINE)
+    file = tmp_path / "cluster.toml"
+    file.write_text(
+        re.sub(r"^\[tenants\.acme\.attach\]\n.*?\n\]\n", "", text, flags=re.MULTILINE | re.DOTALL)
+    )
+    attach = load(file).tenants[0].attach
+    assert isinstance(attach, TunAttach)
+    assert (attach.device, attach.netns, attach.node) == ("acme0", "acme", "gen-1")
+    assert f"mtu = {INNER_MTU} " in EXAMPLE
 
 
 def test_the_example_file_shows_every_default() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from protego_cli.counters import Counters
 from protego_cli.net import egress
 from protego_cli.net.egress import MuxEgress, fields, uniform
-from protego_cli.net.steering import Gpn
+from protego_cli.net.steering import HERE, Gpn
 from protego_cli.net.udp import Address, Batch
 from tests.support.datagrams import vxlan
 from tests.support.senders import RecordingSender
@@ -199,6 +199,21 @@ def test_what_asks_for_the_gateway_stays_and_only_that(gen: Gen) -> None:
     )  # another tenant's gateway is none of its
     assert gen.kept == []
     assert gen.counters.nonzero() == {"gen_forwarded": 1, "gen_drop_vtep": 1, "gen_drop_no_route": 1}
+
+
+def test_where_the_vtep_is_here_what_gpns_send_stays(gen: Gen) -> None:
+    gen.steering.put_tenant(ACME, [HERE])
+    inward, outward = packet("10.1.0.5"), packet("10.2.0.1")
+    gen.receive(inward, inward, source=GPN1.address)
+    gen.receive(outward, source=GPN2.address)  # the VNI's only VTEP is here: this too is for it
+    assert gen.kept == [Kept(ACME, None, inward + inward, 120), Kept(ACME, None, outward, 120)]
+    gen.receive(outward, outward, source=(HERE, 0))
+    assert gen.fabric.sent == [(outward + outward, 120, GPN1.address, 0)]
+    for stranger in (VTEP, (GPN1.address[0], 1), ("10.20.0.99", 4789)):
+        gen.receive(inward, source=stranger)
+    gen.receive(packet("10.1.0.5", ethertype=0x0806), source=GPN1.address)
+    assert len(gen.kept) == 2
+    assert gen.counters.nonzero() == {"gen_forwarded": 2, "gen_drop_vtep": 3, "gen_drop_not_ip": 1}
 
 
 def test_arp_is_for_gateways_with_an_ipv4_address(gen: Gen) -> None:

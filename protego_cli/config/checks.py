@@ -10,6 +10,7 @@ import ipaddress
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from protego_cli.config.attach_checks import check_attachments
 from protego_cli.config.fields import join
 from protego_cli.config.model import Cluster, Node, TenantConfig, TunnelConfig
 from protego_cli.config.secrets import read_secret
@@ -24,6 +25,7 @@ def check_cluster(cluster: Cluster) -> Iterator[Problem]:
     yield from _addresses(cluster)
     yield from _ports(cluster)
     yield from _tenants(cluster)
+    yield from check_attachments(cluster)
     for tenant in cluster.tenants:
         yield from _vteps(tenant)
         yield from _gateway(tenant)
@@ -115,7 +117,7 @@ def _ports(cluster: Cluster) -> Iterator[Problem]:
             taken.setdefault(here, f"{node.name} ({name})")
     yield from _same_natt(cluster)
     for tenant in cluster.tenants:
-        for index, vtep in enumerate(tenant.attach.vteps):
+        for index, vtep in enumerate(tenant.vteps):
             owner = taken.get((vtep.address, "udp", vtep.port))
             if owner:
                 yield Problem(
@@ -150,7 +152,7 @@ def _tenants(cluster: Cluster) -> Iterator[Problem]:
 
 
 def _vteps(tenant: TenantConfig) -> Iterator[Problem]:
-    vteps = tenant.attach.vteps
+    vteps = tenant.vteps
     for index, vtep in enumerate(vteps):
         if vtep.prefix and any(vtep.prefix == other.prefix for other in vteps[:index]):
             yield Problem(
@@ -160,7 +162,7 @@ def _vteps(tenant: TenantConfig) -> Iterator[Problem]:
 
 def _gateway(tenant: TenantConfig) -> Iterator[Problem]:
     """The tenant's machines ask for these addresses and send to them, so no tunnel may lead there."""
-    prefixes = _networks(vtep.prefix for vtep in tenant.attach.vteps)
+    prefixes = _networks(vtep.prefix for vtep in tenant.vteps)
     for index, address in enumerate(tenant.gateway):
         key = tenant_key(tenant, f"gateway[{index}]")
         if address in tenant.gateway[:index]:
@@ -214,7 +216,7 @@ def _tunnel(cluster: Cluster, tenant: TenantConfig, tunnel: TunnelConfig) -> Ite
 
 def _covered(tenant: TenantConfig, tunnel: TunnelConfig) -> Iterator[Problem]:
     """The tenant's side of a tunnel must be reachable through the tenant's VTEPs."""
-    prefixes = [vtep.prefix for vtep in tenant.attach.vteps]
+    prefixes = [vtep.prefix for vtep in tenant.vteps]
     if not prefixes or "" in prefixes:
         return
     networks = _networks(prefixes)

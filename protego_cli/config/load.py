@@ -35,6 +35,7 @@ from protego_cli.config.model import (
     PskAuth,
     Role,
     TenantConfig,
+    TunAttach,
     TunnelConfig,
     VtepConfig,
     VxlanAttach,
@@ -169,15 +170,17 @@ def _read(path: Path, plugged: _Plugged) -> tuple[Cluster, list[Problem]]:
     store = section.take("store", _named(plugged.store, "a state store"), "sqlite")
     state_key = section.take("state_key", values.path(base), None)
     section.done()
+    nodes = _nodes(top.table("nodes", needed="a table [nodes.NAME] for each node"))
+    gens = [node.name for node in nodes if node.role == "gen"]
     cluster = Cluster(
         name=name,
         file=file,
         vips=vips,
         pki=pki,
         state=state,
-        nodes=_nodes(top.table("nodes", needed="a table [nodes.NAME] for each node")),
+        nodes=nodes,
         tenants=tuple(
-            _tenant(own, table, base, vips, plugged) for own, table in top.table("tenants").named()
+            _tenant(own, table, base, vips, gens, plugged) for own, table in top.table("tenants").named()
         ),
         ingress=ingress,
         packing=packing,
@@ -249,7 +252,9 @@ def _ports(table: Table) -> Ports:
     return ports
 
 
-def _tenant(name: str, table: Table, base: Path, vips: tuple[str, ...], plugged: _Plugged) -> TenantConfig:
+def _tenant(
+    name: str, table: Table, base: Path, vips: tuple[str, ...], gens: list[str], plugged: _Plugged
+) -> TenantConfig:
     _check_name(table, name)
     attach = table.table("attach", needed='a table such as { kind = "vxlan", vteps = [...] }')
     tenant = TenantConfig(
@@ -263,7 +268,7 @@ def _tenant(name: str, table: Table, base: Path, vips: tuple[str, ...], plugged:
         gateway=table.sequence(
             "gateway", values.inner_address, example='a list of addresses such as ["10.1.0.1"]', default=()
         ),
-        attach=_attach(attach) if "attach" in table else VxlanAttach(vteps=()),
+        attach=_attach(attach, gens) if "attach" in table else VxlanAttach(vteps=()),
         tunnels=tuple(
             _tunnel(name, own, entry, base, vips, plugged) for own, entry in table.table("tunnels").named()
         ),
@@ -279,8 +284,30 @@ def _check_name(table: Table, name: str) -> None:
         table.fault(str(error))
 
 
-def _attach(table: Table) -> VxlanAttach:
-    table.need("kind", values.choice(["vxlan"]), "vxlan", example='"vxlan"')
+def _attach(table: Table, gens: list[str]) -> VxlanAttach | TunAttach:
+    kind = table.need("kind", values.choice(["vxlan", "tun"]), "", example='"vxlan" or "tun"')
+    if kind == "vxlan":
+        return _vxlan(table)
+    return _tun(table, gens) if kind else VxlanAttach(vteps=())
+
+
+def _tun(table: Table, gens: list[str]) -> TunAttach:
+    if not gens:
+        table.fault('expected a node with role = "gen", which makes the device; there is none')
+    attach = TunAttach(
+        device=table.need("device", values.device, "", example='a name for the device such as "acme0"'),
+        node=table.take("node", values.choice(gens, what="a GEN"), gens[0] if gens else ""),
+        netns=table.take("netns", values.netns, None),
+        address=table.sequence(
+            "address", values.interface, example='a list of addresses such as ["10.1.0.1/24"]', default=()
+        ),
+        mtu=table.take("mtu", values.integer(1280, 9000), None),  # RFC 8200 5: IPv6 needs 1280
+    )
+    table.done()
+    return attach
+
+
+def _vxlan(table: Table) -> VxlanAttach:
     vteps = []
     example = 'a list of { prefix = "10.1.0.0/24", address = "10.20.0.5", mac = "02:00:00:00:00:05" }'
     for entry in table.tables("vteps", example=example):

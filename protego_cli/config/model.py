@@ -45,6 +45,16 @@ class VxlanAttach(msgspec.Struct, frozen=True, tag="vxlan", tag_field="kind"):
     vteps: tuple[VtepConfig, ...]
 
 
+class TunAttach(msgspec.Struct, frozen=True, tag="tun", tag_field="kind"):
+    """A TUN device that a GEN makes, so that a network namespace of its machine is the tenant's network."""
+
+    device: str
+    node: str  # the GEN; filled with the first one when left out
+    netns: str | None = None  # as `ip netns` names it; None for the machine's own
+    address: tuple[str, ...] = ()  # with prefix lengths
+    mtu: int | None = None  # None: what reaches every peer whole
+
+
 class PskAuth(msgspec.Struct, frozen=True, tag="psk", tag_field="kind"):
     file: Path
 
@@ -73,9 +83,14 @@ class TenantConfig(msgspec.Struct, frozen=True):
     name: str
     vni: int
     gateway_mac: bytes
-    attach: VxlanAttach
+    attach: VxlanAttach | TunAttach
     tunnels: tuple[TunnelConfig, ...]
     gateway: tuple[str, ...] = ()  # inner addresses that GENs answer for, from gateway_mac
+
+    @property
+    def vteps(self) -> tuple[VtepConfig, ...]:
+        """None where a GEN itself is the VTEP."""
+        return self.attach.vteps if isinstance(self.attach, VxlanAttach) else ()
 
 
 class PluginsConfig(msgspec.Struct, frozen=True):

@@ -12,6 +12,8 @@ from pathlib import Path
 
 MAX_NAME = 63
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+DEVICE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}")  # what every tool takes of what Linux takes
+NETNS = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}")
 MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
 MAX_VNI = 2**24 - 1  # RFC 7348 5
 BROADCAST = ipaddress.IPv4Address("255.255.255.255")
@@ -81,6 +83,37 @@ def inner_address(value: object) -> str:
     if parsed.is_multicast or parsed.is_unspecified or parsed.is_loopback or parsed == BROADCAST:
         raise ValueError(f"expected the address of one machine, got {shown(value)}")
     return str(parsed)
+
+
+def interface(value: object) -> str:
+    """An inner address with the length of its network's prefix."""
+    spelled = value if isinstance(value, str) else ""
+    try:
+        parsed = ipaddress.ip_interface(spelled)
+        inner_address(str(parsed.ip))
+    except ValueError:
+        parsed = None
+    if parsed is None or "/" not in spelled:
+        raise ValueError(
+            'expected the address of one machine with its prefix length, such as "10.1.0.1/24", '
+            f"got {shown(value)}"
+        )
+    return str(parsed)
+
+
+def device(value: object) -> str:
+    if not isinstance(value, str) or not DEVICE.fullmatch(value) or value in ("lo", "all", "default"):
+        raise ValueError(
+            'expected a name for a network device such as "acme0", 1 to 15 letters, digits, "-", "_" or ".", '
+            f"got {shown(value)}"
+        )
+    return value
+
+
+def netns(value: object) -> str:
+    if not isinstance(value, str) or not NETNS.fullmatch(value):
+        raise ValueError(f'expected the name of a network namespace such as "acme", got {shown(value)}')
+    return value
 
 
 def prefix(value: object) -> str:

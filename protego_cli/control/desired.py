@@ -24,6 +24,7 @@ from protego_cli.control.messages import (
     Steer,
     Sync,
     Tenant,
+    Tun,
     Update,
 )
 from protego_cli.errors import ProtegoError
@@ -31,7 +32,7 @@ from protego_cli.errors import ProtegoError
 log = logging.getLogger(__name__)
 
 # A record may name those of the types before its own: puts go in this order, drops in the reverse one.
-_ORDER: tuple[type[AnyRecord], ...] = (Neighbour, Tenant, Park, Sa, Rule, Steer, Route)
+_ORDER: tuple[type[AnyRecord], ...] = (Neighbour, Tenant, Tun, Park, Sa, Rule, Steer, Route)
 
 
 def _rank(record: AnyRecord) -> int:

@@ -5,7 +5,8 @@
    (`node_connecting`); `Sync`; `node_up`; what the node reports; `node_down` when its link is gone.
 3. `desire` and `apply` change what a node should hold (`member.py` delivers it). It outlives connections.
 4. From the cluster file the fabric itself desires, with fresh keys at every start of the GMN:
-   `Neighbour` records for every pair of a GPN with a GIN or GEN, and `Tenant` records for GENs and GPNs.
+   `Neighbour` records for every pair of a GPN with a GIN or GEN, and `Tenant` records for GENs and GPNs,
+   and the `Tun` records of GENs.
    A GIN gets the key of its envelopes with `Welcome`.
 """
 
@@ -18,7 +19,8 @@ from typing import Final
 
 import trio
 
-from protego_cli.config.model import Cluster, Node, Role, TenantConfig
+from protego_cli.config.model import Cluster, Node, Role
+from protego_cli.control.attachments import tenant_record, tun_records
 from protego_cli.control.frames import NODE_LIMIT
 from protego_cli.control.listener import Listener
 from protego_cli.control.member import DEADLINE, Member, NodeDown
@@ -37,8 +39,6 @@ from protego_cli.control.messages import (
     Neighbour,
     Reply,
     Report,
-    Tenant,
-    Vtep,
     Welcome,
 )
 from protego_cli.control.pki import OPERATOR, Identity, server_context
@@ -266,11 +266,14 @@ class Fabric:
 
 def _static_records(cluster: Cluster, random: RandomSource) -> Iterator[tuple[str, AnyRecord]]:
     """(node, record) of what follows from the cluster file alone."""
-    tenants = [_tenant_record(tenant) for tenant in cluster.tenants]
+    tenants = [tenant_record(cluster, tenant) for tenant in cluster.tenants]
     gpns = cluster.nodes_of("gpn")
     for node in cluster.nodes_of("gen") + gpns:
         for tenant in tenants:
             yield node.name, tenant
+    for node in cluster.nodes_of("gen"):
+        for tun in tun_records(cluster, node):
+            yield node.name, tun
     for node in cluster.nodes_of("gin") + cluster.nodes_of("gen"):
         for gpn in gpns:
             key = random(_KEY_LENGTH)
@@ -287,8 +290,3 @@ def _neighbour(node: Node, key: bytes) -> Neighbour:
         vxlan_port=node.ports.vxlan if node.role in ("gpn", "gen") else 0,
         tag_key=key,
     )
-
-
-def _tenant_record(tenant: TenantConfig) -> Tenant:
-    vteps = tuple(Vtep(vtep.prefix, vtep.address, vtep.port, vtep.mac) for vtep in tenant.attach.vteps)
-    return Tenant(tenant.name, tenant.vni, tenant.gateway_mac, vteps, tenant.gateway)

@@ -86,6 +86,23 @@ class Tenant(Record, frozen=True):
         return "tenant", self.vni
 
 
+class Tun(Record, frozen=True):
+    """GEN: make this device; it is the tenant's VTEP."""
+
+    tenant: str
+    vni: int
+    mac: bytes  # of the VTEP
+    gateway_mac: bytes
+    device: str
+    netns: str | None
+    addresses: tuple[str, ...]
+    mtu: int
+
+    @property
+    def key(self) -> tuple[str, int | str]:
+        return "tun", self.vni
+
+
 # ---- records of a GPN
 
 
@@ -173,7 +190,7 @@ class Route(Record, frozen=True):
         return "route", self.tunnel
 
 
-AnyRecord = Neighbour | Tenant | Park | Sa | Rule | Steer | Route
+AnyRecord = Neighbour | Tenant | Tun | Park | Sa | Rule | Steer | Route
 Key = tuple[str, int | str]
 
 

@@ -5,7 +5,8 @@
    are sorted by them.
 2. A bounded cache of flows answers what 3 and 4 decided before; any change of the tables empties it.
 3. The source must be a VTEP of that VNI (RFC 7348), or a GPN that passes on what a VTEP sent to it. What asks
-   for the gateway's own addresses, or is sent to one, is the role's to answer.
+   for the gateway's own addresses, or is sent to one, is the role's to answer; and where the VTEP is in this
+   node, all that GPNs send is the role's to deliver.
 4. The longest prefix routed in that VNI decides. Where two tunnels of a tenant claim the same prefix, the
    lower tunnel id has it. A packet is never sent to the GPN that it came from, so none can go in circles.
 5. The packets go on untouched, TOS copied, in one segmented send from the socket they arrived on: barriers
@@ -21,7 +22,7 @@ from typing import NamedTuple
 from protego_cli.counters import Counters
 from protego_cli.errors import Malformed
 from protego_cli.net.gso import column, grouped, segments
-from protego_cli.net.steering import Gpn, Own, Sender
+from protego_cli.net.steering import HERE, Gpn, Own, Sender
 from protego_cli.net.udp import Address, Batch
 from protego_cli.wire.prefixes import Network, PrefixTable
 from protego_cli.wire.tags import is_tag
@@ -49,6 +50,7 @@ class _Tenant(NamedTuple):
     vteps: frozenset[str]
     own: frozenset[bytes]  # inner addresses that the GEN answers for, as in packets
     resolves: bool  # some of them by ARP
+    here: bool  # the VTEP is in this node
 
 
 class _Own(NamedTuple):
@@ -87,7 +89,8 @@ class MuxEgress:
     def put_tenant(self, vni: int, vteps: Iterable[str], own: Iterable[bytes] = ()) -> None:
         addresses = frozenset(own)
         resolves = any(len(address) == IPV4_BYTES for address in addresses)
-        self._tenants[vni] = _Tenant(frozenset(vteps), addresses, resolves)
+        known = frozenset(vteps)
+        self._tenants[vni] = _Tenant(known, addresses, resolves, HERE in known)
         self._flows.clear()
 
     def drop_tenant(self, vni: int) -> None:
@@ -148,6 +151,8 @@ class MuxEgress:
         tenant = self._tenants.get(vni)
         if back is None and (tenant is None or origin not in tenant.vteps):
             return "gen_drop_vtep"
+        if tenant and tenant.here and back is not None:
+            return _Own(vni, None) if ethertype in (ETHERTYPE_IPV4, ETHERTYPE_IPV6) else "gen_drop_not_ip"
         if tenant and (destination in tenant.own or (tenant.resolves and ethertype == ETHERTYPE_ARP)):
             return _Own(vni, origin if isinstance(origin, str) else None)
         if ethertype not in (ETHERTYPE_IPV4, ETHERTYPE_IPV6):

@@ -17,6 +17,9 @@ from typing import Protocol
 from protego_cli.counters import Counters
 from protego_cli.net.udp import Address, Batch, Buffer
 
+HERE = ""
+"""The address of a VTEP inside this node, which no datagram can come from."""
+
 
 @dataclass(frozen=True, slots=True)
 class Gpn:
@@ -78,8 +81,10 @@ class Egress(Protocol):
     def drop_gpn(self, name: str) -> None: ...
 
     def put_tenant(self, vni: int, vteps: Iterable[str], own: Iterable[bytes] = ()) -> None:
-        """Take this VNI from these addresses only. What is sent to one of the `own` inner addresses (4 or 16
-        bytes), and ARP where one of them is IPv4, stays here: it goes to the role's `Own`.
+        """Take this VNI from these addresses only. `HERE` is this node: then it is the tenant's VTEP itself.
+
+        What is sent to one of the `own` inner addresses (4 or 16 bytes), and ARP where one of them is IPv4,
+        stays here: it goes to the role's `Own`. So does all that GPNs send when this node is the VTEP.
         """
         ...
 

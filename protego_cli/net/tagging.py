@@ -22,10 +22,10 @@ from protego_cli.counters import Counters
 from protego_cli.crypto.algorithms import RandomSource
 from protego_cli.crypto.mac import hmac_sha256
 from protego_cli.errors import Malformed, Unreachable
-from protego_cli.net.gso import segments
+from protego_cli.net.gso import column, segments
 from protego_cli.net.steering import Gpn, Sender
 from protego_cli.net.udp import Address, Batch
-from protego_cli.wire.tags import TAG_LENGTH, Tag, TagKind, is_tag, open_tag, seal_tag
+from protego_cli.wire.tags import MAX_RESERVED_SPI, TAG_LENGTH, Tag, TagKind, is_tag, open_tag, seal_tag
 
 PROBE_INTERVAL = 0.2
 SILENCE = 1.0  # of a GPN, in seconds
@@ -33,6 +33,15 @@ SILENT_PROBES = 4  # without echo, at the least
 MAX_PROBES = 16  # whose echo is still recognised
 BARRIER_RESEND = 0.02
 BARRIER_TIMEOUT = 2.0
+
+
+def _untagged(view: memoryview, size: int) -> bool:
+    """Whether certainly none of a batch is a tag. Nearly all that GPNs send is VXLAN, whose flags say so."""
+    count = -(-len(view) // size) if size else 0
+    if len(view) - (count - 1) * size < 4:
+        return False
+    firsts: tuple[int, ...] = column(size, count, 4).unpack_from(view)
+    return min(firsts) > MAX_RESERVED_SPI
 
 
 class _Pulse:
@@ -101,7 +110,7 @@ class TagLink:
     def take(self, batch: Batch) -> Iterator[Batch]:
         """Handle the tags in a batch and give back the rest."""
         pulse = self._sources.get(batch.source)
-        if pulse is None:
+        if pulse is None or _untagged(batch.view, batch.size):
             yield batch
             return
         for segment in segments(batch.view, batch.size):

@@ -2,10 +2,12 @@
 
     VTEP ─▶ address:vxlan ─▶ steering ─▶ GPN address:vxlan
                                └─▶ ARP, neighbour solicitations and pings for the gateway: answered
+    TUN device ─▶ steering ─▶ GPN, and GPN ─▶ address:vxlan ─▶ TUN device, where this node is a tenant's VTEP
     barriers and probes leave by the same socket, and their echoes come back to it
 
-It holds no keys of tunnels. Desired state: Neighbour (GPNs), Tenant and Route. What tenants send before the
-first Sync waits in the socket.
+It holds no keys of tunnels. Desired state: Neighbour (GPNs), Tenant, Tun and Route. What tenants send before
+the first Sync waits in the socket. Devices are made before that, from the cluster file, so that a machine on
+which they cannot be made says so at once.
 """
 
 from __future__ import annotations
@@ -17,13 +19,15 @@ import trio
 
 from protego_cli.config.model import Cluster, Node
 from protego_cli.control.agent import Agent
-from protego_cli.control.messages import AnyRecord, Key, Neighbour, Report, Route, Tenant, Welcome
+from protego_cli.control.attachments import tun_records
+from protego_cli.control.messages import AnyRecord, Key, Neighbour, Report, Route, Tenant, Tun, Welcome
 from protego_cli.counters import Counters
 from protego_cli.errors import EnvironmentFault, Refused
 from protego_cli.net import answers
 from protego_cli.net.answers import Answers
+from protego_cli.net.attachment import Attachments, Spec
 from protego_cli.net.pump import pump
-from protego_cli.net.steering import Egress, Gpn, SteeringBackend
+from protego_cli.net.steering import HERE, Egress, Gpn, SteeringBackend
 from protego_cli.net.tagging import TagLink
 from protego_cli.net.udp import Batch, UdpSocket
 from protego_cli.plugins.manager import Plugins
@@ -38,7 +42,9 @@ class GenPlane:
         self.counters = Counters()
         self.vxlan = stack.enter_context(closing(UdpSocket.bind(node.address, node.ports.vxlan)))
         self._answers = Answers(self.vxlan, self.counters)
-        self._steering: Egress = backend.egress(self.vxlan, self.counters, self._answers.receive)
+        self._attachments = Attachments(self.counters, stack)
+        self._attached: set[int] = set()  # VNIs whose VTEP is here
+        self._steering: Egress = backend.egress(self.vxlan, self.counters, self._keep)
         self._tags = TagLink(self.vxlan, self.counters, "gen_drop_tag")
         self._cpu = CpuMeter()
 
@@ -47,10 +53,18 @@ class GenPlane:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(pump, self.vxlan, self._receive)
             nursery.start_soon(self._tags.probe, noticed)
+            nursery.start_soon(self._attachments.serve, self._steering.forward)
 
     def _receive(self, batch: Batch) -> None:
         for rest in self._tags.take(batch):
             self._steering.forward(rest)
+
+    def _keep(self, vni: int, vtep: str | None, view: memoryview, size: int) -> None:
+        """What the steering leaves here (`steering.Own`)."""
+        if vni in self._attached:
+            self._attachments.deliver(vni, view, size)
+        else:
+            self._answers.receive(vni, vtep, view, size)
 
     # ---- control.agent.DataPlane
 
@@ -66,7 +80,10 @@ class GenPlane:
                     self._tags.put_gpn(gpn)
                 case Tenant():
                     self._put_tenant(record)
+                case Tun():
+                    self._attachments.put(_spec(record))
                 case Route():
+                    self._attachments.put_route(record.tunnel, record.vni, record.prefixes)
                     self._steering.put_route(record.tunnel, record.vni, record.prefixes, record.gpn)
         except ValueError as error:
             raise Refused(f"{record.key[0]} {record.key[1]}: {error}") from error
@@ -79,14 +96,21 @@ class GenPlane:
             case "tenant", int(vni):
                 self._steering.drop_tenant(vni)
                 self._answers.drop_tenant(vni)
+                self._attached.discard(vni)
+            case "tun", int(vni):
+                self._attachments.drop(vni)
             case "route", str(tunnel):
+                self._attachments.drop_route(tunnel)
                 self._steering.drop_route(tunnel)
 
     def _put_tenant(self, record: Tenant) -> None:
         vteps = [answers.Vtep(vtep.prefix, vtep.address, vtep.port, vtep.mac) for vtep in record.vteps]
         tenant = answers.Tenant(record.vni, record.gateway_mac, record.gateway, vteps)
         self._answers.put_tenant(tenant)
-        self._steering.put_tenant(record.vni, [vtep.address for vtep in vteps], tenant.heard())
+        here = any((vtep.address, vtep.port) == self.vxlan.address for vtep in vteps)
+        (self._attached.add if here else self._attached.discard)(record.vni)
+        addresses = [HERE] if here else [vtep.address for vtep in vteps]
+        self._steering.put_tenant(record.vni, addresses, tenant.heard())
 
     async def barrier(self, gpn: str) -> None:
         await self._tags.barrier(gpn)
@@ -98,6 +122,19 @@ class GenPlane:
     def report(self) -> Report:
         self.counters["gen_drop_overflow"] = self.vxlan.overflow()
         return Report(self._cpu(), counters=self.counters.nonzero(), silent=self._tags.silent())
+
+
+def _spec(tun: Tun) -> Spec:
+    return Spec(
+        tenant=tun.tenant,
+        vni=tun.vni,
+        mac=tun.mac,
+        gateway_mac=tun.gateway_mac,
+        device=tun.device,
+        netns=tun.netns,
+        addresses=tun.addresses,
+        mtu=tun.mtu,
+    )
 
 
 async def run(
@@ -113,6 +150,8 @@ async def run(
         raise EnvironmentFault(f"steering backend {backend.name}: {reason}")
     with ExitStack() as stack:
         plane = GenPlane(node, backend, stack)
+        for tun in tun_records(cluster, node):
+            plane.put(tun)
         agent = Agent(cluster, node, plane)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(agent.run)

@@ -41,11 +41,7 @@ state = "state"
 [tenants.acme]
 vni = 1001
 gateway_mac = "{gateway_mac}"
-gateway = ["{gateway_inner}", "{gateway_inner6}"]
-attach = {{ kind = "vxlan", vteps = [
-  {{ prefix = "10.1.0.0/24", address = "10.20.0.5", mac = "{vtep_mac}" }},
-  {{ prefix = "fd00:1::/64", address = "10.20.0.5", mac = "{vtep_mac}" }},
-] }}
+{attach}
 
 [tenants.acme.tunnels.hq]
 peer = "{peer}"
@@ -57,6 +53,21 @@ remote_ts = ["10.2.0.0/24", "fd00:2::/64"]
 ike = ["aes256gcm16-prfsha256-x25519"]
 esp = ["aes256gcm16-x25519", "aes256gcm16"]
 start = "{start}"
+"""
+
+VXLAN = f"""\
+gateway = ["{GATEWAY_INNER}", "{GATEWAY_INNER6}"]
+attach = {{ kind = "vxlan", vteps = [
+  {{ prefix = "10.1.0.0/24", address = "10.20.0.5", mac = "{VTEP_MAC}" }},
+  {{ prefix = "fd00:1::/64", address = "10.20.0.5", mac = "{VTEP_MAC}" }},
+] }}"""
+
+TUN = """\
+[tenants.acme.attach]
+kind = "tun"
+device = "acme0"
+netns = "{netns}"
+address = ["{inner}/24", "{inner6}/64"]
 """
 
 SWANCTL = """\
@@ -230,25 +241,30 @@ class Site:
 
 
 @contextmanager
-def site(directory: Path, *, gpns: int = 2, start: str = "wait") -> Iterator[Site]:
-    """Everything up except the tunnel; what runs in it is ended and removed on exit."""
+def site(directory: Path, *, gpns: int = 2, start: str = "wait", tun: bool = False) -> Iterator[Site]:
+    """Everything up except the tunnel; what runs in it is ended and removed on exit.
+
+    With `tun`, the gateway and the tenant are one machine: no VXLAN, but a device that the GEN makes.
+    """
     names = tuple(f"gpn-{index}" for index in range(1, gpns + 1))
     addresses = ADDRESSES | {name: f"10.10.0.{10 + index}" for index, name in enumerate(names, 1)}
     with ExitStack() as stack:
         customer, gateway, tenant = stack.enter_context(namespaces("cust", "gw", "ten"))
         stack.enter_context(receive_buffers(8 << 20))
         veth(customer, "wan", f"{PEER}/24", gateway, "wan", "198.51.100.1/24")
-        veth(tenant, "lan", "10.20.0.5/24", gateway, "lan", "10.20.0.1/24")
         for address in (VIP, *addresses.values()):
             gateway.ip("addr", "add", f"{address}/32", "dev", "lo")
         customer.ip("addr", "add", f"{CUSTOMER_INNER}/24", "dev", "lo")
         customer.ip("addr", "add", f"{CUSTOMER_INNER6}/64", "dev", "lo", "nodad")
         customer.ip("route", "add", f"{VIP}/32", "via", "198.51.100.1")
-        tenant.ip("route", "add", "10.10.0.0/24", "via", "10.20.0.1")
-        _tenant_vxlan(tenant)
+        if not tun:
+            veth(tenant, "lan", "10.20.0.5/24", gateway, "lan", "10.20.0.1/24")
+            tenant.ip("route", "add", "10.10.0.0/24", "via", "10.20.0.1")
+            _tenant_vxlan(tenant)
         swan = stack.enter_context(strongswan(customer, directory / "charon"))
         made = Site(directory, customer, gateway, tenant, swan, names)
-        _write_cluster(made, addresses, start)
+        attach = TUN.format(netns=tenant.name, inner=TENANT_INNER, inner6=TENANT_INNER6) if tun else VXLAN
+        _write_cluster(made, addresses, start, attach)
         made.protego("pki", "init")
         stack.callback(_stop_roles, made)
         for node in addresses:
@@ -270,22 +286,13 @@ def _tenant_vxlan(tenant: Namespace) -> None:
     tenant.ip("route", "add", "fd00:2::/64", "via", GATEWAY_INNER6)
 
 
-def _write_cluster(made: Site, addresses: dict[str, str], start: str) -> None:
+def _write_cluster(made: Site, addresses: dict[str, str], start: str, attach: str) -> None:
     nodes = "".join(
         f'[nodes.{name}]\nrole = "{name.split("-")[0]}"\naddress = "{address}"\n\n'
         for name, address in addresses.items()
     )
     made.cluster.write_text(
-        CLUSTER.format(
-            vip=VIP,
-            peer=PEER,
-            nodes=nodes,
-            gateway_mac=GATEWAY_MAC,
-            vtep_mac=VTEP_MAC,
-            start=start,
-            gateway_inner=GATEWAY_INNER,
-            gateway_inner6=GATEWAY_INNER6,
-        )
+        CLUSTER.format(vip=VIP, peer=PEER, nodes=nodes, gateway_mac=GATEWAY_MAC, start=start, attach=attach)
     )
     secret = made.directory / "secrets" / "acme-hq.psk"
     secret.parent.mkdir()
