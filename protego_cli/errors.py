@@ -84,6 +84,10 @@ class Refused(ProtegoError):
     """The other side understood the request and will not do it now (the text says why)."""
 
 
+class StateError(ProtegoError):
+    """Stored bytes that are not a state of this gateway, or one that this process must not take up."""
+
+
 class Malformed(Exception):
     """Bytes from the network that do not parse. The only exception that leaves the parsers."""
 

@@ -88,7 +88,7 @@ def test_again_and_again_from_both_sides_nothing_piles_up() -> None:
     assert len(gateway.of(IkeRekeyed)) == len(peer.of(IkeRekeyed)) == 12
     check_one(network, gateway, peer)
     (sa,) = gateway.context.by_spi.values()
-    assert sa._ancestor is None
+    assert sa.ancestor is None
 
 
 def test_a_peer_that_never_deletes_leaves_one_old_ike_sa_at_most() -> None:

@@ -126,7 +126,7 @@ class KeGroup:
     keyword: str  # "x25519"
     transform_id: int
     public_length: int
-    generate: Callable[[RandomSource], KePrivate]
+    generate: Callable[[RandomSource], KePrivate]  # from that source alone: the same bytes, the same value
 
     type = TransformType.KE
     key_bits = None

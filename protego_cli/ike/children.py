@@ -9,7 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from protego_cli.crypto.proposal import EspProposal
+import msgspec
+
+from protego_cli.crypto.algorithms import Registry
+from protego_cli.crypto.proposal import EspProposal, parse_esp
 from protego_cli.errors import InvalidSyntax, NoProposalChosen, TsUnacceptable
 from protego_cli.ike.events import ChildSa
 from protego_cli.ike.keys import child_keys
@@ -57,6 +60,52 @@ class Child:
         """Whether the peer is rekeying it, or has, and what came of that stands."""
         theirs = self.theirs
         return theirs is not None and (not theirs.accepted or theirs.child.sa.spi_in in children)
+
+
+class AttemptState(msgspec.Struct, frozen=True, array_like=True):
+    """An `Attempt` that was accepted; one that was not is the peer's to repeat after a restart."""
+
+    spi_in: int  # of the SA it made
+    lowest: bytes
+    redundant: int | None
+
+
+class ChildState(msgspec.Struct, frozen=True, array_like=True):
+    """What is stored of a CHILD_SA. Others are named by inbound SPI; those that have gone have no say."""
+
+    sa: ChildSa
+    proposal: str
+    deleting: bool
+    doomed: bool
+    successor: int | None
+    theirs: AttemptState | None
+
+    @classmethod
+    def of(cls, child: Child, children: Mapping[int, Child]) -> ChildState:
+        """`children`: those that stand."""
+        successor, theirs = child.successor, child.theirs
+        return cls(
+            child.sa,
+            str(child.proposal),
+            child.deleting,
+            child.doomed,
+            successor.sa.spi_in if successor is not None and successor.sa.spi_in in children else None,
+            AttemptState(theirs.child.sa.spi_in, theirs.lowest, theirs.redundant)
+            if theirs is not None and theirs.accepted and theirs.child.sa.spi_in in children
+            else None,
+        )
+
+    def restore(self, registry: Registry) -> Child:
+        """Raises ValueError when no plugin provides its suite."""
+        return Child(self.sa, parse_esp(self.proposal, registry), self.deleting, self.doomed)
+
+    def link(self, child: Child, children: Mapping[int, Child]) -> None:
+        """Let the restored child know the others again."""
+        if self.successor is not None:
+            child.successor = children.get(self.successor)
+        if self.theirs is not None and self.theirs.spi_in in children:
+            theirs = self.theirs
+            child.theirs = Attempt(children[theirs.spi_in], theirs.lowest, True, theirs.redundant)
 
 
 @dataclass(frozen=True)

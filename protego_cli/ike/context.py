@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 NONCE_LENGTH = 32
 NO_SPI = bytes(IKE_SPI_LENGTH)
 _REPORTS_PER_SECOND = 10
+_NUMBERS = 32  # bits below the epoch's in a handle, ticket or token
 
 RequestKey = tuple[bytes, str, int]
 """What tells one IKE_SA_INIT request from another: the initiator's SPI, address and port."""
@@ -38,6 +39,7 @@ class Context:
     counters: Counters
     force_encapsulation: bool
     policies: Policies
+    wall: float  # what our times lack to wall-clock time
     cookies: Cookies = field(init=False)
     half_open: HalfOpen = field(init=False)
     events: deque[Event] = field(default_factory=deque)
@@ -48,16 +50,18 @@ class Context:
     by_tunnel: dict[str, list[IkeSa]] = field(default_factory=dict)  # those with a handle, oldest first
     by_child: dict[int, IkeSa] = field(default_factory=dict)  # inbound SPI
     by_ticket: dict[int, IkeSa] = field(default_factory=dict)
-    touched: dict[IkeSa, None] = field(default_factory=dict)  # whose deadline may have changed, in order
-    _numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
+    touched: dict[IkeSa, None] = field(default_factory=dict)  # in this call, in order
+    changed: dict[bytes, IkeSa | None] = field(default_factory=dict)  # our SPI; not yet told by `changes`
+    _numbers: itertools.count[int] = field(init=False)
     _reports: tuple[int, int] = (0, 0)  # (second, reports in it)
 
     def __post_init__(self) -> None:
         self.cookies = Cookies(self.random)
         self.half_open = HalfOpen(self.settings.half_open_max)
+        self._numbers = itertools.count((self.epoch << _NUMBERS) + 1)
 
     def number(self) -> int:
-        """A fresh number, for a handle, a ticket or a token."""
+        """A fresh number, for a handle, a ticket or a token: no other one in any epoch."""
         return next(self._numbers)
 
     def new_spi(self) -> bytes:

@@ -1,7 +1,8 @@
 """The IKEv2 engine's public face: datagrams, time, commands in; datagrams, events and a deadline out.
 
-It has no socket, no clock and no randomness of its own. After each call, send `datagrams_to_send`, handle
-every `next_event`, and call `handle_timer` no later than at `timer`.
+It has no socket, no clock and no randomness of its own. After each call, handle every `next_event`, store
+`changes`, send `datagrams_to_send`, and call `handle_timer` no later than at `timer`. What was stored makes a
+fresh engine go on where this one was (`ike.snapshot`).
 
 Flow of a datagram: the header is parsed; an IKE_SA_INIT request goes to the responder's exchange, everything
 else by our SPI to its IKE_SA (`ike.inbound`). What does not parse, is of another version or bears no SPI of
@@ -18,10 +19,12 @@ from protego_cli.config.model import IkeSettings
 from protego_cli.counters import Counters
 from protego_cli.crypto.algorithms import RandomSource, Registry
 from protego_cli.errors import Malformed, ProtocolError
+from protego_cli.ike import snapshot
 from protego_cli.ike.context import NO_SPI, Context
-from protego_cli.ike.events import ChildDeleted, Datagram, Event, ExchangeFailed, Path, Policy
+from protego_cli.ike.events import ChildDeleted, Datagram, Event, ExchangeFailed, Path, Policy, Standing
 from protego_cli.ike.exchanges import init
 from protego_cli.ike.exchanges.alive import CheckAlive
+from protego_cli.ike.exchanges.auth import Authenticate
 from protego_cli.ike.exchanges.base import Exchange
 from protego_cli.ike.exchanges.create_child import CreateChild, Selectors
 from protego_cli.ike.exchanges.delete import DeleteChild, closing
@@ -30,7 +33,7 @@ from protego_cli.ike.exchanges.rekey_ike import RekeyIke
 from protego_cli.ike.inbound import receive_untrusted
 from protego_cli.ike.policies import Policies
 from protego_cli.ike.sa import IkeSa
-from protego_cli.ike.transitions import Trigger
+from protego_cli.ike.transitions import State, Trigger
 from protego_cli.wire.ike import MAJOR_VERSION, Header, parse_header_untrusted
 from protego_cli.wire.payloads import ExchangeType
 
@@ -46,8 +49,12 @@ class Engine:
         epoch: int,
         counters: Counters,
         force_encapsulation: bool = True,
+        wall: float = 0.0,
     ) -> None:
-        """Raises ValueError when a policy's proposals or identities do not parse."""
+        """`epoch`: above that of every engine that ever ran on the same states. `wall`: what the times that
+        come in lack to wall-clock time. Raises ValueError when a policy's proposals or identities do not
+        parse.
+        """
         self._context = Context(
             registry=registry,
             settings=settings,
@@ -57,6 +64,7 @@ class Engine:
             counters=counters,
             force_encapsulation=force_encapsulation,
             policies=Policies(policies, registry),
+            wall=wall,
         )
         self._timers = _Timers()
 
@@ -68,6 +76,47 @@ class Engine:
             tunnel = context.policies.get(sa.name)
             if tunnel is not None:
                 sa.tunnel = tunnel
+
+    # ---- what survives a restart
+
+    def changes(self) -> list[tuple[bytes, bytes | None]]:
+        """Our IKE SPI and the whole state, or None once it is gone, of every IKE_SA that changed since the
+        last call. The state holds its keys. Take and store it before the datagrams of the same call leave:
+        no datagram may reveal what is not stored.
+        """
+        context = self._context
+        found = [(spi, snapshot.capture(sa) if sa else None) for spi, sa in context.changed.items()]
+        context.changed.clear()
+        return found
+
+    def restore(self, states: Iterable[bytes], now: float) -> None:
+        """Take up the states of an engine before this one, once, before the first datagram. Nobody awaits
+        the outcome of its exchanges: the events come all the same. An IKE_SA that cannot go on, as its
+        tunnel or an algorithm is no longer there, ends with IkeClosed or ExchangeFailed.
+
+        Raises StateError for bytes that are no such state, or that were stored under our epoch or a later
+        one; this engine is of no use then.
+        """
+        context = self._context
+        if context.by_spi:
+            raise RuntimeError("restore comes before everything else")
+        snapshot.restore(context, states, now)
+        for sa in context.by_spi.values():
+            self._timers.set(sa)
+        self._settle()
+
+    def sas(self) -> list[Standing]:
+        """Every IKE_SA that the driver knows, the oldest first."""
+        by_handle = self._context.by_handle
+        return [snapshot.standing(by_handle[handle]) for handle in sorted(by_handle)]
+
+    def dials(self) -> dict[int, str]:
+        """Token and tunnel of every handshake of ours that is under way."""
+        return {
+            sa.current.token: sa.name
+            for sa in self._context.by_spi.values()
+            if isinstance(sa.current, init.Dial | Authenticate) and sa.current.token is not None
+        }
 
     # ---- the five verbs
 
@@ -122,7 +171,7 @@ class Engine:
         sa = IkeSa(context, path, context.new_spi(), NO_SPI, initiator=True)
         sa.tunnel = policy
         sa.move(Trigger.DIAL)
-        sa.start(init.Dial(token, policy, spi_in), now)
+        sa.start(init.Dial(token, policy.ike, spi_in), now)
         self._settle()
         return token
 
@@ -152,7 +201,7 @@ class Engine:
         child = sa.children[spi_in]
         if child.deleting:
             return self._failed(token, f"CHILD_SA {spi_in:08x} is being deleted", sa.name)
-        return self._start(sa, DeleteChild(token, child), token, now)
+        return self._start(sa, DeleteChild.of(token, child), token, now)
 
     def rekey_ike(self, ike: int, now: float) -> int:
         """IkeRekeyed or ExchangeFailed. The engine does it by itself when the lifetime calls for it."""
@@ -160,7 +209,7 @@ class Engine:
         sa = self._context.by_handle.get(ike)
         if sa is None:
             return self._failed(token, "no such IKE_SA")
-        return self._start(sa, RekeyIke(token, sa), token, now)
+        return self._start(sa, RekeyIke(token, sa.local_spi), token, now)
 
     def check_alive(self, ike: int, now: float) -> int:
         """Alive or ExchangeFailed."""
@@ -207,11 +256,12 @@ class Engine:
         return token
 
     def _settle(self) -> None:
-        """Take up the deadlines of every IKE_SA that was touched."""
-        touched = self._context.touched
-        for sa in touched:
+        """Take up the deadlines of every IKE_SA that was touched, and remember it for `changes`."""
+        context = self._context
+        for sa in context.touched:
             self._timers.set(sa)
-        touched.clear()
+            context.changed[sa.local_spi] = None if sa.state is State.CLOSED else sa
+        context.touched.clear()
 
 
 def _opens_handshake(header: Header) -> bool:

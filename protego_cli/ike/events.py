@@ -66,6 +66,22 @@ class ChildSa:
     esn: bool = False
 
 
+@dataclass(frozen=True)
+class Standing:
+    """An IKE_SA with a handle, and its CHILD_SAs, the oldest first: what the driver knows, or has to learn
+    after a restart.
+    """
+
+    ike: int
+    tunnel: str
+    path: Path
+    initiator: bool
+    suite: str
+    children: tuple[ChildSa, ...]
+    leaving: frozenset[int]  # inbound SPIs of those that are being deleted, or that the peer will delete
+    closing: bool  # we are deleting it
+
+
 # ---- events
 
 

@@ -38,7 +38,7 @@ from protego_cli.wire.payloads import Delete, ExchangeType, Notify, Payload
 from protego_cli.wire.proposals import Protocol
 
 MAX_SAS_PER_TUNNEL = 8  # a peer that dials again and again without INITIAL_CONTACT ends here
-_UNPROVEN = frozenset({State.HALF_OPEN, State.FINAL})  # what the half-open limits count
+UNPROVEN = frozenset({State.HALF_OPEN, State.FINAL})  # what the half-open limits count
 
 
 @dataclass
@@ -98,8 +98,10 @@ class IkeSa:
         self.rival: Rival | None = None  # the peer's rekey, while ours is under way
         self.contests: IkeSa | None = None  # whose rival it is
         self.heir: IkeSa | None = None  # what has taken its place
-        self._ancestor: IkeSa | None = None  # whose place it has taken, until that one is closed
-        self._failures = 0  # rekeys in a row that the peer refused
+        self.ancestor: IkeSa | None = None  # whose place it has taken, until that one is closed
+        self.failures = 0  # rekeys in a row that the peer refused
+        self.name = ""  # of the tunnel, empty before the peer has said who it is
+        self.born = context.epoch  # of the keys
         self._tunnel: Tunnel | None = None
         self._held_until: float | None = None
         context.by_spi[self.local_spi] = self
@@ -111,11 +113,6 @@ class IkeSa:
         return self.spi_i if self.initiator else self.spi_r
 
     @property
-    def name(self) -> str:
-        """The tunnel's name, empty before the peer has said who it is."""
-        return self._tunnel.name if self._tunnel else ""
-
-    @property
     def tunnel(self) -> Tunnel:
         if self._tunnel is None:
             raise RuntimeError("the tunnel of this IKE_SA is not known yet")
@@ -124,6 +121,7 @@ class IkeSa:
     @tunnel.setter
     def tunnel(self, tunnel: Tunnel) -> None:
         self._tunnel = tunnel
+        self.name = tunnel.name
 
     @property
     def suite(self) -> IkeProposal:
@@ -152,9 +150,9 @@ class IkeSa:
     def move(self, trigger: Trigger) -> None:
         """Follow the law to the next state."""
         before, self.state = self.state, after(self.state, trigger)
-        if before in _UNPROVEN:
+        if before in UNPROVEN:
             self.context.half_open.remove(self.origin)
-        if self.state in _UNPROVEN:
+        if self.state in UNPROVEN:
             self.context.half_open.add(self.origin)
         self.context.touched[self] = None
 
@@ -208,8 +206,8 @@ class IkeSa:
         """Nothing is left to say: forget the IKE_SA."""
         self._end(reason)
         self.move(Trigger.GONE)
-        if self.heir is not None and self.heir._ancestor is self:
-            self.heir._ancestor = None
+        if self.heir is not None and self.heir.ancestor is self:
+            self.heir.ancestor = None
         self.context.by_spi.pop(self.local_spi, None)
         if self.request_key is not None:
             self.context.by_request.pop(self.request_key, None)
@@ -274,8 +272,8 @@ class IkeSa:
 
     def put_off_rekey(self, now: float) -> None:
         """The peer refused it: try again later (RFC 7296 2.25)."""
-        self._failures += 1
-        self.rekey_at = now + retry_pause(self._failures, self.context.fraction())
+        self.failures += 1
+        self.rekey_at = now + retry_pause(self.failures, self.context.fraction())
         self.context.touched[self] = None
 
     def successor(
@@ -283,7 +281,7 @@ class IkeSa:
     ) -> IkeSa:
         """The IKE_SA that a rekey of this one has made; it stands, and has nothing yet."""
         new = IkeSa(self.context, self.path, spi_i, spi_r, initiator=initiator)
-        new._tunnel = self._tunnel
+        new.tunnel = self.tunnel
         new.peer_natted, new.last_heard = self.peer_natted, self.last_heard
         new.secure(suite, keys)
         new.move(Trigger.INHERITED)
@@ -308,10 +306,10 @@ class IkeSa:
         new.queue.extend(self.queue)
         self.children.clear()
         self.queue.clear()
-        if self._ancestor is not None:
-            hand_over(self._ancestor, now)
-            self._ancestor.close("replaced")
-        new._ancestor = self
+        if self.ancestor is not None:
+            hand_over(self.ancestor, now)
+            self.ancestor.close("replaced")
+        new.ancestor = self
         self.rekey_at = self.dies_at = None
         self.move(Trigger.REPLACED)
         self.expires = now + context.settings.patience
@@ -322,10 +320,12 @@ class IkeSa:
     def add_child(self, child: Child) -> None:
         self.children[child.sa.spi_in] = child
         self.context.by_child[child.sa.spi_in] = self
+        self.context.touched[self] = None
 
     def drop_child(self, spi_in: int) -> None:
         self.children.pop(spi_in, None)
         self.context.by_child.pop(spi_in, None)
+        self.context.touched[self] = None
 
     def child_towards(self, spi_out: int) -> Child | None:
         """The CHILD_SA that the peer knows by the SPI it receives on."""
@@ -439,7 +439,7 @@ class IkeSa:
             self.leave("its lifetime has ended", now)
         elif self.rekey_at is not None and self.rekey_at <= now:
             self.rekey_at = None
-            self.start(RekeyIke(None, self), now)
+            self.start(RekeyIke(None, self.local_spi), now)
         liveness = self._liveness_at()
         if liveness is not None and liveness <= now:
             self.start(CheckAlive(None), now)

@@ -9,9 +9,26 @@ from __future__ import annotations
 
 from enum import Enum, auto
 
+import msgspec
+
 from protego_cli.config.model import IkeSettings
 
 LAST_ID = 2**32 - 1
+
+
+class SendState(msgspec.Struct, frozen=True, array_like=True):
+    """What is stored of a send window. How often a request was sent is not: nobody listened meanwhile."""
+
+    id: int
+    datagram: bytes | None
+    hurried: bool
+
+
+class ReceiveState(msgspec.Struct, frozen=True, array_like=True):
+    """What is stored of a receive window: not a request whose response is held back, which comes again."""
+
+    expected: int
+    response: bytes | None  # to the request before that
 
 
 class SendWindow:
@@ -22,6 +39,22 @@ class SendWindow:
         self._sent = 0
         self._tries = 0
         self.deadline: float | None = None
+
+    @property
+    def state(self) -> SendState:
+        hurried = self.outstanding and self._tries < self._settings.retransmit_tries
+        return SendState(self._id, self._datagram, hurried)
+
+    @classmethod
+    def restore(cls, state: SendState, settings: IkeSettings, now: float) -> SendWindow:
+        """What was outstanding is to be sent again at once."""
+        window = cls(settings, state.id)
+        if state.datagram is not None:
+            window.begin(state.datagram, now)
+            window.deadline = now
+            if state.hurried:
+                window.give_up_soon()
+        return window
 
     @property
     def next_id(self) -> int:
@@ -87,6 +120,24 @@ class ReceiveWindow:
         self.response: bytes | None = None
 
     @property
+    def held(self) -> bool:
+        """Whether a request waits for its response."""
+        return self._current is not None and self.response is None
+
+    @property
+    def state(self) -> ReceiveState:
+        if self._current is not None and self.response is None:
+            return ReceiveState(self._current, None)
+        return ReceiveState(self._expected, self.response)
+
+    @classmethod
+    def restore(cls, state: ReceiveState) -> ReceiveWindow:
+        window = cls(state.expected)
+        if state.response is not None:
+            window._current, window.response = state.expected - 1, state.response
+        return window
+
+    @property
     def current(self) -> int:
         """The message ID of the request being answered."""
         if self._current is None:
@@ -94,11 +145,10 @@ class ReceiveWindow:
         return self._current
 
     def classify(self, message_id: int) -> Verdict:
-        held = self._current is not None and self.response is None
-        if message_id == self._expected and not held:
+        if message_id == self._expected and not self.held:
             return Verdict.NEW
         if message_id == self._current:
-            return Verdict.HELD if held else Verdict.AGAIN
+            return Verdict.HELD if self.held else Verdict.AGAIN
         return Verdict.OUTSIDE
 
     def accept(self, message_id: int) -> None:

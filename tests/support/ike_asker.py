@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from protego_cli.ike.exchanges.base import Exchange
+from protego_cli.ike.exchanges.base import Exchange, ExchangeState
 from protego_cli.ike.message import Payloads
 from protego_cli.ike.sa import IkeSa
 from protego_cli.wire.payloads import ExchangeType, Payload
@@ -23,6 +23,9 @@ class Ask(Exchange):
 
     def process(self, sa: IkeSa, payloads: Payloads, now: float) -> None:
         self.answer = payloads
+
+    def state(self) -> ExchangeState:
+        raise NotImplementedError("a peer that asks anything is not stored")
 
 
 def ask(network: Network, site: Site, kind: ExchangeType, *payloads: Payload) -> Payloads:

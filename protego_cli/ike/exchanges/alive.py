@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from protego_cli.ike.events import Alive
-from protego_cli.ike.exchanges.base import Exchange
+from protego_cli.ike.exchanges.base import Exchange, ExchangeState
 from protego_cli.ike.message import Payloads
 from protego_cli.wire.payloads import ExchangeType, Payload
 
@@ -23,3 +23,13 @@ class CheckAlive(Exchange):
     def process(self, sa: IkeSa, payloads: Payloads, now: float) -> None:
         if self.token is not None:
             sa.context.emit(Alive(self.token))
+
+    def state(self) -> CheckAliveState:
+        return CheckAliveState(self.token)
+
+
+class CheckAliveState(ExchangeState, frozen=True, tag="alive"):
+    token: int | None
+
+    def restore(self, sa: IkeSa) -> CheckAlive:
+        return CheckAlive(self.token)

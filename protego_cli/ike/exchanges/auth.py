@@ -31,7 +31,7 @@ from protego_cli.ike.children import (
     with_spi,
 )
 from protego_cli.ike.events import ChildEstablished, ChildOffered, NegotiationFailed
-from protego_cli.ike.exchanges.base import Exchange
+from protego_cli.ike.exchanges.base import Exchange, ExchangeState
 from protego_cli.ike.exchanges.delete import Withdraw
 from protego_cli.ike.identities import Identity
 from protego_cli.ike.message import Payloads
@@ -110,6 +110,17 @@ class Authenticate(Exchange):
         sa.add_child(child)
         if self.token is not None and sa.handle is not None:
             sa.context.emit(ChildEstablished(self.token, sa.handle, child.sa, None))
+
+    def state(self) -> AuthenticateState:
+        return AuthenticateState(self.token, self._spi_in)
+
+
+class AuthenticateState(ExchangeState, frozen=True, tag="auth"):
+    token: int | None
+    spi_in: int
+
+    def restore(self, sa: IkeSa) -> Authenticate:
+        return Authenticate(self.token, self.spi_in)
 
 
 def _flaw(sa: IkeSa, identity: IdR, auth: Auth) -> str | None:

@@ -1,4 +1,8 @@
-"""An exchange that we start: build the request, process the response, or fail."""
+"""An exchange that we start: build the request, process the response, or fail.
+
+What a restarted gateway needs to go on with it is its `ExchangeState`: a struct in the file of the exchange,
+which makes the exchange again. `ike.snapshot` lists them all.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,27 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
+import msgspec
+
 from protego_cli.ike.events import ExchangeFailed
 from protego_cli.ike.message import Payloads
 from protego_cli.wire.payloads import ExchangeType, Payload
 
 if TYPE_CHECKING:
     from protego_cli.ike.sa import IkeSa
+
+
+class ExchangeState(msgspec.Struct, frozen=True, array_like=True):
+    """What is stored of an exchange. It may hold secrets, so none of it shows in a repr."""
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}>"
+
+    def restore(self, sa: IkeSa) -> Exchange:
+        """The exchange again, for `sa`, whose CHILD_SAs stand. Raises ValueError when it has algorithms that
+        no plugin provides any more, StateError when the state does not make sense.
+        """
+        raise NotImplementedError
 
 
 class Exchange(ABC):
@@ -29,6 +48,17 @@ class Exchange(ABC):
     @abstractmethod
     def process(self, sa: IkeSa, payloads: Payloads, now: float) -> None:
         """Take the authentic response. A ProtocolError raised here means the peer broke the protocol."""
+
+    @abstractmethod
+    def state(self) -> ExchangeState:
+        """What makes it again."""
+
+    @property
+    def survives(self) -> bool:
+        """Whether it is to happen after a restart although its request has not left: what the driver asked
+        for goes with the one who asked, what the engine wants stays.
+        """
+        return self.token is None
 
     def fail(self, sa: IkeSa, detail: str, notify: int | None = None) -> None:
         """There is no response, or it refuses."""

@@ -14,9 +14,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from protego_cli.crypto.algorithms import KeGroup, KePrivate
-from protego_cli.crypto.proposal import EspProposal
-from protego_cli.errors import InvalidKePayload, InvalidSyntax, NoAdditionalSas, ProtocolError
+from protego_cli.crypto.algorithms import KeGroup, Registry
+from protego_cli.crypto.proposal import EspProposal, parse_esp
+from protego_cli.crypto.shares import KeyShare
+from protego_cli.errors import InvalidKePayload, InvalidSyntax, NoAdditionalSas, ProtocolError, StateError
 from protego_cli.ike.children import (
     MAX_CHILDREN,
     Child,
@@ -28,7 +29,7 @@ from protego_cli.ike.children import (
     with_spi,
 )
 from protego_cli.ike.events import ChildEstablished, ChildOffered
-from protego_cli.ike.exchanges.base import Exchange
+from protego_cli.ike.exchanges.base import Exchange, ExchangeState
 from protego_cli.ike.exchanges.delete import Withdraw
 from protego_cli.ike.message import Payloads
 from protego_cli.ike.negotiation import propose
@@ -56,7 +57,7 @@ class CreateChild(Exchange):
         self._suites: tuple[EspProposal, ...] = ()
         self._selectors: Selectors = (), ()
         self._group: KeGroup | None = None
-        self._private: KePrivate | None = None
+        self._share: KeyShare | None = None
         self._retried = False
         self._nonce = b""
 
@@ -91,8 +92,8 @@ class CreateChild(Exchange):
             self._suites, self._selectors = self.wishes(sa)
             self._group = next((suite.group for suite in self._suites if suite.group), None)
         self._nonce = sa.context.new_nonce()
-        self._private = self._group.generate(sa.context.random) if self._group else None
-        ke = (Ke(self._group.transform_id, self._private.public),) if self._group and self._private else ()
+        self._share = KeyShare.generate(self._group, sa.context.random) if self._group else None
+        ke = (Ke(self._share.group.transform_id, self._share.public),) if self._share else ()
         local_ts, remote_ts = self._selectors
         return (
             *self.about(),
@@ -141,9 +142,56 @@ class CreateChild(Exchange):
         group = terms.proposal.group
         if group is None:
             return b""
-        if ke is None or self._private is None or not group == self._group or ke.group != group.transform_id:
+        share = self._share
+        if ke is None or share is None or group != share.group or ke.group != group.transform_id:
             raise InvalidSyntax(f"no KE payload for the group {group.keyword} that the peer chose")
-        return self._private.shared(ke.data)
+        return share.shared(ke.data)
+
+    # ---- what survives a restart
+
+    def state(self) -> ExchangeState:
+        return self.request()
+
+    def request(self) -> CreateChildState:
+        """What was asked."""
+        share = self._share
+        return CreateChildState(
+            self._number,
+            self._spi_in,
+            tuple(str(suite) for suite in self._suites),
+            self._selectors,
+            (share.group.keyword, share.seed) if share else None,
+            self._retried,
+            self._nonce,
+        )
+
+    def resume(self, state: CreateChildState, registry: Registry) -> None:
+        """Have asked that."""
+        self._suites = tuple(parse_esp(text, registry) for text in state.suites)
+        self._selectors, self._retried, self._nonce = state.selectors, state.retried, state.nonce
+        if state.share is None:
+            return
+        keyword, seed = state.share
+        groups = (suite.group for suite in self._suites if suite.group)
+        group = next((group for group in groups if group.keyword == keyword), None)
+        if group is None:
+            raise StateError(f"a request for a CHILD_SA in the group {keyword}, which it does not offer")
+        self._group, self._share = group, KeyShare.again(group, seed)
+
+
+class CreateChildState(ExchangeState, frozen=True, tag="create child"):
+    token: int
+    spi_in: int
+    suites: tuple[str, ...]
+    selectors: Selectors
+    share: tuple[str, bytes] | None  # keyword of the group, seed
+    retried: bool
+    nonce: bytes
+
+    def restore(self, sa: IkeSa) -> CreateChild:
+        create = CreateChild(self.token, self.spi_in)
+        create.resume(self, sa.context.registry)
+        return create
 
 
 class Grant(NamedTuple):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from protego_cli.errors import ProtocolError
 from protego_cli.ike.children import Child, spi_bytes
 from protego_cli.ike.events import ChildDeleted, ChildDeleteOffered
-from protego_cli.ike.exchanges.base import Exchange
+from protego_cli.ike.exchanges.base import Exchange, ExchangeState
 from protego_cli.ike.message import Payloads
 from protego_cli.ike.succession import hand_over, used
 from protego_cli.ike.transitions import State, Trigger
@@ -30,28 +30,48 @@ class DeleteChild(Exchange):
 
     type = ExchangeType.INFORMATIONAL
 
-    def __init__(self, token: int, child: Child) -> None:
+    def __init__(self, token: int, spi_in: int) -> None:
         super().__init__(token)
         self._number = token
-        self._child = child
+        self._spi_in = spi_in
+
+    @classmethod
+    def of(cls, token: int, child: Child) -> DeleteChild:
+        """From now on nothing else happens to the CHILD_SA."""
         child.deleting = True
+        return cls(token, child.sa.spi_in)
 
     def build(self, sa: IkeSa, now: float) -> Sequence[Payload] | None:
-        spi_in = self._child.sa.spi_in
-        if spi_in not in sa.children:
+        if self._spi_in not in sa.children:
             self._report(sa)
             return None
-        return (Delete(Protocol.ESP, (spi_bytes(spi_in),)),)
+        return (Delete(Protocol.ESP, (spi_bytes(self._spi_in),)),)
 
     def process(self, sa: IkeSa, payloads: Payloads, now: float) -> None:
-        sa.drop_child(self._child.sa.spi_in)
+        sa.drop_child(self._spi_in)
         self._report(sa)
 
-    def concerns(self, child: Child) -> bool:
-        return self._child is child
+    def concerns(self, spi_in: int) -> bool:
+        return self._spi_in == spi_in
+
+    def state(self) -> DeleteChildState:
+        return DeleteChildState(self._number, self._spi_in)
+
+    @property
+    def survives(self) -> bool:
+        """The CHILD_SA is marked, and whatever used it has moved away."""
+        return True
 
     def _report(self, sa: IkeSa) -> None:
-        sa.context.emit(ChildDeleted(self._number, sa.name, self._child.sa.spi_in))
+        sa.context.emit(ChildDeleted(self._number, sa.name, self._spi_in))
+
+
+class DeleteChildState(ExchangeState, frozen=True, tag="delete child"):
+    token: int
+    spi_in: int
+
+    def restore(self, sa: IkeSa) -> DeleteChild:
+        return DeleteChild(self.token, self.spi_in)
 
 
 class Withdraw(Exchange):
@@ -69,6 +89,16 @@ class Withdraw(Exchange):
     def process(self, sa: IkeSa, payloads: Payloads, now: float) -> None:
         """The peer has forgotten it too."""
 
+    def state(self) -> WithdrawState:
+        return WithdrawState(self._spi_in)
+
+
+class WithdrawState(ExchangeState, frozen=True, tag="withdraw"):
+    spi_in: int
+
+    def restore(self, sa: IkeSa) -> Withdraw:
+        return Withdraw(self.spi_in)
+
 
 class DeleteIke(Exchange):
     """Our DELETE of the IKE_SA; `reason` is what IkeClosed will say."""
@@ -85,6 +115,16 @@ class DeleteIke(Exchange):
 
     def process(self, sa: IkeSa, payloads: Payloads, now: float) -> None:
         sa.close(self._reason)
+
+    def state(self) -> DeleteIkeState:
+        return DeleteIkeState(self._reason)
+
+
+class DeleteIkeState(ExchangeState, frozen=True, tag="delete ike"):
+    reason: str
+
+    def restore(self, sa: IkeSa) -> DeleteIke:
+        return DeleteIke(self.reason)
 
 
 def closing(sa: IkeSa) -> bool:
@@ -114,27 +154,24 @@ def answer(sa: IkeSa, deletes: Sequence[Delete], now: float) -> None:
 
 
 class _Answer:
-    """The response to a DELETE: it goes out when the driver has let go of every CHILD_SA."""
+    """The response to a DELETE: it goes out when the driver has let go of every CHILD_SA. Until then all of
+    them stand, so that the request can be answered anew after a restart.
+    """
 
     def __init__(self, sa: IkeSa) -> None:
         self._sa = sa
-        self._spis: list[bytes] = []
+        self._spis: list[int] = []
         self._waiting = 0
 
     def take(self, child: Child, now: float) -> None:
         sa, spi_in = self._sa, child.sa.spi_in
-        if child.deleting:
-            # Traffic has left it already. If our DELETE is on its way, its answer completes the deletion.
-            current = sa.home.current
-            if not isinstance(current, DeleteChild) or not current.concerns(child):
-                sa.home.drop_child(spi_in)
-                self._spis.append(spi_bytes(spi_in))
+        self._spis.append(spi_in)
+        if child.deleting:  # traffic has left it already
             return
         self._waiting += 1
 
         def done(now: float) -> None:
-            sa.home.drop_child(spi_in)
-            self._spis.append(spi_bytes(spi_in))
+            child.deleting = True
             self._waiting -= 1
             self.complete()
             sa.pump(now)
@@ -148,5 +185,16 @@ class _Answer:
             sa.context.emit(ChildDeleteOffered(ticket, handle, sa.name, spi_in))
 
     def complete(self) -> None:
-        if not self._waiting:
-            self._sa.respond((Delete(Protocol.ESP, tuple(self._spis)),) if self._spis else ())
+        if self._waiting:
+            return
+        gone = [spi_in for spi_in in self._spis if self._drop(spi_in)]
+        self._sa.respond((Delete(Protocol.ESP, tuple(map(spi_bytes, gone))),) if gone else ())
+
+    def _drop(self, spi_in: int) -> bool:
+        """If our DELETE is on its way, its answer completes the deletion; so it has, if that has come."""
+        home = self._sa.home
+        crossing = isinstance(home.current, DeleteChild) and home.current.concerns(spi_in)
+        if crossing or spi_in not in home.children:
+            return False
+        home.drop_child(spi_in)
+        return True

@@ -12,15 +12,15 @@ responder we hold nothing for an address that has not shown a cookie once handsh
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from protego_cli.crypto.algorithms import KeGroup, KePrivate
-from protego_cli.crypto.proposal import IkeProposal
-from protego_cli.errors import InvalidKePayload, Malformed, NoProposalChosen, ProtocolError
+from protego_cli.crypto.algorithms import KeGroup
+from protego_cli.crypto.proposal import IkeProposal, parse_ike
+from protego_cli.crypto.shares import KeyShare
+from protego_cli.errors import InvalidKePayload, Malformed, NoProposalChosen, ProtocolError, StateError
 from protego_cli.ike.context import NO_SPI, Context
 from protego_cli.ike.events import NegotiationFailed, Path
 from protego_cli.ike.exchanges.auth import Authenticate
-from protego_cli.ike.exchanges.base import Exchange
+from protego_cli.ike.exchanges.base import Exchange, ExchangeState
 from protego_cli.ike.keys import ike_keys, skeyseed
 from protego_cli.ike.message import Payloads
 from protego_cli.ike.natd import detect, floated, natd_payloads
@@ -33,9 +33,6 @@ from protego_cli.wire.notifies import NotifyType, notify_name
 from protego_cli.wire.payloads import ExchangeType, Ke, Nonce, Notify, Payload, Sa
 from protego_cli.wire.proposals import Proposal
 
-if TYPE_CHECKING:
-    from protego_cli.ike.policies import Tunnel
-
 _MAX_RESTARTS = 5
 _MAX_COOKIE = 64
 
@@ -45,12 +42,12 @@ class Dial(Exchange):
 
     type = ExchangeType.IKE_SA_INIT
 
-    def __init__(self, token: int, tunnel: Tunnel, spi_in: int) -> None:
+    def __init__(self, token: int | None, suites: tuple[IkeProposal, ...], spi_in: int) -> None:
         super().__init__(token)
         self._spi_in = spi_in
-        self._suites = tunnel.ike
-        self._group = tunnel.ike[0].group
-        self._private: KePrivate | None = None
+        self._suites = suites
+        self._group = suites[0].group
+        self._share: KeyShare | None = None
         self._cookie = b""
         self._restarts = 0
         self._refusal: tuple[int, str] | None = None
@@ -59,13 +56,13 @@ class Dial(Exchange):
         context = sa.context
         if sa.handshake is None:
             sa.handshake = Handshake(context.new_nonce())
-        if self._private is None:
-            self._private = self._group.generate(context.random)
+        if self._share is None:
+            self._share = KeyShare.generate(self._group, context.random)
         cookie = (Notify(NotifyType.COOKIE, self._cookie),) if self._cookie else ()
         return (
             *cookie,
             Sa(propose(self._suites, b"")),
-            Ke(self._group.transform_id, self._private.public),
+            Ke(self._group.transform_id, self._share.public),
             Nonce(sa.handshake.nonce_i),
             *natd_payloads(sa.spi_i, NO_SPI, sa.path, force=context.force_encapsulation),
         )
@@ -109,7 +106,7 @@ class Dial(Exchange):
             self._refusal = (error.kind, f"the peer answered {notify_name(error.kind)}; ours: {offered}")
             sa.sender.give_up_soon()
         elif group is not self._group:
-            self._group, self._private = group, None
+            self._group, self._share = group, None
             self._restart(sa, now)
         return True
 
@@ -133,8 +130,8 @@ class Dial(Exchange):
     def _accept(
         self, sa: IkeSa, header: Header, payloads: Payloads, data: bytes, path: Path, now: float
     ) -> None:
-        handshake, private = sa.handshake, self._private
-        if handshake is None or private is None:
+        handshake, share = sa.handshake, self._share
+        if handshake is None or share is None:
             raise RuntimeError("a response before the request")
         ke, nonce = payloads.one(Ke), payloads.one(Nonce)
         chosen = confirm(self._suites, payloads.one(Sa).proposals, 0)
@@ -144,7 +141,7 @@ class Dial(Exchange):
             return
         if ke.group != self._group.transform_id:
             raise InvalidKePayload(f"group {ke.group} instead of {self._group.transform_id}")
-        shared = private.shared(ke.data)
+        shared = share.shared(ke.data)
         sa.spi_r = header.spi_r
         handshake.nonce_r, handshake.response = nonce.data, data
         _derive(sa, chosen.suite, handshake, shared)
@@ -157,6 +154,41 @@ class Dial(Exchange):
         sa.move(Trigger.INIT_ANSWERED)
         sa.queue.appendleft(Authenticate(self.token, self._spi_in))
         sa.pump(now)
+
+    def state(self) -> DialState:
+        if self._share is None:
+            raise RuntimeError("nothing has been asked yet")
+        return DialState(
+            self.token,
+            self._spi_in,
+            tuple(str(suite) for suite in self._suites),
+            self._group.keyword,
+            self._share.seed,
+            self._cookie,
+            self._restarts,
+            self._refusal,
+        )
+
+
+class DialState(ExchangeState, frozen=True, tag="dial"):
+    token: int | None
+    spi_in: int
+    suites: tuple[str, ...]
+    group: str  # the one whose public value has been sent
+    seed: bytes
+    cookie: bytes
+    restarts: int
+    refusal: tuple[int, str] | None
+
+    def restore(self, sa: IkeSa) -> Dial:
+        suites = tuple(parse_ike(text, sa.context.registry) for text in self.suites)
+        group = next((suite.group for suite in suites if suite.group.keyword == self.group), None)
+        if group is None:
+            raise StateError(f"an IKE_SA_INIT request in the group {self.group}, which it does not offer")
+        dial = Dial(self.token, suites, self.spi_in)
+        dial._group, dial._share = group, KeyShare.again(group, self.seed)
+        dial._cookie, dial._restarts, dial._refusal = self.cookie, self.restarts, self.refusal
+        return dial
 
 
 def answer_untrusted(context: Context, header: Header, data: bytes, path: Path, now: float) -> None:

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING
 
 from protego_cli.crypto.proposal import EspProposal
 from protego_cli.errors import ChildSaNotFound, ProtocolError, TemporaryFailure
-from protego_cli.ike.children import Attempt, Child, spi_bytes
+from protego_cli.ike.children import Attempt, Child, ChildState, spi_bytes
 from protego_cli.ike.events import ChildEstablished, ChildOffered
-from protego_cli.ike.exchanges.create_child import CreateChild, Selectors, grant
+from protego_cli.ike.exchanges.base import ExchangeState
+from protego_cli.ike.exchanges.create_child import CreateChild, CreateChildState, Selectors, grant
 from protego_cli.ike.exchanges.delete import DeleteChild
 from protego_cli.ike.message import Payloads
 from protego_cli.wire.notifies import NotifyType
@@ -71,12 +72,29 @@ class RekeyChild(CreateChild):
         elif theirs is not None:
             theirs.child.doomed = True
 
+    def state(self) -> RekeyChildState:
+        return RekeyChildState(ChildState.of(self._old, {}), self.request())
+
+
+class RekeyChildState(ExchangeState, frozen=True, tag="rekey child"):
+    """With the old CHILD_SA as a whole: the peer may have deleted it while it answers us."""
+
+    old: ChildState
+    request: CreateChildState
+
+    def restore(self, sa: IkeSa) -> RekeyChild:
+        registry, request = sa.context.registry, self.request
+        old = sa.children.get(self.old.sa.spi_in) or self.old.restore(registry)
+        rekey = RekeyChild(request.token, old, request.spi_in)
+        rekey.resume(request, registry)
+        return rekey
+
 
 def _delete_redundant(sa: IkeSa, theirs: Attempt, now: float) -> None:
     """Delete our SA that lost, as soon as the peer's stands."""
     child = sa.children.get(theirs.redundant) if theirs.redundant is not None else None
     if theirs.accepted and child is not None and not child.deleting:
-        sa.start(DeleteChild(sa.context.number(), child), now)
+        sa.start(DeleteChild.of(sa.context.number(), child), now)
 
 
 def answer(sa: IkeSa, notify: Notify, payloads: Payloads, now: float) -> None:

@@ -17,13 +17,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from protego_cli.crypto.algorithms import KeGroup, KePrivate
-from protego_cli.crypto.proposal import IkeProposal
-from protego_cli.errors import InvalidKePayload, InvalidSyntax, NoProposalChosen, TemporaryFailure
+from protego_cli.crypto.algorithms import KeGroup
+from protego_cli.crypto.proposal import IkeProposal, parse_ike
+from protego_cli.crypto.shares import KeyShare
+from protego_cli.errors import InvalidKePayload, InvalidSyntax, NoProposalChosen, StateError, TemporaryFailure
 from protego_cli.ike.context import NO_SPI
 from protego_cli.ike.events import IkeRekeyed
 from protego_cli.ike.exchanges.alive import CheckAlive
-from protego_cli.ike.exchanges.base import Exchange
+from protego_cli.ike.exchanges.base import Exchange, ExchangeState
 from protego_cli.ike.exchanges.delete import DeleteIke
 from protego_cli.ike.keys import ike_keys, rekeyed_skeyseed
 from protego_cli.ike.message import Payloads
@@ -38,23 +39,25 @@ if TYPE_CHECKING:
 
 
 class RekeyIke(Exchange):
-    """Our rekey of an IKE_SA. Without a token it is the engine's own, tried again when it fails."""
+    """Our rekey of the IKE_SA whose SPI of ours is `old`. Without a token it is the engine's own, tried again
+    when it fails.
+    """
 
     type = ExchangeType.CREATE_CHILD_SA
 
-    def __init__(self, token: int | None, old: IkeSa) -> None:
+    def __init__(self, token: int | None, old: bytes) -> None:
         super().__init__(token)
         self._old = old
         self._suites: tuple[IkeProposal, ...] = ()
         self._group: KeGroup | None = None
-        self._private: KePrivate | None = None
+        self._share: KeyShare | None = None
         self._retried = False
         self._spi = NO_SPI
         self._nonce = b""
 
     def build(self, sa: IkeSa, now: float) -> Sequence[Payload] | None:
         settle(sa, now)  # a rival may have come while the peer asked us for another group
-        if sa.home is not self._old:
+        if sa.home.local_spi != self._old:
             self._report(sa)
             return None
         if not self._retried:
@@ -63,11 +66,11 @@ class RekeyIke(Exchange):
         if self._group is None:
             raise RuntimeError("an IKE proposal without a group")
         self._spi, self._nonce = sa.context.new_spi(), sa.context.new_nonce()
-        self._private = self._group.generate(sa.context.random)
+        self._share = KeyShare.generate(self._group, sa.context.random)
         return (
             Sa(propose(self._suites, self._spi)),
             Nonce(self._nonce),
-            Ke(self._group.transform_id, self._private.public),
+            Ke(self._group.transform_id, self._share.public),
         )
 
     def process(self, sa: IkeSa, payloads: Payloads, now: float) -> None:
@@ -75,15 +78,15 @@ class RekeyIke(Exchange):
         if error is not None:
             self._refused(sa, error, now)
             return
-        private, nonce, ke = self._private, payloads.one(Nonce).data, payloads.one(Ke)
+        share, nonce, ke = self._share, payloads.one(Nonce).data, payloads.one(Ke)
         chosen = confirm(self._suites, payloads.one(Sa).proposals, IKE_SPI_LENGTH)
-        if chosen is None or chosen.suite.group != self._group or chosen.spi == NO_SPI or private is None:
+        if chosen is None or chosen.spi == NO_SPI or share is None or chosen.suite.group != share.group:
             raise InvalidSyntax("the peer chose an IKE proposal that was not offered")
         if ke.group != chosen.suite.group.transform_id:
             raise InvalidSyntax(f"no KE payload for the group {chosen.suite.group.keyword} that was chosen")
         nonces = (self._nonce, nonce)
         spis = (self._spi, chosen.spi)
-        new = _successor(sa, chosen.suite, private.shared(ke.data), nonces, spis, now, initiator=True)
+        new = _successor(sa, chosen.suite, share.shared(ke.data), nonces, spis, now, initiator=True)
         rival = standing(sa)
         if rival is not None and (sa.heir is not None or min(nonces) < rival.lowest):
             settle(sa, now)
@@ -130,6 +133,40 @@ class RekeyIke(Exchange):
             new.context.emit(IkeRekeyed(self.token, new.handle, new.name, str(new.suite), new.initiator))
         else:
             super().fail(sa, "the IKE_SA is gone")
+
+    def state(self) -> RekeyIkeState:
+        share = self._share
+        return RekeyIkeState(
+            self.token,
+            self._old,
+            tuple(str(suite) for suite in self._suites),
+            (share.group.keyword, share.seed) if share else None,
+            self._retried,
+            self._spi,
+            self._nonce,
+        )
+
+
+class RekeyIkeState(ExchangeState, frozen=True, tag="rekey ike"):
+    token: int | None
+    old: bytes
+    suites: tuple[str, ...]
+    share: tuple[str, bytes] | None  # keyword of the group, seed; None before it is asked
+    retried: bool
+    spi: bytes
+    nonce: bytes
+
+    def restore(self, sa: IkeSa) -> RekeyIke:
+        rekey = RekeyIke(self.token, self.old)
+        rekey._suites = tuple(parse_ike(text, sa.context.registry) for text in self.suites)
+        if self.share is not None:
+            keyword, seed = self.share
+            group = next((suite.group for suite in rekey._suites if suite.group.keyword == keyword), None)
+            if group is None:
+                raise StateError(f"a rekey in the group {keyword}, which it does not offer")
+            rekey._group, rekey._share = group, KeyShare.again(group, seed)
+        rekey._retried, rekey._spi, rekey._nonce = self.retried, self.spi, self.nonce
+        return rekey
 
 
 def answer(sa: IkeSa, payloads: Payloads, now: float) -> None:
