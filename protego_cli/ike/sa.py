@@ -208,6 +208,7 @@ class IkeSa:
         self.move(Trigger.GONE)
         if self.heir is not None and self.heir.ancestor is self:
             self.heir.ancestor = None
+            self.context.touched[self.heir] = None
         self.context.by_spi.pop(self.local_spi, None)
         if self.request_key is not None:
             self.context.by_request.pop(self.request_key, None)

@@ -55,7 +55,7 @@ from protego_cli.ike.transitions import State
 from protego_cli.ike.window import LAST_ID, ReceiveState, ReceiveWindow, SendState, SendWindow
 
 VERSION: Final = 1
-_WORN: Final = "the gateway has restarted too often under its keys"
+WORN: Final = "the gateway has restarted too often under its keys"
 EPOCHS: Final = 1 << 16  # in which one key can serve
 
 AnyExchange = (
@@ -290,7 +290,7 @@ def _take_up(context: Context, state: IkeSaState, now: float) -> IkeSa | None:
         _forget(context, state, str(fault))
         return None
     if context.epoch - state.born >= EPOCHS:
-        _forget(context, state, _WORN)
+        _forget(context, state, WORN)
         return None
     sa = _bare(context, state, suite, now)
     try:
@@ -318,7 +318,7 @@ def _relate(sa: IkeSa, relations: Relations) -> None:
 
 def _go_on(sa: IkeSa, now: float) -> None:
     if sa.context.epoch - sa.born == EPOCHS - 1 and sa.state is State.ESTABLISHED and not closing(sa):
-        sa.leave(_WORN, now)
+        sa.leave(WORN, now)
     elif sa.queue and sa.current is None:
         sa.pump(now)
 
@@ -358,16 +358,18 @@ def _bare(context: Context, state: IkeSaState, suite: IkeProposal | None, now: f
     if sa.state in _EXPIRING:
         settings = context.settings
         sa.expires = now + (settings.patience if sa.state is State.REPLACED else settings.half_open_timeout)
-    sa.last_heard = _heard(sa, state.last_heard - context.wall, now)
+    sa.last_heard = state.last_heard - context.wall
+    if sa.state is State.ESTABLISHED:
+        sa.last_heard = _heard(sa, now)
     sa.failures = state.failures
     return sa
 
 
-def _heard(sa: IkeSa, heard: float, now: float) -> float:
+def _heard(sa: IkeSa, now: float) -> float:
     """After a long time without us all peers are due for a sign of life: spread the questions."""
     liveness = sa.context.settings.liveness
-    if heard + liveness > now:
-        return min(heard, now)
+    if sa.last_heard + liveness > now:
+        return min(sa.last_heard, now)
     return now - liveness * sa.local_spi[0] / 256
 
 

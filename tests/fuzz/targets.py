@@ -15,7 +15,7 @@ from protego_cli.control.messages import GetMarks, Hello, Sync, Tenant, Vtep
 from protego_cli.counters import Counters
 from protego_cli.crypto.mac import hmac_sha256
 from protego_cli.crypto.proposal import parse_ike
-from protego_cli.errors import Malformed
+from protego_cli.errors import Malformed, StateError
 from protego_cli.esp.packet import Dropped, unwrap
 from protego_cli.esp.peer import PeerTunnel
 from protego_cli.ike.events import Path
@@ -29,6 +29,7 @@ from tests.support.esp_packets import ipv4, ipv6, ports
 from tests.support.esp_reference import padded, seal
 from tests.support.esp_world import GCM, GEN, GEN_KEY, GIN, GIN_KEY, VTEP, sas, world
 from tests.support.ike_pairs import GATEWAY, PEER, SPI, TUNNEL, connected, pair
+from tests.support.ike_restarts import fresh
 from tests.support.network import REGISTRY, Network, Site
 from tests.support.senders import RecordingSender
 
@@ -47,6 +48,7 @@ def targets() -> list[Target]:
         _established(),
         _authenticated(),
         _handshakes(),
+        _states(),
         _esp(),
         _vxlan(),
         _answers(),
@@ -267,6 +269,22 @@ def _handshakes() -> Target:
         network.sent.clear()
 
     return Target("handshake", run, seeds)
+
+
+def _states() -> Target:
+    """Stored states of IKE_SAs: whatever is restored has to work, too."""
+    network, gateway, peer = connected()
+    gateway.rekey(gateway.child.spi_in, 0x22222222)
+    seeds = [state for site in (gateway, peer) for _, state in site.engine.changes() if state]
+
+    def run(data: bytes) -> None:
+        engine = fresh(2)
+        with contextlib.suppress(StateError):
+            engine.restore([data], network.now)
+            engine.handle_timer(network.now + 1e6)
+            engine.changes()
+
+    return Target("state", run, seeds)
 
 
 # ---- the data path

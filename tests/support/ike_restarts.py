@@ -7,7 +7,7 @@ it is told what stands by `Engine.sas`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from random import Random
@@ -15,6 +15,7 @@ from random import Random
 import pytest
 
 from protego_cli.counters import Counters
+from protego_cli.crypto.algorithms import Registry
 from protego_cli.errors import ProtocolError
 from protego_cli.ike.context import Context
 from protego_cli.ike.engine import Engine
@@ -25,14 +26,36 @@ from protego_cli.ike.events import (
     Event,
     IkeEstablished,
     Path,
+    Policy,
     Standing,
 )
 from protego_cli.ike.sa import IkeSa
 from protego_cli.wire.ike import HEADER_LENGTH, Header
 from protego_cli.wire.payloads import Payload
-from tests.support.network import REGISTRY, Site
+from tests.support.ike_pairs import GATEWAY_POLICY
+from tests.support.network import DEFAULTS, REGISTRY, Site
 
 SKEW = 4096.0  # between the clocks of one epoch and the next; a float keeps every bit of it
+
+
+def fresh(
+    epoch: int = 2,
+    policies: Sequence[Policy] = (GATEWAY_POLICY,),
+    registry: Registry = REGISTRY,
+    wall: float = 0.0,
+) -> Engine:
+    """A gateway's engine to which nothing has happened yet."""
+    source = Random(epoch)
+    return Engine(
+        policies,
+        registry,
+        DEFAULTS,
+        source.randbytes,
+        lambda: source.randrange(256, 2**32),
+        epoch,
+        Counters(),
+        wall=wall,
+    )
 
 
 class Death(Enum):
@@ -141,7 +164,6 @@ class MortalSite(Site):
         source = Random(f"{self.network.random.random()} {self.address} {self.seed}")
 
         def make(epoch: int) -> Engine:
-            self.counters = Counters()
             return Engine(
                 self.policies,
                 REGISTRY,
