@@ -79,6 +79,8 @@ class World:
                     site.check_alive()
                 case 1 if site.ikes:
                     site.rekey_ike()
+                case 2 if site.ikes and self.plan.random() < 0.3:
+                    site.create(next(self.spis))
                 case _:
                     if (spi_in := newest(site)) is not None:
                         site.rekey(spi_in, next(self.spis))

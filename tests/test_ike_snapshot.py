@@ -22,8 +22,6 @@ from protego_cli.ike import snapshot
 from protego_cli.ike.engine import Engine
 from protego_cli.ike.events import Datagram, Event, ExchangeFailed, IkeClosed
 from protego_cli.ike.exchanges.base import Exchange, ExchangeState
-from protego_cli.ike.exchanges.delete import Withdraw
-from protego_cli.ike.sa import IkeSa
 from protego_cli.ike.snapshot import EPOCHS, AnyExchange, IkeSaState, capture
 from protego_cli.ike.transitions import State
 from protego_cli.wire.ike import parse_header_untrusted
@@ -31,129 +29,25 @@ from protego_cli.wire.payloads import Delete, ExchangeType
 from tests.support.ike_asker import Ask
 from tests.support.ike_pairs import GATEWAY, GATEWAY_POLICY, PEER, SPI, TUNNEL, connected, matched, pair
 from tests.support.ike_restarts import fresh
+from tests.support.ike_scenes import (
+    EXCHANGES,
+    NEW,
+    SCENES,
+    Scene,
+    asked_to_prove,
+    closing,
+    creating,
+    dialled,
+    final,
+    gateway_sa,
+    held,
+    invited,
+    rekeying,
+)
 from tests.support.ike_strategies import mutations
-from tests.support.network import DEFAULTS, REGISTRY, Network, Site
+from tests.support.network import DEFAULTS, REGISTRY, Site
 
-NEW, NEWER = 0x22222222, 0x33333333
-
-Scene = tuple[Network, Site, Site]
-
-
-# ---- one scene for every state in which a gateway may have to stop
-
-
-def dialled() -> Scene:
-    network, gateway, peer = pair()
-    gateway.dial(TUNNEL, PEER, SPI)
-    return network, gateway, peer
-
-
-def asked_to_prove() -> Scene:
-    network, gateway, peer = dialled()
-    network.run(lambda: gateway_sa(gateway).state is State.AUTH_SENT)
-    return network, gateway, peer
-
-
-def invited() -> Scene:
-    network, gateway, peer = pair()
-    peer.dial(TUNNEL, GATEWAY, SPI)
-    network.run(lambda: bool(gateway.context.by_spi))
-    return network, gateway, peer
-
-
-def held() -> Scene:
-    network, gateway, peer = pair()
-    gateway.hold = True
-    peer.dial(TUNNEL, GATEWAY, SPI)
-    network.run(lambda: bool(gateway.tickets))
-    gateway.hold = False
-    return network, gateway, peer
-
-
-def replaced() -> Scene:
-    network, gateway, peer = connected()
-    peer.rekey_ike()
-    network.run(lambda: len(gateway.context.by_spi) == 2)
-    return network, gateway, peer
-
-
-def closing() -> Scene:
-    network, gateway, peer = connected()
-    gateway.close()
-    return network, gateway, peer
-
-
-def final() -> Scene:
-    network, gateway, peer = connected()
-    peer.close()
-    network.run(lambda: bool(gateway.of(IkeClosed)))
-    return network, gateway, peer
-
-
-SCENES: dict[State, Callable[[], Scene]] = {
-    State.INIT_SENT: dialled,
-    State.AUTH_SENT: asked_to_prove,
-    State.HALF_OPEN: invited,
-    State.AUTH_HELD: held,
-    State.ESTABLISHED: connected,
-    State.REPLACED: replaced,
-    State.CLOSING: closing,
-    State.FINAL: final,
-}
-
-
-# ---- and for every exchange that may be under way
-
-
-def rekeying() -> Scene:
-    network, gateway, peer = connected()
-    gateway.rekey(gateway.child.spi_in, NEW)
-    return network, gateway, peer
-
-
-def rekeying_the_ike_sa() -> Scene:
-    network, gateway, peer = connected()
-    gateway.rekey_ike()
-    return network, gateway, peer
-
-
-def deleting() -> Scene:
-    network, gateway, peer = rekeying()
-    network.settle()
-    gateway.delete(next(iter(gateway.children)))
-    return network, gateway, peer
-
-
-def asking() -> Scene:
-    network, gateway, peer = connected()
-    gateway.check_alive()
-    return network, gateway, peer
-
-
-def withdrawing() -> Scene:
-    network, gateway, peer = connected()
-    gateway_sa(gateway).start(Withdraw(NEW), network.now)
-    gateway.settle()
-    return network, gateway, peer
-
-
-EXCHANGES: dict[str, Callable[[], Scene]] = {
-    "Dial": dialled,
-    "Authenticate": asked_to_prove,
-    "RekeyChild": rekeying,
-    "RekeyIke": rekeying_the_ike_sa,
-    "DeleteChild": deleting,
-    "DeleteIke": closing,
-    "CheckAlive": asking,
-    "Withdraw": withdrawing,
-}
-
-
-def gateway_sa(site: Site) -> IkeSa:
-    """The IKE_SA that the driver knows, or the only one."""
-    context = site.context
-    (sa,) = context.by_handle.values() or context.by_spi.values()
-    return sa
+NEWER = 0x33333333
 
 
 def states(site: Site) -> list[bytes]:
@@ -244,7 +138,7 @@ def test_it_goes_on_as_if_nothing_had_happened(scene: Callable[[], Scene]) -> No
         "ike_replayed_response",
     }
     if not ending:
-        assert matched(gateway, peer) == (2 if scene in (rekeying,) else 1)
+        assert matched(gateway, peer) == (2 if scene in (rekeying, creating) else 1)
         token = gateway.check_alive()
         network.settle(5)
         assert not isinstance(gateway.outcome(token), ExchangeFailed | None)
@@ -583,7 +477,7 @@ def test_no_secret_shows() -> None:
     state = parsed(data)
     assert state.keys is not None
     shown = repr(state) + repr(state.current) + repr(state.children) + str(state)
-    for secret in (state.keys.d, state.keys.ei, state.children[0].sa.key_in, state.current.share[1]):  # type: ignore[union-attr]  # a rekey
+    for secret in (state.keys.d, state.keys.ei, state.children[0].sa.key_in, state.current.request.share[1]):  # type: ignore[union-attr]  # a rekey
         assert repr(secret)[2:-1] not in shown
         assert secret.hex() not in shown
 

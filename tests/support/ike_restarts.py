@@ -29,6 +29,7 @@ from protego_cli.ike.events import (
     Policy,
     Standing,
 )
+from protego_cli.ike.exchanges.create_child import Selectors
 from protego_cli.ike.sa import IkeSa
 from protego_cli.wire.ike import HEADER_LENGTH, Header
 from protego_cli.wire.payloads import Payload
@@ -125,6 +126,9 @@ class Machine:
 
     def initiate(self, tunnel: str, path: Path, spi_in: int, now: float) -> int:
         return self.engine.initiate(tunnel, path, spi_in, now + self.skew)
+
+    def create_child(self, ike: int, spi_in: int, now: float, selectors: Selectors | None = None) -> int:
+        return self.engine.create_child(ike, spi_in, now + self.skew, selectors)
 
     def rekey_child(self, spi_in: int, new_spi: int, now: float) -> int:
         return self.engine.rekey_child(spi_in, new_spi, now + self.skew)
