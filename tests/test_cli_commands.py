@@ -115,6 +115,9 @@ def test_version(run: Run) -> None:
         (["local"], ["--json", "--headless", "--duration", "--tenants", "--gpns", "--migrations", "--pps"]),
         (["migrate"], ["TUNNEL", "--to", "--json"]),
         (["status"], ["--json", "--watch"]),
+        (["tunnel"], ["list", "show", "up", "down", "rekey"]),
+        (["tunnel", "list"], ["--tenant", "--state", "--gpn", "--json"]),
+        (["tunnel", "rekey"], ["TUNNEL", "--ike", "--json"]),
         (["events"], ["--follow", "--json", "--since", "--tunnel", "--node", "-n"]),
         (["config", "check"], ["FILE"]),
         (["pki", "init"], ["--cluster"]),
@@ -238,7 +241,7 @@ def test_status_json(run: Run, cluster: Path, answers: Callable[[Reply | Excepti
         "id": "acme/hq", "state": "up", "gpn": "gpn-1", "spi_in": "c1d2e3f4", "spi_out": "0a0b0c0d",
         "suite": "aes256gcm16-x25519", "packets_in": 1234567, "packets_out": 9, "bytes_in": 2048,
         "bytes_out": 500, "peer": "198.51.100.7", "error": None, "pps_in": 900.0, "pps_out": 1.5,
-        "bps_in": 7_200_000.0, "bps_out": 12_000.0, "cpu": 0.0312,
+        "bps_in": 7_200_000.0, "bps_out": 12_000.0, "cpu": 0.0312, "held": False,
     }  # fmt: skip
     assert document["tunnels"][1]["gpn"] is None
 

@@ -81,6 +81,8 @@ def test_nothing_else_is_in_the_directory() -> None:
         ("protego lab", []),
         ("protego up --role g", ["gmn", "gin", "gen", "gpn"]),
         ("protego config ", ["check"]),
+        ("protego tunnel ", ["list", "show", "up", "down", "rekey"]),
+        ("protego tunnel list --state ", ["up", "connecting", "down"]),
     ],
 )
 def test_commands_and_values_complete(words: str, offered: list[str]) -> None:
@@ -116,6 +118,8 @@ def test_bash_completes_with_the_file(file: Path, tmp_path: Path) -> None:
         (options.complete_tunnel, "", ["acme/hq", "blue/new"]),
         (options.complete_tunnel, "b", ["blue/new"]),
         (options.complete_gpn, "", ["gpn-1", "gpn-7"]),
+        (options.complete_any_node, "g", ["gmn-1", "gen-1", "gpn-1", "gpn-7"]),
+        (options.complete_tenant, "", ["acme", "blue"]),
         (options.complete_node, "g", ["gmn-1", "gin-1", "gen-1", "gpn-1", "gpn-2"]),
     ],
 )

@@ -13,7 +13,15 @@ from protego_cli.cli.app import EPILOG, app
 from protego_cli.config.load import load
 from protego_cli.config.model import IkeSettings, Ports, TunAttach
 from protego_cli.control.events import KINDS
-from protego_cli.control.messages import Event, NodeStatus, Status, TunnelStatus
+from protego_cli.control.messages import (
+    ChildSaDetail,
+    Event,
+    IkeSaDetail,
+    NodeStatus,
+    Status,
+    TunnelDetail,
+    TunnelStatus,
+)
 from protego_cli.errors import Exit
 from protego_cli.lab.receipt import Receipt
 from protego_cli.net.tun import INNER_MTU
@@ -57,7 +65,8 @@ def section(command: str) -> str:
 
 def test_the_commands_are_those_that_were_meant() -> None:
     assert set(COMMANDS) == {
-        "up", "status", "migrate", "events", "local", "plugins", "config check", "pki init", "psk generate",
+        "up", "status", "migrate", "events", "local", "tunnel list", "tunnel show", "tunnel up",
+        "tunnel down", "tunnel rekey", "plugins", "config check", "pki init", "psk generate",
     }  # fmt: skip
 
 
@@ -84,7 +93,12 @@ def test_every_exit_code_is_documented() -> None:
 
 @pytest.mark.parametrize(
     ("command", "types"),
-    [("status", (Status, NodeStatus, TunnelStatus)), ("events", (Event,)), ("local", (Receipt,))],
+    [
+        ("status", (Status, NodeStatus, TunnelStatus)),
+        ("events", (Event,)),
+        ("tunnel show", (TunnelDetail, IkeSaDetail, ChildSaDetail)),
+        ("local", (Receipt,)),
+    ],
 )
 def test_the_json_is_documented(command: str, types: tuple[type[msgspec.Struct], ...]) -> None:
     documented = set(re.findall(r'"(\w+)"', section(command)))

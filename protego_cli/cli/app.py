@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from protego_cli import __version__
-from protego_cli.cli import check, events, lab, node, operate
+from protego_cli.cli import check, events, lab, node, operate, tunnel
 from protego_cli.errors import ConfigError, ProtegoError
 
 EPILOG = (
@@ -60,6 +60,7 @@ app.command()(operate.migrate)
 app.command()(events.events)
 app.command()(lab.local)
 app.command()(check.plugins)
+app.add_typer(tunnel.app, name="tunnel")
 app.add_typer(config, name="config")
 app.add_typer(pki, name="pki")
 app.add_typer(psk, name="psk")

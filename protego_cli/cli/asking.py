@@ -7,6 +7,7 @@ from typing import TypeVar
 import trio
 from rich.console import Console
 from rich.live import Live
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from protego_cli.cli.render import print_status, status_view
 from protego_cli.config.model import Cluster
@@ -32,6 +33,23 @@ async def _ask(cluster: Cluster, request: Request, expected: type[R]) -> R:
             "it may run another version"
         )
     return reply
+
+
+def ask_patiently(cluster: Cluster, request: Request, expected: type[R], doing: str) -> R:
+    """The same for what may take a while: on a terminal, `doing` and the time are shown meanwhile."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        return ask_once(cluster, request, expected)
+    progress = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+    )
+    with progress:
+        progress.add_task(doing)
+        return ask_once(cluster, request, expected)
 
 
 def watch_status(cluster: Cluster, *, as_json: bool) -> None:

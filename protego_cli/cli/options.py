@@ -37,6 +37,12 @@ def complete_tunnel(ctx: typer.Context, incomplete: str) -> list[str]:
     return _starting(incomplete, _names(cluster).tunnels) if cluster else []
 
 
+def complete_tenant(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Names of tenants: the file's."""
+    cluster = _cluster(ctx)
+    return _starting(incomplete, (tenant.name for tenant in cluster.tenants)) if cluster else []
+
+
 def complete_gpn(ctx: typer.Context, incomplete: str) -> list[str]:
     """Names of the nodes that a tunnel can be on."""
     cluster = _cluster(ctx)

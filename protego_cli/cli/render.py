@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 from rich.console import Console, Group, RenderableType
@@ -45,7 +45,7 @@ def print_status(status: Status, *, as_json: bool) -> None:
         document.pop("type", None)  # the tag of the control channel
         print_json(document)
     else:
-        console = _console()
+        console = wide_console()
         console.print(status_view(status, console))
 
 
@@ -56,22 +56,35 @@ def status_view(status: Status, console: Console) -> RenderableType:
         shown = _state("draining" if node.draining and node.state == "up" else node.state)
         load = "" if node.load is None else f"{node.load:.2f} of {node.capacity:g}"
         nodes.add_row(node.name, node.role, shown, str(node.tunnels), f"{node.cpu:.0%}", load)
+    return Group(nodes, tunnel_table(status.tunnels, console), *tunnel_errors(status.tunnels))
+
+
+def tunnel_errors(tunnels: Sequence[TunnelStatus]) -> list[Text]:
+    """Why the last negotiation failed, where it did."""
+    return [Text(f"{tunnel.id}: {tunnel.error}", style="red") for tunnel in tunnels if tunnel.error]
+
+
+def tunnel_state(tunnel: TunnelStatus) -> Text:
+    return Text("down (by operator)", style="yellow") if tunnel.held else _state(tunnel.state)
+
+
+def tunnel_table(tunnels: Sequence[TunnelStatus], console: Console) -> Table:
+    """The tunnels, with as many columns as there is room for: rather without one than with cells cut off."""
     unbounded = console.options.update(max_width=UNBOUNDED)
     hidden: tuple[str, ...] = ()
-    tunnels = _tunnel_table(status, hidden)
-    for name in SPARE:  # rather without a column than with cells cut off
-        if console.measure(tunnels, options=unbounded).maximum <= console.width:
+    table = _tunnel_table(tunnels, hidden)
+    for name in SPARE:
+        if console.measure(table, options=unbounded).maximum <= console.width:
             break
         hidden = (*hidden, name)
-        tunnels = _tunnel_table(status, hidden)
-    errors = [Text(f"{tunnel.id}: {tunnel.error}", style="red") for tunnel in status.tunnels if tunnel.error]
-    return Group(nodes, tunnels, *errors)
+        table = _tunnel_table(tunnels, hidden)
+    return table
 
 
-def _tunnel_table(status: Status, hidden: tuple[str, ...]) -> Table:
+def _tunnel_table(tunnels: Sequence[TunnelStatus], hidden: tuple[str, ...]) -> Table:
     columns: dict[str, Callable[[TunnelStatus], str | Text]] = {
         "tunnel": lambda tunnel: tunnel.id,
-        "state": lambda tunnel: _state(tunnel.state),
+        "state": lambda tunnel: tunnel_state(tunnel),
         "GPN": lambda tunnel: tunnel.gpn or NONE,
         "peer": lambda tunnel: tunnel.peer or NONE,
         "SPI in": lambda tunnel: tunnel.spi_in or NONE,
@@ -86,7 +99,7 @@ def _tunnel_table(status: Status, hidden: tuple[str, ...]) -> Table:
     }
     shown = [name for name in columns if name not in hidden]
     table = _table(*shown)
-    for tunnel in status.tunnels:
+    for tunnel in tunnels:
         table.add_row(*(columns[name](tunnel) for name in shown))
     return table
 
@@ -131,7 +144,7 @@ def print_plugins(listing: list[PluginInfo], *, as_json: bool) -> None:
     table = _table("plugin", "version", "source", "hooks")
     for info in listing:
         table.add_row(info.name, info.version or NONE, str(info.source), ", ".join(info.hooks))
-    _console().print(table)
+    wide_console().print(table)
 
 
 def size(count: int) -> str:
@@ -142,10 +155,11 @@ def size(count: int) -> str:
     return f"{count} B" if index == 0 else f"{value:.1f} {UNITS[index]}"
 
 
-def _console() -> Console:
-    console = Console()
+def wide_console() -> Console:
+    """For stdout: nothing is cut off in a file or a pipe."""
+    console = Console(highlight=False)
     if not console.is_terminal:
-        console.width = UNBOUNDED  # nothing is cut off in a file or a pipe
+        console.width = UNBOUNDED
     return console
 
 

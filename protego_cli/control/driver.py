@@ -34,6 +34,7 @@ from protego_cli.ike.events import (
     IkeRekeyed,
     Path,
 )
+from protego_cli.ike.view import IkeSaView
 from protego_cli.net.gso import segments
 from protego_cli.net.pump import pump
 from protego_cli.net.udp import Address, Batch, Buffer
@@ -73,6 +74,8 @@ class IkeEngine(Protocol):
     def rekey_ike(self, ike: int, now: float) -> int: ...
     def check_alive(self, ike: int, now: float) -> int: ...
     def close(self, ike: int, now: float) -> int: ...
+    def bar(self, tunnel: str, barred: bool) -> None: ...
+    def describe(self, tunnel: str, now: float) -> tuple[IkeSaView, ...]: ...
     def accept(self, ticket: int, now: float) -> None: ...
     def reject(self, ticket: int, error: ProtocolError, now: float) -> None: ...
 
@@ -170,6 +173,14 @@ class Driver:
         finally:
             self._commands.pop(token, None)
             self._closing.pop(ike, None)
+
+    def bar(self, tunnel: str, barred: bool) -> None:
+        """Refuse the peer that dials, or no longer."""
+        self._engine.bar(tunnel, barred)
+
+    def describe(self, tunnel: str) -> tuple[IkeSaView, ...]:
+        """A tunnel's IKE_SAs as they are now."""
+        return self._engine.describe(tunnel, trio.current_time())
 
     def accept(self, ticket: int) -> None:
         """Let the response to what the peer asked go out."""

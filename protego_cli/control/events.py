@@ -32,6 +32,8 @@ KINDS: Final[Mapping[str, Severity]] = {
     "SA up": "info",
     "tunnel up": "info",
     "tunnel down": "warning",
+    "tunnel held": "info",
+    "tunnel released": "info",
     "tunnel not up": "warning",  # we dialled in vain
     "negotiation failed": "warning",  # a peer dialled, or asked, in vain
     "request rejected": "error",
@@ -63,7 +65,7 @@ class EventLog:
     ) -> None:
         """`clock` gives wall time."""
         self._epoch = epoch
-        self._clock = clock
+        self.clock = clock
         self._ring: deque[Event] = deque(maxlen=capacity)
         self._number = 0  # of the newest
         self._arrived = trio.Event()
@@ -84,7 +86,7 @@ class EventLog:
         self._number += 1
         event = Event(
             number=self._number,
-            time=round(self._clock(), 3),
+            time=round(self.clock(), 3),
             kind=kind,
             severity=severity,
             tunnel=tunnel,

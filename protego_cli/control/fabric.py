@@ -27,6 +27,7 @@ from protego_cli.control.member import DEADLINE, Member, NodeDown
 from protego_cli.control.messages import (
     AnyRecord,
     AnyRequest,
+    DownTunnel,
     Failed,
     GetEvents,
     GetMarks,
@@ -37,8 +38,11 @@ from protego_cli.control.messages import (
     Marks,
     Migrate,
     Neighbour,
+    RekeyTunnel,
     Reply,
     Report,
+    ShowTunnel,
+    UpTunnel,
     Welcome,
 )
 from protego_cli.control.pki import OPERATOR, Identity, server_context
@@ -52,7 +56,9 @@ __all__ = ["Fabric", "FabricObserver", "NodeDown", "NodeState", "OperatorRequest
 
 log = logging.getLogger(__name__)
 
-OperatorRequest = GetStatus | Migrate | ListNames | GetEvents
+OperatorRequest = (
+    GetStatus | Migrate | ListNames | GetEvents | ShowTunnel | UpTunnel | DownTunnel | RekeyTunnel
+)
 OperatorHandler = Callable[[OperatorRequest], Awaitable[Reply]]
 
 OPERATORS: Final = 32  # connections at once

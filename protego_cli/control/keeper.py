@@ -47,23 +47,49 @@ class Keeper:
     async def _keep(self, tunnel: Tunnel, peer: str) -> None:
         pause = FIRST_PAUSE
         while True:
-            await tunnel.until(lambda: not tunnel.ikes and not tunnel.offers and self._reachable())
+            await tunnel.until(lambda: self._lacks(tunnel))
             try:
                 async with self._limit:
-                    tunnel.dialling = True
-                    await self._dial(tunnel, peer)
+                    if self._lacks(tunnel):
+                        await self._attempt(tunnel, peer)
                 pause = FIRST_PAUSE
-            except ProtegoError as error:
-                tunnel.error = str(error)
-                self._sad.events.emit("tunnel not up", tunnel=tunnel.id, peer=peer, reason=error)
+            except ProtegoError:
                 await trio.sleep(pause * (0.75 + self._random(1)[0] / 512))
                 pause = min(pause * 2, LAST_PAUSE)
-            finally:
-                tunnel.dialling = False
 
-    def _reachable(self) -> bool:
+    async def dial(self, tunnel: Tunnel) -> None:
+        """Dial now, as the operator asks, or wait for what is under way. Raises ProtegoError, saying why the
+        tunnel is not up.
+        """
+        if tunnel.config.peer is None:
+            raise Refused(f"{tunnel.id} has no address of its peer")
+        if tunnel.dialling or tunnel.offers:
+            await tunnel.until(lambda: not (tunnel.dialling or tunnel.offers))
+            if not tunnel.standing:
+                raise Refused(tunnel.error or f"{tunnel.id} did not come up")
+            return
+        for role in ("gin", "gpn"):
+            if not self._sad.fabric.connected(role):
+                raise Refused(f"no {role.upper()} is connected, so there is no way to the peer")
+        await self._attempt(tunnel, tunnel.config.peer)
+
+    async def _attempt(self, tunnel: Tunnel, peer: str) -> None:
+        tunnel.dialling = True
+        try:
+            await self._dial(tunnel, peer)
+        except ProtegoError as error:
+            tunnel.error = str(error)
+            self._sad.events.emit("tunnel not up", tunnel=tunnel.id, peer=peer, reason=error)
+            raise
+        finally:
+            tunnel.dialling = False
+            tunnel.changed()
+
+    def _lacks(self, tunnel: Tunnel) -> bool:
+        """Whether nothing of the tunnel is there, or being made, and it could be."""
         fabric = self._sad.fabric
-        return bool(fabric.connected("gin")) and bool(fabric.connected("gpn"))
+        reachable = bool(fabric.connected("gin")) and bool(fabric.connected("gpn"))
+        return reachable and not (tunnel.ikes or tunnel.offers or tunnel.dialling or tunnel.held)
 
     async def _dial(self, tunnel: Tunnel, peer: str) -> None:
         sad = self._sad
@@ -79,7 +105,7 @@ class Keeper:
             await together(partial(sad.nodes.holds, gpn), sad.nodes.steered)
             event = await self._driver.initiate(tunnel.id, path, spi)
             if event.ike not in tunnel.ikes:
-                raise Refused("the peer closed the IKE_SA at once")
+                raise Refused("the IKE_SA was closed at once")
         except ProtegoError as error:
             sad.nodes.unpark(spi, gpn)
             sad.nodes.unsteer(spi)

@@ -356,6 +356,7 @@ class TunnelStatus(msgspec.Struct, frozen=True):
     bps_in: float = 0.0  # bits per second of inner packets, likewise
     bps_out: float = 0.0
     cpu: float = 0.0  # its share of its GPN's CPU
+    held: bool = False  # down by operator, until `tunnel up`
 
 
 class Status(Reply, frozen=True):
@@ -377,6 +378,76 @@ class Migrated(Reply, frozen=True):
     rekey_ms: float
     distribute_ms: float
     total_ms: float
+
+
+class ShowTunnel(Request, frozen=True):
+    """All that is known of a tunnel."""
+
+    tunnel: str
+
+
+class IkeSaDetail(msgspec.Struct, frozen=True):
+    spi_i: str
+    spi_r: str
+    suite: str
+    initiator: str  # "gateway" or "peer"
+    local: str  # address:port
+    peer: str
+    nat: bool  # the peer is behind one
+    since: float | None  # wall time
+    heard: float  # wall time of the peer's last message
+    rekey: float | None  # wall time of the next rekey
+    expires: float | None  # wall time
+    exchanges: int  # of ours, under way or waiting
+
+
+class ChildSaDetail(msgspec.Struct, frozen=True):
+    spi_in: str
+    spi_out: str
+    state: str  # "sealing", "successor", "standing", "retiring"
+    gpn: str
+    suite: str
+    local_ts: tuple[str, ...]
+    remote_ts: tuple[str, ...]
+    peer: str  # address:port that its ESP goes to
+    since: float  # wall time
+    opens: bool
+    seal_lo: int
+    seal_hi: int
+    sealed: int  # numbers used of this range
+    highest_in: int
+    packets_in: int
+    packets_out: int
+    bytes_in: int
+    bytes_out: int
+
+
+class TunnelDetail(Reply, frozen=True):
+    status: TunnelStatus
+    config: dict[str, str | list[str] | None]  # the tunnel's keys in the cluster file
+    ike_sas: tuple[IkeSaDetail, ...]
+    child_sas: tuple[ChildSaDetail, ...]
+
+
+class UpTunnel(Request, frozen=True):
+    tunnel: str
+
+
+class DownTunnel(Request, frozen=True):
+    tunnel: str
+
+
+class RekeyTunnel(Request, frozen=True):
+    tunnel: str
+    ike: bool = False  # the IKE_SA, not the CHILD_SA
+
+
+class Acted(Reply, frozen=True):
+    """A tunnel after what the operator did to it."""
+
+    tunnel: TunnelStatus
+    seconds: float
+    note: str | None = None
 
 
 class Event(Message, frozen=True):
@@ -443,5 +514,22 @@ AnyRequest = (
     | Migrate
     | ListNames
     | GetEvents
+    | ShowTunnel
+    | UpTunnel
+    | DownTunnel
+    | RekeyTunnel
 )
-AnyReply = Applied | Stale | Marks | Failed | Welcome | Noted | Status | Migrated | Names | Events
+AnyReply = (
+    Applied
+    | Stale
+    | Marks
+    | Failed
+    | Welcome
+    | Noted
+    | Status
+    | Migrated
+    | Names
+    | Events
+    | TunnelDetail
+    | Acted
+)

@@ -60,7 +60,7 @@ class Migrations:
 
     async def migrate(self, name: str, to: str) -> Migrated:
         """Move a tunnel as the operator asks. Raises NotFound or Refused, saying why."""
-        tunnel = self._tunnel(name)
+        tunnel = self.find(name)
         if name in self._requested:
             raise Refused(f"{name} is being moved to {self._requested[name]}; ask again when that is done")
         self._check(tunnel, to)
@@ -107,9 +107,25 @@ class Migrations:
                 "rekeyed", tunnel=tunnel.id, node=placed.gpn, total_ms=round(times.total * 1e3, 1)
             )
 
+    async def rekey(self, tunnel: Tunnel) -> None:
+        """The same, as the operator asks. Raises Refused, saying why."""
+        if tunnel.id in self._requested:
+            raise Refused(f"{tunnel.id} is being moved to {self._requested[tunnel.id]}, which rekeys it")
+        placed = tunnel.sealing
+        if placed is None or placed.retiring:
+            raise Refused(f"{tunnel.id} is not up, so there is nothing to rekey")
+        try:
+            await self.renew(tunnel, placed)
+        except ProtegoError as error:
+            self._sad.events.emit(
+                "rekey failed", tunnel=tunnel.id, node=placed.gpn, spi=placed.spi, reason=error
+            )
+            raise
+
     # ---- what can be asked
 
-    def _tunnel(self, name: str) -> Tunnel:
+    def find(self, name: str) -> Tunnel:
+        """The tunnel of that name. Raises NotFound."""
         tunnel = self._sad.tunnels.get(name)
         if tunnel is None:
             raise NotFound(f"there is no tunnel {name!r}{_close(name, self._sad.tunnels)}")

@@ -112,7 +112,8 @@ class Sad:
         goes, if not along the IKE_SA's path.
         """
         peer = peer or (child.path.remote, child.path.remote_port)
-        placed = Placed(child, ike, gpn, self._ranges.grant(child.spi_in), peer)
+        numbers = self._ranges.grant(child.spi_in)
+        placed = Placed(child, ike, gpn, numbers, peer, since=self.events.clock())
         self.spis.hold(child.spi_in)
         self._by_spi[child.spi_in] = tunnel, placed
         self._load[gpn] += 1

@@ -1,4 +1,4 @@
-"""What an operator may ask of the GMN: its status, its events, names for completion, a migration."""
+"""What an operator may ask of the GMN: its status and events, and things to do with tunnels."""
 
 from __future__ import annotations
 
@@ -8,17 +8,24 @@ from collections.abc import Callable, Mapping
 import trio
 
 from protego_cli.config.model import Node
+from protego_cli.control.commands import Commands
+from protego_cli.control.detail import tunnel_detail
 from protego_cli.control.fabric import NodeState, OperatorRequest
 from protego_cli.control.messages import (
+    Acted,
+    DownTunnel,
     GetEvents,
     GetStatus,
     ListNames,
     Migrate,
     Names,
     NodeStatus,
+    RekeyTunnel,
     Reply,
+    ShowTunnel,
     Status,
     TunnelStatus,
+    UpTunnel,
 )
 from protego_cli.control.migration import Migrations
 from protego_cli.control.sad import Sad
@@ -35,6 +42,7 @@ class Operations:
         epoch: int,
         sad: Sad,
         migrations: Migrations,
+        commands: Commands,
         counters: Counters,
         cpu: Callable[[], float],
     ) -> None:
@@ -43,6 +51,7 @@ class Operations:
         self._epoch = epoch
         self._sad = sad
         self._migrations = migrations
+        self._commands = commands
         self._counters = counters
         self._cpu = cpu
 
@@ -53,10 +62,31 @@ class Operations:
             case ListNames():
                 nodes = (self._node.name, *(node.name for node in self._sad.fabric.nodes()))
                 return Names(tunnels=tuple(self._sad.tunnels), nodes=nodes)
+            case ShowTunnel():
+                tunnel = self._migrations.find(request.tunnel)
+                return tunnel_detail(tunnel, self._tunnel(tunnel), self._commands.ike_sas(tunnel))
+            case UpTunnel() | DownTunnel() | RekeyTunnel():
+                return await self._act(request)
             case GetEvents():
                 return await self._sad.events.answer(request)
             case Migrate():
                 return await self._migrations.migrate(request.tunnel, request.to)
+
+    async def _act(self, request: UpTunnel | DownTunnel | RekeyTunnel) -> Acted:
+        name, note, begun = request.tunnel, None, trio.current_time()
+        match request:
+            case UpTunnel():
+                note = await self._commands.up(name)
+            case DownTunnel():
+                note = await self._commands.down(name)
+            case RekeyTunnel():
+                await self._commands.rekey(name, ike=request.ike)
+        seconds = round(trio.current_time() - begun, 4)
+        return Acted(self._tunnel(self._migrations.find(name)), seconds, note)
+
+    def _tunnel(self, tunnel: Tunnel) -> TunnelStatus:
+        up = {node.name for node in self._sad.fabric.nodes() if node.connected}
+        return self._tunnel_status(tunnel, up, trio.current_time())
 
     def _status(self) -> Status:
         nodes = self._sad.fabric.nodes()
@@ -110,6 +140,7 @@ class Operations:
             bytes_out=totals.bytes_out,
             peer=sealing.peer[0] if sealing else tunnel.config.peer,
             error=tunnel.error,
+            held=tunnel.held,
             pps_in=round(rates.packets_in, 1),
             pps_out=round(rates.packets_out, 1),
             bps_in=round(8 * rates.bytes_in),
@@ -121,6 +152,6 @@ class Operations:
 def state(tunnel: Tunnel, up: set[str]) -> str:
     """`up` when it carries traffic, `connecting` while a handshake is being worked on, else `down`."""
     sealing = tunnel.sealing
-    if sealing is not None and sealing.standing and not sealing.retiring:
+    if sealing is not None and tunnel.standing:
         return "up" if sealing.gpn in up else "down"
     return "connecting" if tunnel.offers or tunnel.dialling else "down"

@@ -40,6 +40,7 @@ class Meter:
 
     def __init__(self) -> None:
         self.highest_in = 0  # authenticated sequence number, of the present keys whoever opened them
+        self.next_out = 0  # number that the present process seals next; 0: not known yet
         self._before = Totals()
         self._now = Totals()
 
@@ -51,12 +52,14 @@ class Meter:
             return None
         if any(new < known for new, known in zip(found, self._now, strict=True)):
             self.restart()
+        self.next_out = usage.next_out
         passed, self._now = found.minus(self._now), found
         return passed
 
     def restart(self) -> None:
         """Another process holds the SA from now on and counts from zero."""
         self._before, self._now = self.total, Totals()
+        self.next_out = 0
 
     @property
     def total(self) -> Totals:
@@ -72,6 +75,7 @@ class Placed:
     gpn: str
     numbers: SealingRange
     peer: tuple[str, int]  # where its ESP goes: the IKE_SA's path, unless packets have proven another
+    since: float = 0.0  # wall time
     floor: int = 0
     opens: bool = True
     marks_complete: bool = True  # whether the GINs' marks and the last report cover all that was opened
@@ -91,6 +95,7 @@ class Tunnel:
         self.id = config.id
         self.vni = vni
         self.ikes: set[int] = set()  # handles of its IKE_SAs
+        self.ikes_since: dict[int, float] = {}  # wall time, by handle
         self.sas: dict[int, Placed] = {}  # by inbound SPI, oldest first
         self.sealing: Placed | None = None
         self.successor: Placed | None = None
@@ -98,6 +103,7 @@ class Tunnel:
         self.target: str | None = None  # where every new SA goes while a migration is under way
         self.offers = 0  # requests of the peer that are being worked on
         self.dialling = False
+        self.held = False  # taken down by the operator, until he lets it up again
         self.error: str | None = None  # why the last negotiation failed
         self.moves: deque[float] = deque(maxlen=MOVES)  # when it was moved lately
         self.moving = trio.Lock()  # held by a rekey of ours, from its first step to its last
@@ -138,6 +144,11 @@ class Tunnel:
     def children(self, ike: int) -> list[Placed]:
         """What an IKE_SA has, oldest first."""
         return [sa for sa in self.sas.values() if sa.ike == ike and not sa.retiring]
+
+    @property
+    def standing(self) -> bool:
+        """Whether an SA seals that its peer has, and that it keeps."""
+        return self.sealing is not None and self.sealing.standing and not self.sealing.retiring
 
     @property
     def settled(self) -> bool:

@@ -118,8 +118,20 @@ class Tunnels:
         if tunnel is not None:
             tunnel.error = event.detail
 
+    def ike_rekeyed(self, event: IkeRekeyed) -> None:
+        self._sad.events.emit(
+            "IKE_SA rekeyed",
+            tunnel=event.tunnel,
+            suite=event.suite,
+            initiator="gateway" if event.initiator else "peer",
+        )
+
     def _ike_established(self, tunnel: Tunnel, event: IkeEstablished) -> None:
+        if tunnel.held:  # taken down while we dialled
+            self._tasks.start_soon(self._driver.close, event.ike)
+            return
         tunnel.ikes.add(event.ike)
+        tunnel.ikes_since[event.ike] = self._sad.events.clock()
         tunnel.changed()
         self._sad.events.emit(
             "IKE_SA up",
@@ -130,17 +142,10 @@ class Tunnels:
         )
         self._tasks.start_soon(self._close_if_childless, tunnel, event.ike)
 
-    def ike_rekeyed(self, event: IkeRekeyed) -> None:
-        self._sad.events.emit(
-            "IKE_SA rekeyed",
-            tunnel=event.tunnel,
-            suite=event.suite,
-            initiator="gateway" if event.initiator else "peer",
-        )
-
     def _ike_closed(self, tunnel: Tunnel, event: IkeClosed) -> None:
         self._sad.events.emit("IKE_SA closed", tunnel=tunnel.id, reason=event.reason)
         tunnel.ikes.discard(event.ike)
+        tunnel.ikes_since.pop(event.ike, None)
         tunnel.changed()
         leaving = [sa for sa in tunnel.sas.values() if sa.ike == event.ike and not sa.retiring]
         for placed in leaving:

@@ -50,6 +50,7 @@ class Context:
     by_tunnel: dict[str, list[IkeSa]] = field(default_factory=dict)  # those with a handle, oldest first
     by_child: dict[int, IkeSa] = field(default_factory=dict)  # inbound SPI
     by_ticket: dict[int, IkeSa] = field(default_factory=dict)
+    barred: set[str] = field(default_factory=set)  # tunnels whose peers are refused, by the operator's will
     touched: dict[IkeSa, None] = field(default_factory=dict)  # in this call, in order
     changed: dict[bytes, IkeSa | None] = field(default_factory=dict)  # our SPI; not yet told by `changes`
     _numbers: itertools.count[int] = field(init=False)

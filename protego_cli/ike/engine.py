@@ -34,6 +34,7 @@ from protego_cli.ike.inbound import receive_untrusted
 from protego_cli.ike.policies import Policies
 from protego_cli.ike.sa import IkeSa
 from protego_cli.ike.transitions import State, Trigger
+from protego_cli.ike.view import IkeSaView, view
 from protego_cli.wire.ike import MAJOR_VERSION, Header, parse_header_untrusted
 from protego_cli.wire.payloads import ExchangeType
 
@@ -76,6 +77,14 @@ class Engine:
             tunnel = context.policies.get(sa.name)
             if tunnel is not None:
                 sa.tunnel = tunnel
+
+    def bar(self, tunnel: str, barred: bool) -> None:
+        """From now on refuse the peer that dials, or no longer. IKE_SAs that stand go on."""
+        (self._context.barred.add if barred else self._context.barred.discard)(tunnel)
+
+    def describe(self, tunnel: str, now: float) -> tuple[IkeSaView, ...]:
+        """A tunnel's IKE_SAs, for people."""
+        return tuple(view(sa, now) for sa in self._context.by_tunnel.get(tunnel, ()))
 
     # ---- what survives a restart
 

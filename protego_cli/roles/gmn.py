@@ -17,10 +17,12 @@ import trio
 
 from protego_cli.config.model import Cluster, Node, TunnelConfig
 from protego_cli.config.secrets import read_secret
+from protego_cli.control.commands import Commands
 from protego_cli.control.driver import Driver
 from protego_cli.control.epoch import EPOCH, next_epoch
 from protego_cli.control.events import EventLog
 from protego_cli.control.fabric import Fabric
+from protego_cli.control.held import Held
 from protego_cli.control.keeper import Keeper
 from protego_cli.control.membership import Membership
 from protego_cli.control.migration import Migrations
@@ -65,6 +67,7 @@ async def run(
             int.from_bytes(records[EPOCH]) if EPOCH in records else None,
             lambda number: vault.commit([(EPOCH, number.to_bytes(8))]),
         )
+        held = Held(records, vault.commit)
         counters = Counters()
         spis = SpiAllocator(os.urandom, trio.current_time)
         engine = Engine(policies, plugins.registry(), cluster.ike, os.urandom, spis.allocate, epoch, counters)
@@ -85,11 +88,13 @@ async def run(
             migrations = Migrations(sad, driver, recovery)
             renewals = Renewals(sad, migrations, services)
             fabric.observer = Membership(cluster, sad, tunnels, recovery, renewals)
-            operations = Operations(node, epoch, sad, migrations, counters, CpuMeter())
+            keeper = Keeper(sad, tunnels, driver, os.urandom)
+            commands = Commands(sad, driver, tunnels, keeper, migrations, held)
+            operations = Operations(node, epoch, sad, migrations, commands, counters, CpuMeter())
             fabric.operator_handler = operations.answer
             services.start_soon(driver.run)
             await services.start(fabric.serve)
-            services.start_soon(Keeper(sad, tunnels, driver, os.urandom).run)
+            services.start_soon(keeper.run)
             outer.start_soon(_part, tunnels, services.cancel_scope)
             task_status.started()
 

@@ -27,7 +27,9 @@ from protego_cli.config.model import (
     TunnelConfig,
     VxlanAttach,
 )
+from protego_cli.control.commands import Commands
 from protego_cli.control.driver import Driver
+from protego_cli.control.held import Held
 from protego_cli.control.keeper import Keeper
 from protego_cli.control.membership import Membership
 from protego_cli.control.messages import FirstPacket, GetStatus, Route, Rule, Sa, Status, Steer, TunnelStatus
@@ -350,8 +352,10 @@ class World:
         self.renewals = Renewals(self.sad, self.migrations, tasks)
         self.keeper = Keeper(self.sad, self.tunnels, self.driver, self.random.randbytes)
         self.nodes.observer = Membership(cluster, self.sad, self.tunnels, self.recovery, self.renewals)
+        self.held = Held((), lambda changes: None)
+        self.commands = Commands(self.sad, self.driver, self.tunnels, self.keeper, self.migrations, self.held)
         self.operations = Operations(
-            cluster.nodes[0], 1, self.sad, self.migrations, self.counters, lambda: 0.0
+            cluster.nodes[0], 1, self.sad, self.migrations, self.commands, self.counters, lambda: 0.0
         )
         self.peers = {
             tunnel.peer or "": Peer(self, tunnel, seed * 1000 + i)

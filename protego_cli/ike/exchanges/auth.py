@@ -183,7 +183,11 @@ def _authenticate(
     proven = [tunnel for tunnel in found if signer.verify(tunnel.policy.psk, identity, auth)]
     if not proven:
         raise AuthenticationFailed(f"AUTH of {claimed} is wrong: its pre-shared key is not ours")
-    return next((tunnel for tunnel in proven if _usable(sa, tunnel, payloads)), proven[0])
+    admitted = [tunnel for tunnel in proven if tunnel.name not in sa.context.barred]
+    if not admitted:  # said to the peer alone: who does not hold the key cannot tell
+        sa.tunnel = proven[0]
+        raise AuthenticationFailed(f"{sa.name} is down by operator; `protego tunnel up {sa.name}` lets it in")
+    return next((tunnel for tunnel in admitted if _usable(sa, tunnel, payloads)), admitted[0])
 
 
 def _usable(sa: IkeSa, tunnel: Tunnel, payloads: Payloads) -> bool:

@@ -1,0 +1,150 @@
+"""What `protego tunnel` prints."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime
+
+import msgspec
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from protego_cli.cli.render import (
+    print_json,
+    size,
+    tunnel_errors,
+    tunnel_state,
+    tunnel_table,
+    wide_console,
+)
+from protego_cli.control.messages import Acted, ChildSaDetail, IkeSaDetail, TunnelDetail, TunnelStatus
+
+
+def print_tunnels(tunnels: Sequence[TunnelStatus], of: int, *, as_json: bool) -> None:
+    if as_json:
+        print_json(msgspec.to_builtins(tunnels))
+        return
+    console = wide_console()
+    if tunnels:
+        console.print(tunnel_table(tunnels, console), *tunnel_errors(tunnels), sep="\n")
+    else:
+        console.print(f"none of {of} tunnels" if of else "there are no tunnels")
+
+
+def print_acted(acted: Acted, *, as_json: bool, verb: str = "") -> None:
+    tunnel = acted.tunnel
+    if as_json:
+        built = msgspec.to_builtins(acted)
+        print_json({key: built[key] for key in ("tunnel", "seconds", "note")})
+        return
+    where = f" on {tunnel.gpn}" if tunnel.gpn else ""
+    text = Text(f"{tunnel.id} is ").append_text(tunnel_state(tunnel)).append(where)
+    if verb:
+        text.append(f", {verb}")
+    text.append(f", after {acted.seconds:.2f} s")
+    if acted.note:
+        text.append(f": {acted.note}")
+    Console(highlight=False).print(text, soft_wrap=True)
+
+
+def print_detail(detail: TunnelDetail, *, as_json: bool, clock: Callable[[], float] = time.time) -> None:
+    if as_json:
+        document = msgspec.to_builtins(detail)
+        del document["type"]  # the tag of the control channel
+        print_json(document)
+    else:
+        wide_console().print(detail_view(detail, clock()))
+
+
+def detail_view(detail: TunnelDetail, now: float) -> RenderableType:
+    status = detail.status
+    head = _grid()
+    head.add_row(status.id, tunnel_state(status))
+    head.add_row("traffic", _traffic(status))
+    if status.error:
+        head.add_row("error", Text(status.error, style="red"))
+    config = _grid()
+    for key, value in detail.config.items():
+        config.add_row(key, ", ".join(value) if isinstance(value, list) else str(value))
+    parts: list[RenderableType] = [head, _title("configuration"), config]
+    for ike in detail.ike_sas:
+        parts += [_title("IKE_SA"), _ike_sa(ike, now)]
+    for child in detail.child_sas:
+        parts += [_title(f"CHILD_SA, {child.state}"), _child_sa(child, now)]
+    return Group(*parts)
+
+
+def _ike_sa(sa: IkeSaDetail, now: float) -> Table:
+    grid = _grid()
+    grid.add_row("SPIs", f"{sa.spi_i}_i {sa.spi_r}_r")
+    grid.add_row("suite", sa.suite)
+    grid.add_row("between", f"{sa.local} and {sa.peer}{', the peer behind NAT' if sa.nat else ''}")
+    grid.add_row("initiator", sa.initiator)
+    if sa.since is not None:
+        grid.add_row("up", f"since {_moment(sa.since, now)}, {duration(now - sa.since)}")
+    grid.add_row("heard", f"{duration(now - sa.heard)} ago")
+    if sa.rekey is not None:
+        grid.add_row("rekey", f"in {duration(sa.rekey - now)}")
+    if sa.expires is not None:
+        grid.add_row("expires", f"in {duration(sa.expires - now)}")
+    if sa.exchanges:
+        grid.add_row("exchanges", f"{sa.exchanges} of ours not answered yet")
+    return grid
+
+
+def _child_sa(sa: ChildSaDetail, now: float) -> Table:
+    grid = _grid()
+    grid.add_row("SPIs", f"in {sa.spi_in}, out {sa.spi_out}")
+    grid.add_row("suite", sa.suite)
+    grid.add_row("GPN", sa.gpn)
+    grid.add_row("local", ", ".join(sa.local_ts))
+    grid.add_row("remote", ", ".join(sa.remote_ts))
+    grid.add_row("peer", sa.peer)
+    grid.add_row("up", f"since {_moment(sa.since, now)}, {duration(now - sa.since)}")
+    grid.add_row("traffic", _traffic(sa))
+    if sa.seal_hi > sa.seal_lo:
+        share = sa.sealed / (sa.seal_hi - sa.seal_lo)
+        grid.add_row("numbers", f"{sa.sealed:,} used from {sa.seal_lo:,} up to {sa.seal_hi:,} ({share:.1%})")
+    else:
+        grid.add_row("numbers", Text("none left: it only opens, until it is rekeyed", style="yellow"))
+    if not sa.opens:
+        grid.add_row("opens", Text("nothing, until it is rekeyed: its GPN was lost", style="yellow"))
+    return grid
+
+
+def _traffic(counts: TunnelStatus | ChildSaDetail) -> str:
+    return (
+        f"in {counts.packets_in:,} packets, {size(counts.bytes_in)}; "
+        f"out {counts.packets_out:,} packets, {size(counts.bytes_out)}"
+    )
+
+
+def _grid() -> Table:
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    return grid
+
+
+def _title(text: str) -> Text:
+    return Text(f"\n{text}", style="bold")
+
+
+def _moment(at: float, now: float) -> str:
+    then, today = datetime.fromtimestamp(at), datetime.fromtimestamp(now)
+    return then.strftime("%H:%M:%S" if then.date() == today.date() else "%Y-%m-%d %H:%M:%S")
+
+
+def duration(seconds: float) -> str:
+    """In its two largest units: `2 h 5 min`."""
+    left = max(0, round(seconds))
+    parts: list[str] = []
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        count, left = divmod(left, length)
+        if count or (unit == "s" and not parts):
+            parts.append(f"{count} {unit}")
+        elif parts:
+            break
+    return " ".join(parts[:2])
