@@ -47,4 +47,13 @@ def test_what_nobody_serves_goes_nowhere(destination: str) -> None:
 
 
 def test_packets_are_taken_from_all_of_them() -> None:
-    assert Tenant(1001, GATEWAY_MAC, VTEPS).addresses == {"10.20.0.5", "10.20.0.6"}
+    tenant = Tenant(1001, GATEWAY_MAC, VTEPS)
+    assert [tenant.takes_from(f"10.20.0.{host}", ()) for host in (4, 5, 6)] == [False, True, True]
+
+
+def test_a_vtep_inside_a_gen_speaks_from_the_gens_socket_only() -> None:
+    gens = (("10.10.0.3", 4789),)
+    inside = Tenant(1001, GATEWAY_MAC, [Vtep("0.0.0.0/0", "10.10.0.3", 4789, ROUTER)])
+    assert not inside.takes_from("10.10.0.3", gens)
+    beside = Tenant(1001, GATEWAY_MAC, [Vtep("0.0.0.0/0", "10.10.0.3", 4790, ROUTER)])
+    assert beside.takes_from("10.10.0.3", gens)

@@ -152,6 +152,22 @@ async def test_the_desired_state_goes_away_again(world: World) -> None:
         world.plane.put(Route("acme/hq", VNI, ("10.2.0.1/24",), "gpn-1"))
 
 
+async def test_a_tenant_whose_vtep_is_here_is_taken_from_gpns_alone(world: World) -> None:
+    """Without its device, as between the records Tenant and Tun: what is for it is dropped, not sent on."""
+    address, port = world.address
+    vteps = tuple(Vtep(prefix, address, port, bytes(6)) for prefix in ("0.0.0.0/0", "::/0"))
+    world.plane.put(Tenant("acme", VNI, bytes(6), vteps))
+    inward = vxlan("10.1.0.5", VNI)
+    world.gpns["gpn-2"].say_batch(world.address, *[inward] * 10)
+    world.vtep.say(world.address, vxlan("10.2.0.9", VNI))
+    await world.counted(gen_drop_tun=10, gen_drop_vtep=1)
+    world.plane.put(
+        Tenant("acme", VNI, bytes(6), (Vtep("10.1.0.0/24", world.vtep.address[0], 4789, bytes(6)),))
+    )
+    world.vtep.say(world.address, vxlan("10.2.0.9", VNI))
+    await world.counted(gen_drop_tun=10, gen_drop_vtep=1, gen_forwarded=1)
+
+
 async def test_foreign_and_forged_datagrams_are_counted(world: World) -> None:
     world.stranger.say(world.address, vxlan("10.2.0.9", VNI))
     world.vtep.say(world.address, vxlan("10.2.0.9", VNI + 1))

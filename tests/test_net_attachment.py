@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protego_cli.config.load import load
-from protego_cli.control.attachments import tenant_record, tun_records
+from protego_cli.control.attachments import known_to, tenant_record, tun_records
 from protego_cli.control.messages import Vtep
 from protego_cli.counters import Counters
 from protego_cli.net.attachment import Attachments, frames
@@ -104,6 +104,10 @@ def test_only_its_gen_gets_a_device_and_all_hear_of_a_vtep(tmp_path: Path) -> No
         Vtep("0.0.0.0/0", "10.10.0.4", 4789, tun.mac),
         Vtep("::/0", "10.10.0.4", 4789, tun.mac),
     )
+    gpn = cluster.nodes_of("gpn")[0]
+    assert [known_to(node, cluster.tenants[0], record).vteps for node in (first, second, gpn)] == [
+        (), record.vteps, record.vteps,
+    ]  # fmt: skip
     assert tun.mac != record.gateway_mac
     assert tun.mac[0] & 3 == 2, "locally administered, of one machine"
 

@@ -1,10 +1,13 @@
 """From a tenant of the cluster file to the records that say how its network is attached. Pure.
 
 GENs and GPNs hear of VTEPs alone. A TUN attachment is one: the GEN that owns the device, for every inner
-address (a GPN checks the selectors of the SA). Only that GEN gets the device itself.
+address (a GPN checks the selectors of the SA). Only that GEN gets the device itself; the others hear of no
+VTEP, and so take nothing for that tenant.
 """
 
 from __future__ import annotations
+
+import msgspec
 
 from protego_cli.config.model import Cluster, Node, TenantConfig, TunAttach
 from protego_cli.control.messages import Tenant, Tun, Vtep
@@ -24,6 +27,14 @@ def tenant_record(cluster: Cluster, tenant: TenantConfig) -> Tenant:
         mac = _mac(tenant.vni)
         vteps = tuple(Vtep(prefix, owner.address, owner.ports.vxlan, mac) for prefix in _EVERYWHERE)
     return Tenant(tenant.name, tenant.vni, tenant.gateway_mac, vteps, tenant.gateway)
+
+
+def known_to(node: Node, tenant: TenantConfig, record: Tenant) -> Tenant:
+    """The tenant's record, as that node gets it."""
+    attach = tenant.attach
+    if node.role == "gen" and isinstance(attach, TunAttach) and attach.node != node.name:
+        return msgspec.structs.replace(record, vteps=())
+    return record
 
 
 def tun_records(cluster: Cluster, gen: Node) -> list[Tun]:

@@ -20,7 +20,7 @@ from typing import Final
 import trio
 
 from protego_cli.config.model import Cluster, Node, Role
-from protego_cli.control.attachments import tenant_record, tun_records
+from protego_cli.control.attachments import known_to, tenant_record, tun_records
 from protego_cli.control.frames import NODE_LIMIT
 from protego_cli.control.listener import Listener
 from protego_cli.control.member import DEADLINE, Member, NodeDown
@@ -272,11 +272,11 @@ class Fabric:
 
 def _static_records(cluster: Cluster, random: RandomSource) -> Iterator[tuple[str, AnyRecord]]:
     """(node, record) of what follows from the cluster file alone."""
-    tenants = [tenant_record(cluster, tenant) for tenant in cluster.tenants]
+    tenants = [(tenant, tenant_record(cluster, tenant)) for tenant in cluster.tenants]
     gpns = cluster.nodes_of("gpn")
     for node in cluster.nodes_of("gen") + gpns:
-        for tenant in tenants:
-            yield node.name, tenant
+        for tenant, record in tenants:
+            yield node.name, known_to(node, tenant, record)
     for node in cluster.nodes_of("gen"):
         for tun in tun_records(cluster, node):
             yield node.name, tun

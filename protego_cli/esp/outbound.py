@@ -149,7 +149,7 @@ class Outbound:
         except Malformed:
             return "gpn_drop_vxlan_malformed"
         tenant = self._tenants.get(vni)
-        if origin and (tenant is None or origin not in tenant.addresses):
+        if origin and (tenant is None or not tenant.takes_from(origin, self._gens)):
             return "gpn_drop_vxlan_source"
         if origin and self._gens and frame[20:22] == ETHERTYPE_ARP:  # a VTEP that has learned where we are
             return RETURN

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-from protego_cli.esp.outbox import Port, Way
+from protego_cli.esp.outbox import Address, Port, Way
 from protego_cli.wire.prefixes import Network, PrefixTable
 from protego_cli.wire.vxlan import ETHERTYPE_IPV4, ETHERTYPE_IPV6, build_frame_header
 
@@ -34,7 +34,9 @@ class Tenant:
         if any(len(mac) != 6 for mac in (gateway_mac, *(vtep.mac for vtep in vteps))):
             raise ValueError("a MAC address has 6 bytes")
         self.vni = vni
-        self.addresses = frozenset(vtep.address for vtep in vteps)
+        self._vteps: dict[str, set[Address]] = {}
+        for vtep in vteps:
+            self._vteps.setdefault(vtep.address, set()).add((vtep.address, vtep.port))
         routes: list[tuple[Network, Delivery]] = []
         for vtep in vteps:
             network = ipaddress.ip_network(vtep.prefix)
@@ -42,6 +44,12 @@ class Tenant:
             way = Way(Port.VXLAN, (vtep.address, vtep.port), None, "gpn_opened")
             routes.append((network, Delivery(way, build_frame_header(vni, vtep.mac, gateway_mac, ethertype))))
         self._routes = PrefixTable(routes)
+
+    def takes_from(self, origin: str, gens: Collection[Address]) -> bool:
+        """Whether a VTEP of the tenant has this address. One inside a GEN does not count: its packets come
+        from the GEN's own socket, and nothing else on that machine may speak for it.
+        """
+        return any(vtep not in gens for vtep in self._vteps.get(origin, ()))
 
     def deliver(self, destination: bytes) -> Delivery | None:
         """By the longest prefix that holds the inner destination; the caller remembers the answer."""

@@ -181,9 +181,9 @@ class Attachment:
             await self._changed.wait()
             self._changed = trio.Event()
             if self._device is not None:
-                await self._install(self._wanted)
+                await self._install(self._device, self._wanted)
 
-    async def _install(self, wanted: frozenset[str]) -> None:
+    async def _install(self, made: TunDevice, wanted: frozenset[str]) -> None:
         gone, new = sorted(self._installed - wanted), sorted(wanted - self._installed)
         device = self.spec.device
         commands = [f"route del {prefix} dev {device}" for prefix in gone]
@@ -206,6 +206,8 @@ class Attachment:
             else:
                 reason = done.stderr.decode(errors="replace")
                 missing = {int(line) for line in _FAILED.findall(reason)}
+        if self._device is not made:  # another one by now, or none: it begins without routes
+            return
         failed = {prefix for place, prefix in enumerate(new, len(gone) + 1) if place in missing}
         self._installed = wanted - failed
         if failed:

@@ -83,8 +83,8 @@ class GenPlane:
                 case Tun():
                     self._attachments.put(_spec(record))
                 case Route():
-                    self._attachments.put_route(record.tunnel, record.vni, record.prefixes)
                     self._steering.put_route(record.tunnel, record.vni, record.prefixes, record.gpn)
+                    self._attachments.put_route(record.tunnel, record.vni, record.prefixes)
         except ValueError as error:
             raise Refused(f"{record.key[0]} {record.key[1]}: {error}") from error
 
