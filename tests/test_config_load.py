@@ -8,7 +8,7 @@ from typing import Literal
 import pytest
 
 from protego_cli.config.load import check, find, load, load_plugins_section
-from protego_cli.config.model import IkeSettings, Ports, VtepConfig
+from protego_cli.config.model import IkeSettings, Lifetimes, Ports, VtepConfig
 from protego_cli.errors import ConfigError, Exit, UsageError
 from tests.support.clusters import VALID, changed, write_cluster
 
@@ -314,6 +314,39 @@ def test_the_example_is_valid(tmp_path: Path) -> None:
     cluster = check(file)
     assert [node.role for node in cluster.nodes] == ["gmn", "gin", "gen", "gpn", "gpn"]
     assert cluster.ike == IkeSettings(), "the example calls these values the defaults"
+
+
+def test_lifetimes_are_those_of_ike_where_a_tunnel_says_nothing(tmp_path: Path) -> None:
+    assert load(write_cluster(tmp_path)).tunnels()[0].lifetimes == Lifetimes(14400, 3600, 0, 0, 0.1)
+    text = changed(
+        ('peer = "198.51.100.7"', 'peer = "198.51.100.7"\nlifetimes = { child = "30m", packets = 1000 }')
+    )
+    text += '\n[ike]\nike_lifetime = "1d"\nchild_lifetime = 5400\nchild_bytes = 7\njitter = 0\n'
+    cluster = load(write_cluster(tmp_path, text))
+    assert cluster.ike.lifetimes == Lifetimes(86400, 5400, 7, 0, 0)
+    hq, branch = cluster.tunnels()
+    assert hq.lifetimes == Lifetimes(86400, 1800, 7, 1000, 0)
+    assert branch.lifetimes == cluster.ike.lifetimes
+
+
+@pytest.mark.parametrize(
+    ("spelled", "seconds"),
+    [("90", 90), ("90.5", 90.5), ('"90s"', 90), ('"1.5m"', 90), ('"2h"', 7200), ('"1d"', 86400)],
+)
+def test_durations(tmp_path: Path, spelled: str, seconds: float) -> None:
+    assert (
+        load(write_cluster(tmp_path, f"{VALID}\n[ike]\nike_lifetime = {spelled}\n")).ike.ike_lifetime
+        == seconds
+    )
+
+
+@pytest.mark.parametrize(
+    "spelled", ["9", '"9s"', '"31d"', '"1w"', '"h"', '"1 h"', '"-1h"', "true", "inf", "nan"]
+)
+def test_what_is_no_duration(tmp_path: Path, spelled: str) -> None:
+    found = problems(tmp_path, f"{VALID}\n[ike]\nchild_lifetime = {spelled}\n")
+    assert list(found) == ["ike.child_lifetime"]
+    assert 'such as 90, "90s", "15m", "1h" or "1d", from 10 to 2592000 seconds' in found["ike.child_lifetime"]
 
 
 def test_a_gpn_has_a_capacity_and_other_nodes_have_none(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from protego_cli.config.model import (
     ROLES,
     Cluster,
     IkeSettings,
+    Lifetimes,
     Node,
     PluginsConfig,
     Ports,
@@ -58,7 +59,9 @@ ENVIRONMENT = "PROTEGO_CLUSTER"
 PLACES = (Path("cluster.toml"), Path("/etc/protego/cluster.toml"))
 
 MAX_INSTANCES = 256
-
+LIFETIME = values.duration(10, 30 * 86400)  # above a rekey's margin, below what keys should ever serve
+COUNT = values.integer(0, 2**62)
+JITTER = values.number(0, 0.5)
 PKI_NAMES = frozenset({"ca", "operator"})  # beside NODE.pem in cluster.pki
 
 CheckProposal = Callable[[str, Literal["ike", "esp"]], str | None]
@@ -172,6 +175,7 @@ def _read(path: Path, plugged: _Plugged) -> tuple[Cluster, list[Problem]]:
     section.done()
     nodes = _nodes(top.table("nodes", needed="a table [nodes.NAME] for each node"))
     gens = [node.name for node in nodes if node.role == "gen"]
+    ike = _ike(top.table("ike"))
     cluster = Cluster(
         name=name,
         file=file,
@@ -180,13 +184,14 @@ def _read(path: Path, plugged: _Plugged) -> tuple[Cluster, list[Problem]]:
         state=state,
         nodes=nodes,
         tenants=tuple(
-            _tenant(own, table, base, vips, gens, plugged) for own, table in top.table("tenants").named()
+            _tenant(own, table, base, vips, gens, ike.lifetimes, plugged)
+            for own, table in top.table("tenants").named()
         ),
         ingress=ingress,
         packing=packing,
         store=store,
         state_key=state_key,
-        ike=_ike(top.table("ike")),
+        ike=ike,
         plugins=_plugins(top, base),
     )
     top.done()
@@ -253,7 +258,13 @@ def _ports(table: Table) -> Ports:
 
 
 def _tenant(
-    name: str, table: Table, base: Path, vips: tuple[str, ...], gens: list[str], plugged: _Plugged
+    name: str,
+    table: Table,
+    base: Path,
+    vips: tuple[str, ...],
+    gens: list[str],
+    lifetimes: Lifetimes,
+    plugged: _Plugged,
 ) -> TenantConfig:
     _check_name(table, name)
     attach = table.table("attach", needed='a table such as { kind = "vxlan", vteps = [...] }')
@@ -270,7 +281,8 @@ def _tenant(
         ),
         attach=_attach(attach, gens) if "attach" in table else VxlanAttach(vteps=()),
         tunnels=tuple(
-            _tunnel(name, own, entry, base, vips, plugged) for own, entry in table.table("tunnels").named()
+            _tunnel(name, own, entry, base, vips, lifetimes, plugged)
+            for own, entry in table.table("tunnels").named()
         ),
     )
     table.done()
@@ -327,7 +339,13 @@ def _vxlan(table: Table) -> VxlanAttach:
 
 
 def _tunnel(
-    tenant: str, name: str, table: Table, base: Path, vips: tuple[str, ...], plugged: _Plugged
+    tenant: str,
+    name: str,
+    table: Table,
+    base: Path,
+    vips: tuple[str, ...],
+    lifetimes: Lifetimes,
+    plugged: _Plugged,
 ) -> TunnelConfig:
     _check_name(table, name)
     unread: str | None = ""
@@ -353,6 +371,7 @@ def _tunnel(
         esp=_proposals(table, "esp", ("aes256gcm16-x25519", "aes256gcm16"), plugged),
         start=cast('Literal["wait", "auto"]', table.take("start", values.choice(["wait", "auto"]), "wait")),
         vip=table.take("vip", values.choice(vips, what="one of cluster.vips"), vips[0] if vips else ""),
+        lifetimes=_lifetimes(table.table("lifetimes"), lifetimes),
     )
     table.done()
     return tunnel
@@ -391,9 +410,26 @@ def _ike(table: Table) -> IkeSettings:
         half_open_timeout=table.take("half_open_timeout", values.number(1, 600), default.half_open_timeout),
         half_open_max=table.take("half_open_max", values.integer(1, 1_000_000), default.half_open_max),
         linger=table.take("linger", values.number(0, 300), default.linger),
+        ike_lifetime=table.take("ike_lifetime", LIFETIME, default.ike_lifetime),
+        child_lifetime=table.take("child_lifetime", LIFETIME, default.child_lifetime),
+        child_bytes=table.take("child_bytes", COUNT, default.child_bytes),
+        child_packets=table.take("child_packets", COUNT, default.child_packets),
+        jitter=table.take("jitter", JITTER, default.jitter),
     )
     table.done()
     return settings
+
+
+def _lifetimes(table: Table, default: Lifetimes) -> Lifetimes:
+    lifetimes = Lifetimes(
+        ike=table.take("ike", LIFETIME, default.ike),
+        child=table.take("child", LIFETIME, default.child),
+        bytes=table.take("bytes", COUNT, default.bytes),
+        packets=table.take("packets", COUNT, default.packets),
+        jitter=table.take("jitter", JITTER, default.jitter),
+    )
+    table.done()
+    return lifetimes
 
 
 def _plugins(top: Table, base: Path) -> PluginsConfig:

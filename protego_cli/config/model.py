@@ -59,6 +59,16 @@ class PskAuth(msgspec.Struct, frozen=True, tag="psk", tag_field="kind"):
     file: Path
 
 
+class Lifetimes(msgspec.Struct, frozen=True):
+    """Hard limits; an SA is rekeyed at 80 to 90 % of them (`ike/lifetimes.py`)."""
+
+    ike: float = 4 * 3600.0  # seconds
+    child: float = 3600.0
+    bytes: int = 0  # of both directions of a CHILD_SA; 0 for no limit
+    packets: int = 0
+    jitter: float = 0.1  # share of a lifetime over which rekeys are spread
+
+
 class TunnelConfig(msgspec.Struct, frozen=True):
     name: str
     tenant: str
@@ -72,6 +82,7 @@ class TunnelConfig(msgspec.Struct, frozen=True):
     esp: tuple[str, ...] = ("aes256gcm16-x25519", "aes256gcm16")
     start: Literal["wait", "auto"] = "wait"
     vip: str = ""  # filled with the first VIP when left out
+    lifetimes: Lifetimes = Lifetimes()  # filled with those of [ike] where left out
 
     @property
     def id(self) -> str:
@@ -107,6 +118,18 @@ class IkeSettings(msgspec.Struct, frozen=True):
     half_open_timeout: float = 30.0
     half_open_max: int = 1000
     linger: float = 5.0  # how long a replaced inbound SA still opens
+    ike_lifetime: float = Lifetimes().ike
+    child_lifetime: float = Lifetimes().child
+    child_bytes: int = Lifetimes().bytes
+    child_packets: int = Lifetimes().packets
+    jitter: float = Lifetimes().jitter
+
+    @property
+    def lifetimes(self) -> Lifetimes:
+        """Those of a tunnel that has none of its own."""
+        return Lifetimes(
+            self.ike_lifetime, self.child_lifetime, self.child_bytes, self.child_packets, self.jitter
+        )
 
     @property
     def patience(self) -> float:

@@ -14,6 +14,8 @@ MAX_NAME = 63
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 DEVICE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}")  # what every tool takes of what Linux takes
 NETNS = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}")
+DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)([smhd])")
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
 MAX_VNI = 2**24 - 1  # RFC 7348 5
 BROADCAST = ipaddress.IPv4Address("255.255.255.255")
@@ -158,6 +160,25 @@ def number(low: float, high: float) -> Callable[[object], float]:
         if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
             raise ValueError(f"expected a number from {low:g} to {high:g}, got {shown(value)}")
         return float(value)
+
+    return convert
+
+
+def duration(low: int, high: int) -> Callable[[object], float]:
+    """Seconds, as a number or as text with a unit: 90, "90s", "15m", "1h", "1d"."""
+
+    def convert(value: object) -> float:
+        seconds: float | None = None
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            seconds = float(value)
+        elif isinstance(value, str) and (match := DURATION.fullmatch(value)):
+            seconds = float(match[1]) * UNITS[match[2]]
+        if seconds is None or not low <= seconds <= high:
+            raise ValueError(
+                f'expected a duration such as 90, "90s", "15m", "1h" or "1d", '
+                f"from {low} to {high} seconds, got {shown(value)}"
+            )
+        return seconds
 
     return convert
 

@@ -30,6 +30,7 @@ KINDS: Final[Mapping[str, Severity]] = {
     "IKE_SA replaced": "info",
     "IKE_SA rekeyed": "info",
     "SA up": "info",
+    "SA expired": "warning",  # it reached its hard limit, and no rekey of it succeeded
     "tunnel up": "info",
     "tunnel down": "warning",
     "tunnel held": "info",
@@ -63,7 +64,7 @@ class EventLog:
     def __init__(
         self, epoch: int = 0, clock: Callable[[], float] = time.time, capacity: int = CAPACITY
     ) -> None:
-        """`clock` gives wall time."""
+        """`clock` gives wall time, to the lifetimes of SAs as well."""
         self._epoch = epoch
         self.clock = clock
         self._ring: deque[Event] = deque(maxlen=capacity)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from protego_cli.config.model import Cluster
+from protego_cli.control.ageing import Ageing
 from protego_cli.control.fabric import Reported
 from protego_cli.control.messages import FirstPacket, PeerAddress, RangeLow, Report
 from protego_cli.control.recovery import Recovery
@@ -15,13 +16,20 @@ class Membership:
     """A `FabricObserver`."""
 
     def __init__(
-        self, cluster: Cluster, sad: Sad, tunnels: Tunnels, recovery: Recovery, renewals: Renewals
+        self,
+        cluster: Cluster,
+        sad: Sad,
+        tunnels: Tunnels,
+        recovery: Recovery,
+        renewals: Renewals,
+        ageing: Ageing,
     ) -> None:
         self._roles = {node.name: node.role for node in cluster.nodes}
         self._sad = sad
         self._tunnels = tunnels
         self._recovery = recovery
         self._renewals = renewals
+        self._ageing = ageing
         self._restarted: set[str] = set()  # GPNs whose tunnels are to be rekeyed once they are up
 
     async def node_connecting(self, node: str, restarted: bool) -> None:
@@ -50,6 +58,7 @@ class Membership:
         match request:
             case Report():
                 self._tunnels.reported(node, request)
+                self._ageing.reported(node, request)
             case FirstPacket():
                 self._tunnels.first_packet(node, request)
             case PeerAddress():

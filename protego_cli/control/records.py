@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from protego_cli.control.messages import Route, Rule, Sa
 from protego_cli.control.tunnel import Placed, Tunnel
 
@@ -26,6 +28,7 @@ def sa_record(tunnel: Tunnel, placed: Placed) -> Sa:
         seal_hi=placed.numbers.hi,
         floor=placed.floor,
         opens=placed.opens,
+        expires=None if math.isinf(placed.expires) else placed.expires,
     )
 
 

@@ -1,4 +1,4 @@
-"""Rekeys in place that the gateway needs: after a GPN's restart, and when a sealing range runs low.
+"""Rekeys in place that the gateway needs: after a GPN's restart, for a range that runs low, for an SA's age.
 
 At most `AT_ONCE` run side by side, those SAs first that open nothing. One that fails is tried again, later
 and later, for as long as its SA seals.
@@ -46,6 +46,7 @@ class Renewals:
                 async with self._limit:
                     await self._migrations.renew(tunnel, placed)
             except ProtegoError as error:
+                placed.refused = True
                 self._sad.events.emit(
                     "rekey failed", tunnel=tunnel.id, node=placed.gpn, spi=placed.spi, reason=error
                 )

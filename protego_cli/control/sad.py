@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Callable
 from typing import Final
 
 import trio
@@ -48,6 +49,7 @@ class Sad:
         events: EventLog | None = None,
     ) -> None:
         """`tasks` runs what outlives the call that began it; what happens to tunnels is told to `events`."""
+        self.ageing: Callable[[Tunnel, Placed], None] = lambda tunnel, placed: None  # told of every new SA
         self.events = events or EventLog()
         self.tunnels = {
             tunnel.id: Tunnel(tunnel, tenant.vni) for tenant in cluster.tenants for tunnel in tenant.tunnels
@@ -114,12 +116,14 @@ class Sad:
         peer = peer or (child.path.remote, child.path.remote_port)
         numbers = self._ranges.grant(child.spi_in)
         placed = Placed(child, ike, gpn, numbers, peer, since=self.events.clock())
+        placed.expires = placed.since + tunnel.config.lifetimes.child
         self.spis.hold(child.spi_in)
         self._by_spi[child.spi_in] = tunnel, placed
         self._load[gpn] += 1
         tunnel.add(placed)
         self.nodes.put_sa(tunnel, placed)
         self.steer(placed)
+        self.ageing(tunnel, placed)
         return placed
 
     def steer(self, placed: Placed) -> None:

@@ -7,6 +7,7 @@ way. All fields change without an await in between, so every task sees a consist
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -82,6 +83,10 @@ class Placed:
     standing: bool = False  # acknowledged by its GPN, and known to the peer
     retiring: bool = False
     renewing: bool = False  # a task sees to its rekey
+    refused: bool = False  # a rekey of it has failed
+    ending: bool = False  # it is being deleted for its age
+    expires: float = math.inf  # wall time: the hard limit
+    spread: float = 0.0  # random in [0, 1): how early its soft limits are
     meter: Meter = field(default_factory=Meter)
 
     @property

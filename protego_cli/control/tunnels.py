@@ -270,6 +270,17 @@ class Tunnels:
         self._sad.retire(tunnel, placed)
         await self._close_if_childless(tunnel, placed.ike)
 
+    async def expire(self, tunnel: Tunnel, placed: Placed, limit: str) -> None:
+        """An SA is at its hard limit and was not rekeyed: nothing may be sealed on it any more."""
+        self._sad.events.emit("SA expired", tunnel=tunnel.id, node=placed.gpn, spi=placed.spi, reason=limit)
+        await self._sad.leave(tunnel, placed)
+        try:
+            await self._driver.delete_child(placed.spi)
+        except ExchangeError as error:
+            log.warning("SA not deleted tunnel=%s spi=%08x reason=%s", tunnel.id, placed.spi, error)
+        self._sad.retire(tunnel, placed)
+        await self._close_if_childless(tunnel, placed.ike)
+
     async def _close_if_childless(self, tunnel: Tunnel, ike: int) -> None:
         await trio.sleep(CHILDLESS)
         if ike in tunnel.ikes and not (

@@ -17,6 +17,7 @@ import trio
 
 from protego_cli.config.model import Cluster, Node, TunnelConfig
 from protego_cli.config.secrets import read_secret
+from protego_cli.control.ageing import Ageing
 from protego_cli.control.commands import Commands
 from protego_cli.control.driver import Driver
 from protego_cli.control.epoch import EPOCH, next_epoch
@@ -87,12 +88,14 @@ async def run(
             recovery = Recovery(sad)
             migrations = Migrations(sad, driver, recovery)
             renewals = Renewals(sad, migrations, services)
-            fabric.observer = Membership(cluster, sad, tunnels, recovery, renewals)
+            ageing = Ageing(sad, tunnels, renewals, os.urandom, services)
+            fabric.observer = Membership(cluster, sad, tunnels, recovery, renewals, ageing)
             keeper = Keeper(sad, tunnels, driver, os.urandom)
             commands = Commands(sad, driver, tunnels, keeper, migrations, held)
             operations = Operations(node, epoch, sad, migrations, commands, counters, CpuMeter())
             fabric.operator_handler = operations.answer
             services.start_soon(driver.run)
+            services.start_soon(ageing.run)
             await services.start(fabric.serve)
             services.start_soon(keeper.run)
             outer.start_soon(_part, tunnels, services.cancel_scope)
@@ -143,4 +146,6 @@ def policy_of(tunnel: TunnelConfig) -> Policy:
         remote_ts=tuple(map(TrafficSelector.from_prefix, tunnel.remote_ts)),
         ike=tunnel.ike,
         esp=tunnel.esp,
+        ike_lifetime=tunnel.lifetimes.ike,
+        jitter=tunnel.lifetimes.jitter,
     )

@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path as FilePath
 from random import Random
 from typing import Literal
 
@@ -19,16 +18,13 @@ import trio
 
 from protego_cli.config.model import (
     Cluster,
-    IkeSettings,
-    Node,
-    Ports,
-    PskAuth,
-    TenantConfig,
+    Lifetimes,
     TunnelConfig,
-    VxlanAttach,
 )
+from protego_cli.control.ageing import Ageing
 from protego_cli.control.commands import Commands
 from protego_cli.control.driver import Driver
+from protego_cli.control.events import EventLog
 from protego_cli.control.held import Held
 from protego_cli.control.keeper import Keeper
 from protego_cli.control.membership import Membership
@@ -56,7 +52,6 @@ from protego_cli.ike.events import (
     IkeClosed,
     IkeEstablished,
     Path,
-    Policy,
 )
 from protego_cli.ike.exchanges.create_child import Selectors
 from protego_cli.net.udp import Address, Batch, Buffer
@@ -64,75 +59,14 @@ from protego_cli.plugins.packing_policies import Spread
 from protego_cli.wire.envelope import Envelope, open_envelope, seal_envelope
 from protego_cli.wire.ike import parse_header_untrusted
 from protego_cli.wire.payloads import ExchangeType
-from protego_cli.wire.selectors import TrafficSelector
+from tests.support.gmn_cluster import VIP, make_cluster, policy_of
 from tests.support.gmn_fabric import DataNodes
 from tests.support.network import REGISTRY
 
-VIP = "203.0.113.10"
 TUNNEL = "acme/hq"
 KEY = b"k" * 32
+WALL = 1.8e9  # what the wall clock says when the mock clock says 0
 Exchange = ExchangeType
-
-
-def make_cluster(
-    tunnels: int = 1, start: Literal["wait", "auto"] = "wait", gins: int = 2, **settings: float
-) -> Cluster:
-    names = [*(f"gin-{i + 1}" for i in range(gins)), "gen-1", "gen-2", "gpn-1", "gpn-2", "gpn-3"]
-    nodes = [Node("gmn-1", "gmn", "10.0.0.1")]
-    nodes += [Node(name, name[:3], f"10.0.1.{i}", Ports()) for i, name in enumerate(names)]  # type: ignore[arg-type]
-    return Cluster(
-        name="demo",
-        file=FilePath("cluster.toml"),
-        vips=(VIP,),
-        pki=FilePath("pki"),
-        state=FilePath("state"),
-        nodes=tuple(nodes),
-        tenants=tuple(
-            TenantConfig(
-                name=_tenant(i),
-                vni=1001 + i,
-                gateway_mac=bytes(6),
-                attach=VxlanAttach(()),
-                tunnels=(_tunnel(i, start),),
-            )
-            for i in range(tunnels)
-        ),
-        ike=IkeSettings(**settings),  # type: ignore[arg-type]
-    )
-
-
-def _tenant(i: int) -> str:
-    return "acme" if i == 0 else f"tenant{i}"
-
-
-def _tunnel(i: int, start: Literal["wait", "auto"]) -> TunnelConfig:
-    peer = f"198.51.100.{i + 7}"
-    return TunnelConfig(
-        name="hq",
-        tenant=_tenant(i),
-        peer=peer,
-        local_id=VIP,
-        remote_id=peer,
-        auth=PskAuth(FilePath("psk")),
-        local_ts=("10.1.0.0/24",),
-        remote_ts=("10.2.0.0/24",),
-        start=start,
-        vip=VIP,
-    )
-
-
-def policy_of(tunnel: TunnelConfig) -> Policy:
-    return Policy(
-        tunnel=tunnel.id,
-        remote=tunnel.peer,
-        local_id=tunnel.local_id,
-        remote_id=tunnel.remote_id,
-        psk=b"a secret both sides hold",
-        local_ts=tuple(map(TrafficSelector.from_prefix, tunnel.local_ts)),
-        remote_ts=tuple(map(TrafficSelector.from_prefix, tunnel.remote_ts)),
-        ike=tunnel.ike,
-        esp=tunnel.esp,
-    )
 
 
 class EnvelopeSocket:
@@ -345,13 +279,23 @@ class World:
             lambda: self.nodes.connected("gin"),
             self.counters,
         )
-        self.sad = Sad(cluster, self.nodes, Packer(Spread(), "test"), self.spis, tasks)
+        self.sad = Sad(
+            cluster,
+            self.nodes,
+            Packer(Spread(), "test"),
+            self.spis,
+            tasks,
+            EventLog(clock=lambda: WALL + trio.current_time()),
+        )
         self.tunnels = Tunnels(self.sad, self.driver, tasks)
         self.recovery = Recovery(self.sad)
         self.migrations = Migrations(self.sad, self.driver, self.recovery)
         self.renewals = Renewals(self.sad, self.migrations, tasks)
         self.keeper = Keeper(self.sad, self.tunnels, self.driver, self.random.randbytes)
-        self.nodes.observer = Membership(cluster, self.sad, self.tunnels, self.recovery, self.renewals)
+        self.ageing = Ageing(self.sad, self.tunnels, self.renewals, self.random.randbytes, tasks)
+        self.nodes.observer = Membership(
+            cluster, self.sad, self.tunnels, self.recovery, self.renewals, self.ageing
+        )
         self.held = Held((), lambda changes: None)
         self.commands = Commands(self.sad, self.driver, self.tunnels, self.keeper, self.migrations, self.held)
         self.operations = Operations(
@@ -363,6 +307,7 @@ class World:
         }
         self._timers: dict[Peer, trio.Event] = {}
         tasks.start_soon(self.driver.run)
+        tasks.start_soon(self.ageing.run)
         for peer in self.peers.values():
             tasks.start_soon(self._keep_time, peer)
 
@@ -384,11 +329,13 @@ class World:
         for name in self.nodes.all:
             await self.nodes.start(name)
 
-    async def until(self, condition: Callable[[], object], limit: float = 120.0) -> None:
+    async def until(
+        self, condition: Callable[[], object], limit: float = 120.0, every: float = 0.002
+    ) -> None:
         """Let simulated time pass until the condition holds."""
         with trio.fail_after(limit):
             while not condition():  # noqa: ASYNC110 - what is waited for knows nothing of the test
-                await trio.sleep(0.002)
+                await trio.sleep(every)
 
     async def settle(self, seconds: float = 0.5) -> None:
         await trio.sleep(seconds)
@@ -580,11 +527,12 @@ async def world(
     delay: tuple[float, float] = (0.0001, 0.002),
     nodes: bool = True,
     gins: int = 2,
+    lifetimes: Lifetimes | None = None,
     **settings: float,
 ) -> AsyncIterator[World]:
     """A gateway whose nodes are up, and peers that have not dialled."""
     async with trio.open_nursery() as tasks:
-        found = World(make_cluster(tunnels, start, gins, **settings), tasks, seed, delay)
+        found = World(make_cluster(tunnels, start, gins, lifetimes, **settings), tasks, seed, delay)
         if nodes:
             await found.start_nodes()
         yield found
