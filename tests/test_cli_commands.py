@@ -115,6 +115,7 @@ def test_version(run: Run) -> None:
         (["local"], ["--json", "--headless", "--duration", "--tenants", "--gpns", "--migrations", "--pps"]),
         (["migrate"], ["TUNNEL", "--to", "--json"]),
         (["status"], ["--json", "--watch"]),
+        (["explain"], ["TUNNEL", "--unknown", "--json"]),
         (["tunnel"], ["list", "show", "up", "down", "rekey"]),
         (["tunnel", "list"], ["--tenant", "--state", "--gpn", "--json"]),
         (["tunnel", "rekey"], ["TUNNEL", "--ike", "--json"]),

@@ -16,6 +16,8 @@ from protego_cli.control.events import KINDS
 from protego_cli.control.messages import (
     ChildSaDetail,
     Event,
+    Explanation,
+    ExplanationRow,
     IkeSaDetail,
     NodeStatus,
     Status,
@@ -66,7 +68,7 @@ def section(command: str) -> str:
 def test_the_commands_are_those_that_were_meant() -> None:
     assert set(COMMANDS) == {
         "up", "status", "migrate", "events", "local", "tunnel list", "tunnel show", "tunnel up",
-        "tunnel down", "tunnel rekey", "plugins", "config check", "pki init", "psk generate",
+        "tunnel down", "tunnel rekey", "explain", "plugins", "config check", "pki init", "psk generate",
     }  # fmt: skip
 
 
@@ -97,6 +99,7 @@ def test_every_exit_code_is_documented() -> None:
         ("status", (Status, NodeStatus, TunnelStatus)),
         ("events", (Event,)),
         ("tunnel show", (TunnelDetail, IkeSaDetail, ChildSaDetail)),
+        ("explain", (Explanation, ExplanationRow)),
         ("local", (Receipt,)),
     ],
 )

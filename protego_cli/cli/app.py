@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from protego_cli import __version__
-from protego_cli.cli import check, events, lab, node, operate, tunnel
+from protego_cli.cli import check, events, explain, lab, node, operate, tunnel
 from protego_cli.errors import ConfigError, ProtegoError
 
 EPILOG = (
@@ -58,6 +58,7 @@ app.command()(node.up)
 app.command()(operate.status)
 app.command()(operate.migrate)
 app.command()(events.events)
+app.command()(explain.explain)
 app.command()(lab.local)
 app.command()(check.plugins)
 app.add_typer(tunnel.app, name="tunnel")

@@ -155,9 +155,21 @@ def size(count: int) -> str:
     return f"{count} B" if index == 0 else f"{value:.1f} {UNITS[index]}"
 
 
+def show(*parts: RenderableType) -> None:
+    """Print to stdout; in a file or a pipe, no line ends in blanks."""
+    console = wide_console()
+    if console.is_terminal:
+        console.print(*parts, sep="\n")
+        return
+    with console.capture() as captured:
+        console.print(*parts, sep="\n")
+    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
+    sys.stdout.flush()
+
+
 def wide_console() -> Console:
     """For stdout: nothing is cut off in a file or a pipe."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console.width = UNBOUNDED
     return console

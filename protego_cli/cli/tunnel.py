@@ -83,9 +83,13 @@ def up(tunnel: TunnelId, cluster: ClusterFile = None, as_json: AsJson = False) -
     from protego_cli.cli.tunnel_view import print_acted
     from protego_cli.config.load import find, load
     from protego_cli.control.messages import Acted, UpTunnel
+    from protego_cli.errors import Refused
 
     loaded = load(find(cluster))
-    acted = ask_patiently(loaded, UpTunnel(tunnel), Acted, f"bringing {tunnel} up")
+    try:
+        acted = ask_patiently(loaded, UpTunnel(tunnel), Acted, f"bringing {tunnel} up")
+    except Refused as error:
+        raise Refused(f"{tunnel} is not up: {error} (`protego explain {tunnel}`)") from error
     print_acted(acted, as_json=as_json)
 
 

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from protego_cli.cli.render import (
     print_json,
+    show,
     size,
     tunnel_errors,
     tunnel_state,
@@ -26,11 +27,10 @@ def print_tunnels(tunnels: Sequence[TunnelStatus], of: int, *, as_json: bool) ->
     if as_json:
         print_json(msgspec.to_builtins(tunnels))
         return
-    console = wide_console()
     if tunnels:
-        console.print(tunnel_table(tunnels, console), *tunnel_errors(tunnels), sep="\n")
+        show(tunnel_table(tunnels, wide_console()), *tunnel_errors(tunnels))
     else:
-        console.print(f"none of {of} tunnels" if of else "there are no tunnels")
+        show(f"none of {of} tunnels" if of else "there are no tunnels")
 
 
 def print_acted(acted: Acted, *, as_json: bool, verb: str = "") -> None:
@@ -55,7 +55,7 @@ def print_detail(detail: TunnelDetail, *, as_json: bool, clock: Callable[[], flo
         del document["type"]  # the tag of the control channel
         print_json(document)
     else:
-        wide_console().print(detail_view(detail, clock()))
+        show(detail_view(detail, clock()))
 
 
 def detail_view(detail: TunnelDetail, now: float) -> RenderableType:

@@ -28,6 +28,7 @@ from protego_cli.control.messages import (
     AnyRecord,
     AnyRequest,
     DownTunnel,
+    Explain,
     Failed,
     GetEvents,
     GetMarks,
@@ -57,7 +58,7 @@ __all__ = ["Fabric", "FabricObserver", "NodeDown", "NodeState", "OperatorRequest
 log = logging.getLogger(__name__)
 
 OperatorRequest = (
-    GetStatus | Migrate | ListNames | GetEvents | ShowTunnel | UpTunnel | DownTunnel | RekeyTunnel
+    GetStatus | Migrate | ListNames | GetEvents | Explain | ShowTunnel | UpTunnel | DownTunnel | RekeyTunnel
 )
 OperatorHandler = Callable[[OperatorRequest], Awaitable[Reply]]
 

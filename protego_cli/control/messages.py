@@ -429,6 +429,44 @@ class TunnelDetail(Reply, frozen=True):
     child_sas: tuple[ChildSaDetail, ...]
 
 
+class Explain(Request, frozen=True):
+    """The last negotiations of a tunnel; None: those that were no tunnel's."""
+
+    tunnel: str | None = None
+
+
+class ExplanationRow(msgspec.Struct, frozen=True):
+    topic: str
+    ours: str
+    theirs: str
+    result: str  # "agreed", "differs", what was agreed, or nothing
+
+
+class Explanation(msgspec.Struct, frozen=True):
+    """One negotiation."""
+
+    tunnel: str | None
+    time: float  # wall time
+    exchange: str  # how far it came
+    initiator: str  # "gateway" or "peer"
+    local: str  # address:port
+    peer: str
+    nat: bool  # the peer is behind one
+    authentic: bool  # the peer has proven itself; else anybody may have sent what is theirs
+    ok: bool
+    result: str
+    notify: str | None
+    rows: tuple[ExplanationRow, ...]
+    advice: tuple[str, ...]
+
+
+class Explanations(Reply, frozen=True):
+    """The newest first."""
+
+    status: TunnelStatus | None
+    found: tuple[Explanation, ...]
+
+
 class UpTunnel(Request, frozen=True):
     tunnel: str
 
@@ -515,6 +553,7 @@ AnyRequest = (
     | ListNames
     | GetEvents
     | ShowTunnel
+    | Explain
     | UpTunnel
     | DownTunnel
     | RekeyTunnel
@@ -532,4 +571,5 @@ AnyReply = (
     | Events
     | TunnelDetail
     | Acted
+    | Explanations
 )

@@ -26,6 +26,7 @@ from protego_cli.control.placement import Packer
 from protego_cli.control.ranges import SealingRanges
 from protego_cli.control.seats import Seats
 from protego_cli.control.spis import SpiAllocator
+from protego_cli.control.strangers import Strangers
 from protego_cli.control.tunnel import Placed, Tunnel
 from protego_cli.errors import ProtegoError
 from protego_cli.ike.events import ChildSa
@@ -61,6 +62,7 @@ class Sad:
             [gin.name for gin in cluster.nodes_of("gin")],
             [gen.name for gen in cluster.nodes_of("gen")],
         )
+        self.strangers = Strangers()
         self._ranges = SealingRanges()
         self._linger = cluster.ike.linger
         self._tasks = tasks

@@ -10,10 +10,13 @@ import trio
 from protego_cli.config.model import Node
 from protego_cli.control.commands import Commands
 from protego_cli.control.detail import tunnel_detail
+from protego_cli.control.explain import explain
 from protego_cli.control.fabric import NodeState, OperatorRequest
 from protego_cli.control.messages import (
     Acted,
     DownTunnel,
+    Explain,
+    Explanations,
     GetEvents,
     GetStatus,
     ListNames,
@@ -65,12 +68,22 @@ class Operations:
             case ShowTunnel():
                 tunnel = self._migrations.find(request.tunnel)
                 return tunnel_detail(tunnel, self._tunnel(tunnel), self._commands.ike_sas(tunnel))
+            case Explain():
+                return self._explain(request.tunnel)
             case UpTunnel() | DownTunnel() | RekeyTunnel():
                 return await self._act(request)
             case GetEvents():
                 return await self._sad.events.answer(request)
             case Migrate():
                 return await self._migrations.migrate(request.tunnel, request.to)
+
+    def _explain(self, name: str | None) -> Explanations:
+        if name is None:
+            return Explanations(None, tuple(explain(r, None, at) for at, r in self._sad.strangers))
+        tunnel = self._migrations.find(name)
+        newest = sorted(tunnel.negotiations.values(), key=lambda entry: entry[0], reverse=True)
+        found = tuple(explain(record, tunnel.config, at) for at, record in newest)
+        return Explanations(self._tunnel(tunnel), found)
 
     async def _act(self, request: UpTunnel | DownTunnel | RekeyTunnel) -> Acted:
         name, note, begun = request.tunnel, None, trio.current_time()

@@ -19,6 +19,7 @@ from protego_cli.config.model import TunnelConfig
 from protego_cli.control.messages import SaUsage
 from protego_cli.control.ranges import SealingRange
 from protego_cli.ike.events import ChildSa
+from protego_cli.ike.record import Negotiation
 
 MOVES: Final = 64  # remembered of one tunnel
 
@@ -109,6 +110,7 @@ class Tunnel:
         self.offers = 0  # requests of the peer that are being worked on
         self.dialling = False
         self.held = False  # taken down by the operator, until he lets it up again
+        self.negotiations: dict[str, tuple[float, Negotiation]] = {}  # the last of each sort, with wall time
         self.error: str | None = None  # why the last negotiation failed
         self.moves: deque[float] = deque(maxlen=MOVES)  # when it was moved lately
         self.moving = trio.Lock()  # held by a rekey of ours, from its first step to its last

@@ -36,10 +36,12 @@ from protego_cli.ike.events import (
     IkeClosed,
     IkeEstablished,
     IkeRekeyed,
+    Negotiated,
     NegotiationFailed,
     PeerMoved,
 )
 from protego_cli.ike.narrowing import covered
+from protego_cli.ike.record import Negotiation
 from protego_cli.wire.notifies import notify_name
 
 log = logging.getLogger(__name__)
@@ -79,6 +81,8 @@ class Tunnels:
         match event:
             case NegotiationFailed():
                 self._negotiation_failed(event)
+            case Negotiated():
+                self._negotiated(event.record)
             case IkeEstablished():
                 if tunnel := self._sad.tunnels.get(event.tunnel):
                     self._ike_established(tunnel, event)
@@ -117,6 +121,19 @@ class Tunnels:
         tunnel = self._sad.tunnels.get(event.tunnel or "")
         if tunnel is not None:
             tunnel.error = event.detail
+
+    def _negotiated(self, record: Negotiation) -> None:
+        """Remember it for `protego explain`. What anybody may send hides nothing that a peer has proven."""
+        now = self._sad.events.clock()
+        tunnel = self._sad.tunnels.get(record.tunnel or "")
+        if tunnel is None:
+            self._sad.strangers.add(now, record)
+            return
+        if record.exchange == "CREATE_CHILD_SA":
+            sort = "rekey"
+        else:
+            sort = "handshake" if record.authentic or record.initiator else "unproven"
+        tunnel.negotiations[sort] = now, record
 
     def ike_rekeyed(self, event: IkeRekeyed) -> None:
         self._sad.events.emit(

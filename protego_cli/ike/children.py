@@ -19,6 +19,7 @@ from protego_cli.ike.keys import child_keys
 from protego_cli.ike.message import Payloads
 from protego_cli.ike.narrowing import covered, describe, narrow
 from protego_cli.ike.negotiation import ESP_SPI_LENGTH, choose, confirm, difference, without_groups
+from protego_cli.ike.record import Selectors, Story, bid, few
 from protego_cli.wire.payloads import Sa, TsI, TsR
 from protego_cli.wire.proposals import Proposal
 from protego_cli.wire.selectors import TrafficSelector
@@ -117,16 +118,19 @@ class Terms:
     remote_ts: tuple[TrafficSelector, ...]
 
 
-def terms_for(sa: IkeSa, payloads: Payloads, *, in_auth: bool) -> Terms:
+def terms_for(sa: IkeSa, payloads: Payloads, story: Story, *, in_auth: bool) -> Terms:
     """What we grant a peer that asks. Raises NoProposalChosen and TsUnacceptable, saying what differed."""
     policy, registry = sa.tunnel.policy, sa.context.registry
     offered = payloads.one(Sa).proposals
     ours = without_groups(sa.tunnel.esp) if in_auth else sa.tunnel.esp
     chosen = choose(ours, offered, ESP_SPI_LENGTH, ignore_groups=in_auth)
+    story.esp = bid(registry, ours, offered, chosen.suite if chosen else None, ignore_groups=in_auth)
     if chosen is None:
         raise NoProposalChosen(difference(ours, offered, registry, ignore_groups=in_auth))
     theirs, wanted = payloads.one(TsI).selectors, payloads.one(TsR).selectors
     remote_ts, local_ts = narrow(theirs, policy.remote_ts), narrow(wanted, policy.local_ts)
+    ours_ts = policy.local_ts, policy.remote_ts
+    story.selectors = Selectors(*ours_ts, few(wanted), few(theirs), few(local_ts), few(remote_ts))
     if not local_ts or not remote_ts:
         raise TsUnacceptable(
             f"ours: local {describe(policy.local_ts)}, remote {describe(policy.remote_ts)}; "
@@ -136,7 +140,9 @@ def terms_for(sa: IkeSa, payloads: Payloads, *, in_auth: bool) -> Terms:
 
 
 def terms_answered(
+    sa: IkeSa,
     payloads: Payloads,
+    story: Story,
     suites: Sequence[EspProposal],
     local_ts: Sequence[TrafficSelector],
     remote_ts: Sequence[TrafficSelector],
@@ -144,10 +150,14 @@ def terms_answered(
     in_auth: bool,
 ) -> Terms:
     """What the peer granted of what we asked for. Raises InvalidSyntax when we did not ask for it."""
-    chosen = confirm(suites, payloads.one(Sa).proposals, ESP_SPI_LENGTH, ignore_groups=in_auth)
+    answered = payloads.one(Sa).proposals
+    chosen = confirm(suites, answered, ESP_SPI_LENGTH, ignore_groups=in_auth)
+    story.esp = bid(sa.context.registry, suites, answered, chosen.suite if chosen else None)
     if chosen is None:
         raise InvalidSyntax("the peer chose an ESP proposal that was not offered")
     local, remote = payloads.one(TsI).selectors, payloads.one(TsR).selectors
+    theirs = few(local), few(remote)
+    story.selectors = Selectors(tuple(local_ts), tuple(remote_ts), *theirs, *theirs)
     if not local or not remote or not covered(local, local_ts) or not covered(remote, remote_ts):
         raise InvalidSyntax(
             f"the peer granted local {describe(local)}, remote {describe(remote)}, beyond "

@@ -12,10 +12,11 @@ from protego_cli.config.model import IkeSettings
 from protego_cli.counters import Counters
 from protego_cli.crypto.algorithms import RandomSource, Registry
 from protego_cli.ike.cookies import Cookies
-from protego_cli.ike.events import Datagram, Event, NegotiationFailed, Path
+from protego_cli.ike.events import Datagram, Event, Negotiated, NegotiationFailed, Path
 from protego_cli.ike.half_open import HalfOpen
 from protego_cli.ike.negotiation import IKE_SPI_LENGTH
 from protego_cli.ike.policies import Policies
+from protego_cli.ike.record import Negotiation
 
 if TYPE_CHECKING:
     from protego_cli.ike.sa import IkeSa
@@ -85,11 +86,11 @@ class Context:
     def emit(self, event: Event) -> None:
         self.events.append(event)
 
-    def report_untrusted(self, event: NegotiationFailed, now: float) -> None:
+    def report_untrusted(self, event: NegotiationFailed, record: Negotiation, now: float) -> None:
         """Emit what an unproven peer caused, no more often than a person could want to read."""
         second, reports = self._reports
         if int(now) != second:
             second, reports = int(now), 0
         if reports < _REPORTS_PER_SECOND:
-            self.events.append(event)
+            self.events += (event, Negotiated(record))
         self._reports = (second, reports + 1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from protego_cli.ike.record import Negotiation
 from protego_cli.wire.selectors import TrafficSelector
 
 
@@ -190,6 +191,13 @@ class NegotiationFailed:
 
 
 @dataclass(frozen=True)
+class Negotiated:
+    """A negotiation has ended, well or not: what each side wanted. For `protego explain`."""
+
+    record: Negotiation
+
+
+@dataclass(frozen=True)
 class PeerMoved:
     """The peer's address or port changed, proven by an authenticated message (RFC 7296 2.23)."""
 
@@ -209,5 +217,6 @@ Event = (
     | Alive
     | ExchangeFailed
     | NegotiationFailed
+    | Negotiated
     | PeerMoved
 )

@@ -90,4 +90,6 @@ class Identity:
         if self.kind in _TEXTUAL:  # a peer may send anything: nothing of it may act on a terminal
             text = self.data.decode("ascii", "backslashreplace")
             return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+        if self.kind == IdKind.KEY_ID:
+            return f"@#{self.data.hex()}"
         return f"{self.kind}#{self.data.hex()}"

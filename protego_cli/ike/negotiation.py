@@ -104,7 +104,7 @@ def choose(
         for proposal in offered:
             if proposal.protocol != protocol or len(proposal.spi) != spi_length:
                 continue
-            theirs = _without_groups(proposal.transforms) if ignore_groups else proposal.transforms
+            theirs = without_ke(proposal.transforms) if ignore_groups else proposal.transforms
             answer = _match(transforms(suite), theirs)
             if answer is not None:
                 return Chosen(suite, Proposal(proposal.number, protocol, b"", answer), proposal.spi)
@@ -133,7 +133,7 @@ def difference(
     """Why nothing was chosen: both sides' proposals, and the types of transform with nothing in common."""
     ours = [transforms(suite) for suite in suites]
     theirs = [
-        _without_groups(proposal.transforms) if ignore_groups else proposal.transforms for proposal in offered
+        without_ke(proposal.transforms) if ignore_groups else proposal.transforms for proposal in offered
     ]
     text = f"ours: {_listing(ours, registry)}; theirs: {_listing(theirs, registry)}"
     clashes = []
@@ -146,7 +146,7 @@ def difference(
     return f"{text}; differs: {', '.join(clashes) or 'no proposal of theirs holds all of one of ours'}"
 
 
-def _without_groups(offered: Sequence[Transform]) -> tuple[Transform, ...]:
+def without_ke(offered: Sequence[Transform]) -> tuple[Transform, ...]:
     return tuple(transform for transform in offered if transform.type != TransformType.KE)
 
 
@@ -164,15 +164,16 @@ def _match(wanted: Sequence[Transform], offered: Sequence[Transform]) -> tuple[T
 
 
 def _listing(proposals: Iterable[Iterable[Transform]], registry: Registry) -> str:
-    shown = [" ".join(_name(t, registry) for t in proposal) for proposal in proposals]
+    shown = [" ".join(name_of(t, registry) for t in proposal) for proposal in proposals]
     return " | ".join(dict.fromkeys(shown)) or "nothing"
 
 
 def _names(found: Iterable[Transform], registry: Registry) -> str:
-    return "/".join(_name(transform, registry) for transform in found) or "nothing"
+    return "/".join(name_of(transform, registry) for transform in found) or "nothing"
 
 
-def _name(transform: Transform, registry: Registry) -> str:
+def name_of(transform: Transform, registry: Registry) -> str:
+    """Its keyword, or the name that it has elsewhere."""
     algorithm = registry.find(transform.type, transform.id, transform.key_bits)
     if algorithm is not None:
         return algorithm.keyword

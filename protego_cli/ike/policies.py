@@ -46,6 +46,11 @@ class Policies:
         """Tunnels whose peer may be at this address, those that name it before those for any."""
         return [*self._by_remote.get(remote, ()), *self._by_remote.get(None, ())]
 
+    def alone_at(self, remote: str) -> str | None:
+        """The tunnel whose peer is at this address by its configuration, where there is just one."""
+        found = self._by_remote.get(remote, ())
+        return found[0].name if len(found) == 1 else None
+
     def between(self, remote: str, remote_id: Identity, local_id: Identity | None) -> list[Tunnel]:
         """Of these, the ones for a peer that is `remote_id` and, if it said so, expects `local_id`."""
         return [

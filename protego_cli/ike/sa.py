@@ -30,6 +30,7 @@ from protego_cli.ike.keys import IkeKeys
 from protego_cli.ike.lifetimes import retry_pause, soft_limit
 from protego_cli.ike.policies import Tunnel
 from protego_cli.ike.protect import Opener, Sealer
+from protego_cli.ike.record import Story
 from protego_cli.ike.succession import Rival, hand_over
 from protego_cli.ike.transitions import SENDS, State, Trigger, after
 from protego_cli.ike.window import ReceiveWindow, SendWindow
@@ -83,6 +84,7 @@ class IkeSa:
         self.handshake: Handshake | None = None
         self.security: Security | None = None
         self.peer_natted = False
+        self.story = Story()  # of the handshake
         self.sender = SendWindow(context.settings)
         self.receiver = ReceiveWindow()
         self.children: dict[int, Child] = {}  # by inbound SPI

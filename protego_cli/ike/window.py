@@ -67,6 +67,11 @@ class SendWindow:
         return self._id > LAST_ID
 
     @property
+    def sent(self) -> int:
+        """How often the last request has been sent."""
+        return self._sent + 1
+
+    @property
     def outstanding(self) -> bool:
         return self._datagram is not None
 

@@ -9,6 +9,7 @@ the figures of docs/benchmarks.md only with PROTEGO_ACCEPTANCE=1 (`make acceptan
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
@@ -217,18 +218,68 @@ def test_peer_leaves_and_returns(tmp_path: Path) -> None:
             place.wait_tunnel("down")
 
 
+def test_the_operator_takes_it_down_and_up(tmp_path: Path) -> None:
+    with site(tmp_path) as place:
+        place.swan.load(swanctl_conf())
+        place.swan.initiate()
+        place.wait_tunnel()
+        place.protego("tunnel", "down", "acme/hq")
+        assert place.tunnel()["held"]
+        wait_until(lambda: "ESTABLISHED" not in place.swan.sas(), "the peer has let go", every=0.1)
+        with pytest.raises(CommandFailed):
+            place.swan.initiate()
+        assert "N(AUTH_FAILED)" in place.swan.log
+        place.kill("gmn-1")
+        place.start("gmn-1")
+        wait_until(place.nodes_up, "every node up again", every=0.2)
+        assert place.tunnel()["held"]
+        place.protego("tunnel", "up", "acme/hq")  # we dial
+        place.wait_tunnel("up")
+        place.ping()
+        place.protego("tunnel", "rekey", "acme/hq")
+        place.protego("tunnel", "rekey", "acme/hq", "--ike")
+        place.ping()
+        wait_until(lambda: len(place.swan.child_spis()) == 1, "the old CHILD_SA deleted")
+
+
+def explanation(place: Site) -> dict[str, Any]:
+    """Of the last negotiation, which has failed."""
+    document = json.loads(place.protego("explain", "acme/hq", "--json"))
+    assert "pre-shared-key" not in json.dumps(document)
+    assert not document["found"][0]["ok"]
+    return dict(document["found"][0])
+
+
 @pytest.mark.parametrize(
-    ("change", "on_the_wire", "told"),
+    ("change", "on_the_wire", "told", "topic", "advice"),
     [
-        ({"psk": "quite-another-pre-shared-key"}, "AUTH_FAILED", "pre-shared key"),
-        ({"ike": "aes128gcm16-prfsha256-x25519"}, "NO_PROP", "ENCR aes256gcm16 against aes128gcm16"),
-        ({"esp": "aes128gcm16"}, "NO_PROP", "aes256gcm16"),
-        ({"local_ts": "10.77.0.0/24"}, "TS_UNACCEPT", "10.2.0.0/24"),
+        (
+            {"psk": "quite-another-pre-shared-key"},
+            *("AUTH_FAILED", "pre-shared key", "pre-shared key", "there: secrets { ike { secret = … } }"),
+        ),
+        (
+            {"ike": "aes128gcm16-prfsha256-x25519"},
+            *("NO_PROP", "ENCR aes256gcm16 against aes128gcm16", "IKE cipher"),
+            "there: proposals = aes256gcm16-prfsha256-x25519",
+        ),
+        (
+            {"esp": "aes128gcm16"},
+            *(
+                "NO_PROP",
+                "aes256gcm16",
+                "ESP cipher",
+                "there: esp_proposals = aes256gcm16-x25519,aes256gcm16",
+            ),
+        ),
+        (
+            {"local_ts": "10.77.0.0/24"},
+            *("TS_UNACCEPT", "10.2.0.0/24", "remote selector", "there: local_ts = 10.2.0.0/24,fd00:2::/64"),
+        ),
     ],
     ids=["psk", "ike-proposal", "esp-proposal", "selectors"],
 )
 def test_mismatch_is_told_on_the_wire_in_the_log_and_in_status(
-    tmp_path: Path, change: dict[str, str], on_the_wire: str, told: str
+    tmp_path: Path, change: dict[str, str], on_the_wire: str, told: str, topic: str, advice: str
 ) -> None:
     with site(tmp_path) as place:
         place.swan.load(swanctl_conf(**change))
@@ -240,6 +291,16 @@ def test_mismatch_is_told_on_the_wire_in_the_log_and_in_status(
         assert told in tunnel["error"]
         assert "acme/hq" in place.log("gmn-1")
         assert told in place.log("gmn-1")
+        explained = explanation(place)
+        assert explained["initiator"] == "peer"
+        assert topic in [row["topic"] for row in explained["rows"] if row["result"] == "differs"]
+        assert advice in explained["advice"]
+        # Now we dial: the peer refuses, and what it wants it does not tell.
+        with pytest.raises(CommandFailed, match=r"acme/hq is not up: the peer answered"):
+            place.protego("tunnel", "up", "acme/hq")
+        explained = explanation(place)
+        assert explained["initiator"] == "gateway"
+        assert advice in explained["advice"]
         # The fault is the only one: with it mended the same peer comes up.
         wait_until(lambda: "ESTABLISHED" not in place.swan.sas(), "no IKE_SA without CHILD_SA", every=0.1)
         place.swan.load(swanctl_conf())

@@ -31,12 +31,14 @@ from protego_cli.ike.events import (
     IkeClosed,
     IkeEstablished,
     IkeRekeyed,
+    Negotiated,
     NegotiationFailed,
     Path,
     PeerMoved,
     Policy,
 )
 from protego_cli.ike.exchanges.create_child import Selectors
+from protego_cli.ike.record import Negotiation
 
 REGISTRY = Registry(("builtin", algorithm) for algorithm in ALGORITHMS)
 DEFAULTS = IkeSettings()
@@ -144,6 +146,7 @@ class Site:
     hold: bool = False  # leave tickets to the test
     tidy: bool = False  # delete a CHILD_SA as soon as a rekey of ours has replaced it
     events: list[Event] = field(default_factory=list)
+    records: list[Negotiation] = field(default_factory=list)
     ikes: dict[int, IkeEstablished] = field(default_factory=dict)
     children: dict[int, ChildSa] = field(default_factory=dict)
     tickets: list[ChildOffered | ChildDeleteOffered] = field(default_factory=list)
@@ -237,6 +240,9 @@ class Site:
     def settle(self) -> None:
         """Do what a driver does after each call of the engine."""
         while (event := self.engine.next_event()) is not None:
+            if isinstance(event, Negotiated):
+                self.records.append(event.record)
+                continue
             self.events.append(event)
             self._handle(event)
         for datagram in self.engine.datagrams_to_send():

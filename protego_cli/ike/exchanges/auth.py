@@ -12,6 +12,7 @@ IKE_SA exists. The CHILD_SA is offered to the driver, and our half of the proof 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from protego_cli.errors import (
@@ -30,13 +31,23 @@ from protego_cli.ike.children import (
     terms_for,
     with_spi,
 )
-from protego_cli.ike.events import ChildEstablished, ChildOffered, NegotiationFailed
+from protego_cli.ike.events import ChildEstablished, ChildOffered, Negotiated, NegotiationFailed
 from protego_cli.ike.exchanges.base import Exchange, ExchangeState
 from protego_cli.ike.exchanges.delete import Withdraw
 from protego_cli.ike.identities import Identity
 from protego_cli.ike.message import Payloads
 from protego_cli.ike.narrowing import describe
 from protego_cli.ike.negotiation import propose, without_groups
+from protego_cli.ike.record import (
+    Failure,
+    Identities,
+    Negotiation,
+    Selectors,
+    Story,
+    bid,
+    introduced,
+    tell,
+)
 from protego_cli.ike.transitions import Trigger
 from protego_cli.wire.notifies import NotifyType, notify_name
 from protego_cli.wire.payloads import Auth, ExchangeType, IdI, IdR, Notify, Payload, Sa, TsI, TsR
@@ -54,6 +65,8 @@ class Authenticate(Exchange):
     def __init__(self, token: int | None, spi_in: int) -> None:
         super().__init__(token)
         self._spi_in = spi_in
+        self._answered = False
+        self._ours = False  # what fails, fails by our judgement
 
     def build(self, sa: IkeSa, now: float) -> Sequence[Payload]:
         tunnel = sa.tunnel
@@ -70,7 +83,25 @@ class Authenticate(Exchange):
             TsR(policy.remote_ts),
         )
 
+    def fail(self, sa: IkeSa, detail: str, notify: int | None = None) -> None:
+        self._tell(
+            sa, Failure(detail, notify, by_peer=not self._ours, sent=0 if self._answered else sa.sender.sent)
+        )
+        super().fail(sa, detail, notify)
+
+    def _tell(self, sa: IkeSa, failure: Failure | None = None) -> None:
+        tunnel, story, registry = sa.tunnel, sa.story, sa.context.registry
+        sa.story = Story()
+        if story.identities is None:
+            story.identities = Identities(str(tunnel.local_id), str(tunnel.remote_id), None, None)
+        if story.esp is None:
+            story.esp = bid(registry, without_groups(tunnel.esp))
+        if story.selectors is None:
+            story.selectors = Selectors(tunnel.policy.local_ts, tunnel.policy.remote_ts, None, None)
+        sa.context.emit(Negotiated(tell(sa, story, self.type, initiator=True, failure=failure)))
+
     def process(self, sa: IkeSa, payloads: Payloads, now: float) -> None:
+        self._answered = True
         auth, error = payloads.maybe(Auth), payloads.error()
         if auth is None:
             kind = error.kind if error else NotifyType.AUTHENTICATION_FAILED
@@ -79,6 +110,7 @@ class Authenticate(Exchange):
             return
         flaw = _flaw(sa, payloads.one(IdR), auth)
         if flaw is not None:
+            self._ours = True
             self.fail(sa, flaw, NotifyType.AUTHENTICATION_FAILED)
             sa.say_once((Notify(NotifyType.AUTHENTICATION_FAILED),))
             sa.close(flaw)
@@ -101,13 +133,17 @@ class Authenticate(Exchange):
         policy = sa.tunnel.policy
         suites = without_groups(sa.tunnel.esp)
         try:
-            terms = terms_answered(payloads, suites, policy.local_ts, policy.remote_ts, in_auth=True)
+            terms = terms_answered(
+                sa, payloads, sa.story, suites, policy.local_ts, policy.remote_ts, in_auth=True
+            )
         except InvalidSyntax as fault:
+            self._ours = True
             self.fail(sa, str(fault))
             sa.start(Withdraw(self._spi_in), now)
             return
         child = make_child(sa, terms, self._spi_in, nonces, initiator=True)
         sa.add_child(child)
+        self._tell(sa)
         if self.token is not None and sa.handle is not None:
             sa.context.emit(ChildEstablished(self.token, sa.handle, child.sa, None))
 
@@ -126,9 +162,13 @@ class AuthenticateState(ExchangeState, frozen=True, tag="auth"):
 def _flaw(sa: IkeSa, identity: IdR, auth: Auth) -> str | None:
     """Why the responder's proof does not hold."""
     claimed, expected = Identity.of(identity), sa.tunnel.remote_id
+    met = introduced((sa.tunnel,), claimed, None)
+    sa.story.identities = met
     if claimed.key != expected.key:
         return f"the peer calls itself {claimed}, ours expects {expected}"
-    if not sa.signer(initiator=False).verify(sa.tunnel.policy.psk, identity, auth):
+    proven = sa.signer(initiator=False).verify(sa.tunnel.policy.psk, identity, auth)
+    sa.story.identities = replace(met, proven=proven)
+    if not proven:
         return f"the peer's AUTH is wrong: {claimed} does not hold our pre-shared key"
     return None
 
@@ -141,8 +181,9 @@ def answer(sa: IkeSa, payloads: Payloads, now: float) -> None:
         sa.tunnel = _authenticate(sa, identity, payloads.maybe(IdR), auth, payloads)
     except ProtocolError as fault:
         sa.refuse(fault)
+        record = _end(sa, Failure(str(fault), fault.notify, by_peer=False))
         sa.context.report_untrusted(
-            NegotiationFailed(sa.name or None, sa.path, fault.notify, str(fault)), now
+            NegotiationFailed(record.tunnel, sa.path, fault.notify, str(fault)), record, now
         )
         sa.finish(str(fault), now)
         return
@@ -150,12 +191,19 @@ def answer(sa: IkeSa, payloads: Payloads, now: float) -> None:
         _close_others(sa)
     sa.report(None, now)
     try:
-        terms = terms_for(sa, payloads, in_auth=True)
+        terms = terms_for(sa, payloads, sa.story, in_auth=True)
     except (NoProposalChosen, TsUnacceptable) as fault:
         sa.context.emit(NegotiationFailed(sa.name, sa.path, fault.notify, str(fault)))
+        sa.context.emit(Negotiated(_end(sa, Failure(str(fault), fault.notify, by_peer=False))))
         _complete(sa, now, Notify(fault.notify, fault.data))
         return
     _offer(sa, terms, now)
+
+
+def _end(sa: IkeSa, failure: Failure | None = None) -> Negotiation:
+    """The record of a handshake that the peer began."""
+    story, sa.story = sa.story, Story()
+    return tell(sa, story, ExchangeType.IKE_AUTH, initiator=False, failure=failure)
 
 
 def _authenticate(
@@ -169,8 +217,9 @@ def _authenticate(
         for tunnel in sa.context.policies.between(sa.path.remote, claimed, wanted)
         if sa.suite in tunnel.ike
     ]
+    here = sa.context.policies.facing(sa.path.remote)
+    sa.story.identities = introduced(found or here, claimed, wanted)
     if not found:
-        here = sa.context.policies.facing(sa.path.remote)
         names = " | ".join(f"{tunnel.remote_id} to {tunnel.local_id}" for tunnel in here)
         raise AuthenticationFailed(
             f"no tunnel for {claimed} to {wanted or 'any of ours'} with {sa.suite}; "
@@ -181,6 +230,8 @@ def _authenticate(
         raise AuthenticationFailed(f"{claimed} wants EAP, ours is a pre-shared key")
     signer = sa.signer(initiator=True)
     proven = [tunnel for tunnel in found if signer.verify(tunnel.policy.psk, identity, auth)]
+    met = introduced(proven or found, claimed, wanted)
+    sa.story.identities = replace(met, proven=bool(proven))
     if not proven:
         raise AuthenticationFailed(f"AUTH of {claimed} is wrong: its pre-shared key is not ours")
     admitted = [tunnel for tunnel in proven if tunnel.name not in sa.context.barred]
@@ -194,7 +245,7 @@ def _usable(sa: IkeSa, tunnel: Tunnel, payloads: Payloads) -> bool:
     """Whether a CHILD_SA of this tunnel would come of the request."""
     sa.tunnel = tunnel
     try:
-        terms_for(sa, payloads, in_auth=True)
+        terms_for(sa, payloads, Story(), in_auth=True)
     except (NoProposalChosen, TsUnacceptable):
         return False
     return True
@@ -213,6 +264,7 @@ def _offer(sa: IkeSa, terms: Terms, now: float) -> None:
         _accept(sa, terms, child, now)
 
     def reject(error: ProtocolError, now: float) -> None:
+        sa.context.emit(Negotiated(_end(sa, Failure(str(error), error.notify, by_peer=False))))
         _complete(sa, now, Notify(error.notify, error.data))
         sa.pump(now)
 
@@ -222,6 +274,7 @@ def _offer(sa: IkeSa, terms: Terms, now: float) -> None:
 
 def _accept(sa: IkeSa, terms: Terms, child: Child, now: float) -> None:
     sa.add_child(child)
+    sa.context.emit(Negotiated(_end(sa)))
     chosen = with_spi(terms.answer, spi_bytes(child.sa.spi_in))
     _complete(sa, now, Sa((chosen,)), TsI(terms.remote_ts), TsR(terms.local_ts))
     sa.pump(now)

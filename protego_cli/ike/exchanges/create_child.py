@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING, NamedTuple
 from protego_cli.crypto.algorithms import KeGroup, Registry
 from protego_cli.crypto.proposal import EspProposal, parse_esp
 from protego_cli.crypto.shares import KeyShare
-from protego_cli.errors import InvalidKePayload, InvalidSyntax, NoAdditionalSas, ProtocolError, StateError
+from protego_cli.errors import (
+    InvalidKePayload,
+    InvalidSyntax,
+    NoAdditionalSas,
+    NoProposalChosen,
+    ProtocolError,
+    StateError,
+    TsUnacceptable,
+)
 from protego_cli.ike.children import (
     MAX_CHILDREN,
     Child,
@@ -28,11 +36,13 @@ from protego_cli.ike.children import (
     terms_for,
     with_spi,
 )
-from protego_cli.ike.events import ChildEstablished, ChildOffered
+from protego_cli.ike.events import ChildEstablished, ChildOffered, Negotiated
 from protego_cli.ike.exchanges.base import Exchange, ExchangeState
 from protego_cli.ike.exchanges.delete import Withdraw
 from protego_cli.ike.message import Payloads
 from protego_cli.ike.negotiation import propose
+from protego_cli.ike.record import Failure, Story, bid, tell
+from protego_cli.ike.record import Selectors as Wanted
 from protego_cli.wire.notifies import NotifyType, notify_name
 from protego_cli.wire.payloads import ExchangeType, Ke, Nonce, Notify, Payload, Sa, TsI, TsR
 from protego_cli.wire.selectors import TrafficSelector
@@ -109,15 +119,19 @@ class CreateChild(Exchange):
         if error is not None:
             self._refused(sa, error)
             return
+        story = Story()
         try:
             nonce = payloads.one(Nonce).data
-            terms = terms_answered(payloads, self._suites, *self._selectors, in_auth=False)
+            terms = terms_answered(sa, payloads, story, self._suites, *self._selectors, in_auth=False)
             shared = self._agree(terms, payloads.maybe(Ke))
         except InvalidSyntax as fault:
-            self.fail(sa, f"the peer's answer is not valid: {fault}")
+            detail = f"the peer's answer is not valid: {fault}"
+            record(sa, story, initiator=True, failure=Failure(detail, None, by_peer=False))
+            self.fail(sa, detail)
             sa.start(Withdraw(self._spi_in), now)
             return
         child = make_child(sa, terms, self._spi_in, (self._nonce, nonce), initiator=True, shared=shared)
+        record(sa, story, initiator=True)
         self.establish(sa, child, min(self._nonce, nonce), now)
 
     def _refused(self, sa: IkeSa, error: Notify) -> None:
@@ -128,7 +142,11 @@ class CreateChild(Exchange):
             sa.queue.appendleft(self)
             return
         offered = " | ".join(str(suite) for suite in self._suites)
-        self.fail(sa, f"the peer answered {notify_name(error.kind)}; ours: {offered}", error.kind)
+        detail = f"the peer answered {notify_name(error.kind)}; ours: {offered}"
+        wanted = Wanted(*self._selectors, None, None)
+        story = Story(esp=bid(sa.context.registry, self._suites), selectors=wanted)
+        record(sa, story, initiator=True, failure=Failure(detail, error.kind, by_peer=True))
+        self.fail(sa, detail, error.kind)
 
     def _wanted(self, error: Notify) -> KeGroup | None:
         if error.kind != NotifyType.INVALID_KE_PAYLOAD:
@@ -202,11 +220,23 @@ class Grant(NamedTuple):
     response: tuple[Payload, ...]
 
 
+def record(sa: IkeSa, story: Story, *, initiator: bool, failure: Failure | None = None) -> None:
+    """What has come of a negotiation, for people."""
+    told = tell(sa, story, CreateChild.type, initiator=initiator, failure=failure)
+    sa.context.emit(Negotiated(told))
+
+
 def grant(sa: IkeSa, payloads: Payloads) -> Grant:
     """Agree to what the peer asks for, new or rekeyed. Raises ProtocolError."""
     if len(sa.children) >= MAX_CHILDREN:
         raise NoAdditionalSas(f"{MAX_CHILDREN} CHILD_SAs stand already")
-    terms = terms_for(sa, payloads, in_auth=False)
+    story = Story()
+    try:
+        terms = terms_for(sa, payloads, story, in_auth=False)
+    except (NoProposalChosen, TsUnacceptable) as fault:
+        record(sa, story, initiator=False, failure=Failure(str(fault), fault.notify, by_peer=False))
+        raise
+    record(sa, story, initiator=False)
     nonce, mine = payloads.one(Nonce).data, sa.context.new_nonce()
     ke, shared = _exchange_keys(sa, terms, payloads.maybe(Ke))
     spi_in = sa.context.allocate_spi()

@@ -18,13 +18,14 @@ from protego_cli.crypto.proposal import IkeProposal, parse_ike
 from protego_cli.crypto.shares import KeyShare
 from protego_cli.errors import InvalidKePayload, Malformed, NoProposalChosen, ProtocolError, StateError
 from protego_cli.ike.context import NO_SPI, Context
-from protego_cli.ike.events import NegotiationFailed, Path
+from protego_cli.ike.events import Negotiated, NegotiationFailed, Path
 from protego_cli.ike.exchanges.auth import Authenticate
 from protego_cli.ike.exchanges.base import Exchange, ExchangeState
 from protego_cli.ike.keys import ike_keys, skeyseed
 from protego_cli.ike.message import Payloads
 from protego_cli.ike.natd import detect, floated, natd_payloads
 from protego_cli.ike.negotiation import choose, confirm, difference, propose
+from protego_cli.ike.record import Failure, Story, bid, tell, unanswered
 from protego_cli.ike.sa import Handshake, IkeSa
 from protego_cli.ike.transitions import State, Trigger
 from protego_cli.ike.window import ReceiveWindow
@@ -72,8 +73,12 @@ class Dial(Exchange):
         raise RuntimeError("IKE_SA_INIT has no authentic response")
 
     def fail(self, sa: IkeSa, detail: str, notify: int | None = None) -> None:
+        sent = 0 if self._refusal else sa.sender.sent
         if self._refusal is not None and notify is None:
             notify, detail = self._refusal
+        sa.story.ike = bid(sa.context.registry, self._suites)
+        failure = Failure(detail, notify, by_peer=True, sent=sent)
+        sa.context.emit(Negotiated(tell(sa, sa.story, self.type, initiator=True, failure=failure)))
         super().fail(sa, detail, notify)
 
     def receive_untrusted(self, sa: IkeSa, header: Header, data: bytes, path: Path, now: float) -> None:
@@ -144,6 +149,7 @@ class Dial(Exchange):
         shared = share.shared(ke.data)
         sa.spi_r = header.spi_r
         handshake.nonce_r, handshake.response = nonce.data, data
+        sa.story.ike = bid(sa.context.registry, self._suites, payloads.one(Sa).proposals, chosen.suite)
         _derive(sa, chosen.suite, handshake, shared)
         nat = detect(sa.spi_i, sa.spi_r, path, payloads.notifies())
         sa.peer_natted = nat.remote
@@ -231,7 +237,7 @@ def _invite(
         cookie = context.cookies.make(path.remote, header.spi_i, nonce.data, now)
         _reply(context, header, path, Notify(NotifyType.COOKIE, cookie))
         return
-    suite, answer = _choose(context, offer, path, now)
+    suite, answer, story = _choose(context, offer, path, now)
     if ke.group != suite.group.transform_id:
         wanted = suite.group.transform_id.to_bytes(2, "big")
         raise InvalidKePayload(f"group {ke.group} instead of {suite.group.keyword}", data=wanted)
@@ -240,6 +246,7 @@ def _invite(
 
     sa = IkeSa(context, path, header.spi_i, context.new_spi(), initiator=False)
     sa.handshake = Handshake(nonce.data, context.new_nonce(), request=data)
+    sa.story = story
     sa.peer_natted = detect(sa.spi_i, NO_SPI, path, payloads.notifies()).remote
     _derive(sa, suite, sa.handshake, shared)
     response = (
@@ -265,20 +272,24 @@ def _proven(
     return cookie is not None and context.cookies.valid(cookie.data, path.remote, header.spi_i, nonce, now)
 
 
-def _choose(context: Context, offer: Sa, path: Path, now: float) -> tuple[IkeProposal, Proposal]:
+def _choose(context: Context, offer: Sa, path: Path, now: float) -> tuple[IkeProposal, Proposal, Story]:
     """A suite of any tunnel this peer might be; which one it is, only IKE_AUTH tells."""
     tunnels = context.policies.facing(path.remote)
     suites = list(dict.fromkeys(suite for tunnel in tunnels for suite in tunnel.ike))
     chosen = choose(suites, offer.proposals, 0)
+    offers = bid(context.registry, suites, offer.proposals, chosen.suite if chosen else None)
     if chosen is not None:
-        return chosen.suite, chosen.answer
+        return chosen.suite, chosen.answer, Story(offers)
     detail = (
         difference(suites, offer.proposals, context.registry)
         if tunnels
         else "no tunnel has a peer at this address"
     )
     name = tunnels[0].name if len(tunnels) == 1 else None
-    context.report_untrusted(NegotiationFailed(name, path, NotifyType.NO_PROPOSAL_CHOSEN, detail), now)
+    kind = NotifyType.NO_PROPOSAL_CHOSEN
+    failure = Failure(detail, kind, by_peer=False)
+    record = unanswered(name, path, offers if tunnels else None, failure)
+    context.report_untrusted(NegotiationFailed(name, path, kind, detail), record, now)
     raise NoProposalChosen(detail)
 
 
