@@ -14,7 +14,7 @@ import pytest
 from protego_cli.ike.events import ExchangeFailed, IkeClosed, NegotiationFailed
 from protego_cli.wire.notifies import NotifyType
 from tests.support.ike_pairs import GATEWAY, GATEWAY_POLICY, PEER, PEER_POLICY, TUNNEL, matched
-from tests.support.ike_restarts import MortalSite, record_ivs
+from tests.support.ike_restarts import Death, MortalSite, record_ivs
 from tests.support.network import CALM, DEFAULTS, Network, Weather
 
 PATIENT = msgspec.structs.replace(DEFAULTS, retransmit_tries=16, retransmit_base=1.3)
@@ -154,6 +154,43 @@ def test_a_gateway_that_dies_while_all_ends(seed: int) -> None:
         assert site.context.half_open.total == 0
         assert not site.stored
         assert site.engine.timer() is None
+
+
+def cross(world: World) -> None:
+    """Both rekey the CHILD_SA at once, or the IKE_SA, or one this and one that."""
+    for site in (world.gateway, world.peer):
+        if world.plan.random() < 0.5:
+            site.rekey_ike()
+        elif (spi_in := newest(site)) is not None:
+            site.rekey(spi_in, next(world.spis))
+
+
+@pytest.mark.parametrize("death", Death, ids=lambda death: death.name)
+@pytest.mark.parametrize("seed", range(8), ids=lambda seed: f"cross{seed}-")
+def test_a_gateway_that_dies_at_every_step_of_a_collision(
+    seed: int, death: Death, ivs: set[tuple[bytes, bytes]]
+) -> None:
+    """In one world after the other it lives for one call longer, until it has outlived all that happens."""
+    for calls in range(1, 40):
+        ivs.clear()  # the same world again
+        world = World(seed)
+        world.allow(0)
+        world.network.weather = CALM
+        world.gateway.hesitation = world.peer.hesitation = 0.0
+        world.connect()
+        world.gateway.doom = calls, death
+        cross(world)
+        world.network.settle(10)
+        if world.gateway.doom is not None:
+            assert calls > 4
+            return
+        world.calm_down()
+        assert len(world.gateway.ikes) == len(world.peer.ikes) == 1
+        assert matched(world.gateway, world.peer) == 1
+        unharmed(world.gateway, world.peer)
+        assert not world.gateway.of(IkeClosed)
+        assert not world.peer.of(IkeClosed)
+    raise AssertionError("it never comes to rest")
 
 
 def unharmed(*sites: MortalSite) -> None:

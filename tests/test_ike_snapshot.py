@@ -19,6 +19,7 @@ from protego_cli.crypto.proposal import parse_esp, parse_ike
 from protego_cli.crypto.shares import KeyShare
 from protego_cli.errors import StateError
 from protego_cli.ike import snapshot
+from protego_cli.ike.children import Child
 from protego_cli.ike.engine import Engine
 from protego_cli.ike.events import Datagram, Event, ExchangeFailed, IkeClosed
 from protego_cli.ike.exchanges.base import Exchange, ExchangeState
@@ -142,6 +143,47 @@ def test_it_goes_on_as_if_nothing_had_happened(scene: Callable[[], Scene]) -> No
         token = gateway.check_alive()
         network.settle(5)
         assert not isinstance(gateway.outcome(token), ExchangeFailed | None)
+
+
+def lineage(site: Site) -> dict[int, object]:
+    """What each CHILD_SA knows of itself and of others that stand."""
+    children = gateway_sa(site).children
+
+    def name(child: Child | None) -> int | None:
+        return child.sa.spi_in if child is not None and child.sa.spi_in in children else None
+
+    return {
+        spi_in: (
+            child.sa,
+            child.proposal,
+            child.deleting,
+            child.doomed,
+            name(child.successor),
+            child.theirs and (name(child.theirs.child), child.theirs.lowest, child.theirs.redundant),
+        )
+        for spi_in, child in children.items()
+    }
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_child_sas_know_one_another_again(seed: int) -> None:
+    """After a collision of rekeys nothing is deleted yet, but by whose rekey was redundant."""
+    network, gateway, peer = connected(seed)
+    gateway.rekey(gateway.child.spi_in, NEW)
+    peer.rekey(SPI, NEWER)
+    network.run(lambda: len(gateway.children) == len(peer.children) == 3)
+    assert len(gateway.children) == 3
+    before = lineage(gateway)
+    old = next(iter(before))
+    assert before[old][4:] != (None, None)  # type: ignore[index]  # a tuple
+    replant(gateway, fresh())
+    assert lineage(gateway) == before
+    for site in (gateway, peer):  # what has been rekeyed is not rekeyed again
+        spi_in = old if site is gateway else SPI
+        token = site.rekey(spi_in, 0x44444444)
+        network.settle(5)
+        assert isinstance(site.outcome(token), ExchangeFailed)
+    assert matched(gateway, peer) == 2
 
 
 @pytest.mark.parametrize(

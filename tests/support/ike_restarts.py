@@ -159,6 +159,7 @@ class MortalSite(Site):
     plan: Random = field(default_factory=Random)
     danger: float = 0.0  # of dying, after each call of the engine
     deaths: int = 0
+    doom: tuple[int, Death] | None = None  # after how many more calls, and how, it dies for certain
     hesitation: float = 0.0  # how often it takes its time with a ticket
     stored: dict[bytes, bytes] = field(default_factory=dict)
     died: list[Death] = field(default_factory=list)
@@ -194,7 +195,11 @@ class MortalSite(Site):
             self.events.append(event)
             self._handle(event)
         death = None
-        if self.deaths and self.plan.random() < self.danger:
+        if self.doom is not None:
+            calls, way = self.doom
+            self.doom = (calls - 1, way) if calls > 1 else None
+            death = way if calls == 1 else None
+        elif self.deaths and self.plan.random() < self.danger:
             death = self.plan.choice(list(Death))
         if death is Death.UNSTORED:
             self.die(death)
@@ -223,7 +228,7 @@ class MortalSite(Site):
         super()._handle(event)
 
     def die(self, death: Death) -> None:
-        self.deaths -= 1
+        self.deaths = max(0, self.deaths - 1)
         self.died.append(death)
         self.machine.up_at = self.now + self.plan.choice((0.0, 0.05, 0.7, 2.0))
 
