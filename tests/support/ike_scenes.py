@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
+
+import msgspec
 
 from protego_cli.ike.events import IkeClosed
 from protego_cli.ike.exchanges.delete import Withdraw
 from protego_cli.ike.sa import IkeSa
+from protego_cli.ike.snapshot import IkeSaState, capture
 from protego_cli.ike.transitions import State
 from tests.support.ike_pairs import GATEWAY, PEER, SPI, TUNNEL, connected, pair
 from tests.support.network import Network, Site
@@ -120,6 +124,15 @@ def withdrawing() -> Scene:
     return network, gateway, peer
 
 
+def crossing() -> Scene:
+    """Both rekey the IKE_SA, and the peer's new one stands before ours."""
+    network, gateway, peer = connected()
+    gateway.rekey_ike()
+    peer.rekey_ike()
+    network.run(lambda: len(gateway.context.by_spi) == 2)
+    return network, gateway, peer
+
+
 EXCHANGES: dict[str, Callable[[], Scene]] = {
     "Dial": dialled,
     "Authenticate": asked_to_prove,
@@ -138,3 +151,18 @@ def gateway_sa(site: Site) -> IkeSa:
     context = site.context
     (sa,) = context.by_handle.values() or context.by_spi.values()
     return sa
+
+
+# ---- what is stored
+
+
+def states(site: Site) -> list[bytes]:
+    return [capture(sa) for sa in site.context.by_spi.values()]
+
+
+def parsed(data: bytes) -> IkeSaState:
+    return msgspec.msgpack.decode(data[1:], type=IkeSaState)
+
+
+def changed(data: bytes, **changes: Any) -> bytes:
+    return data[:1] + msgspec.msgpack.encode(msgspec.structs.replace(parsed(data), **changes))
