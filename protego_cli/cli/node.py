@@ -9,6 +9,9 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
@@ -68,20 +71,34 @@ def up(
     ] = LogFormat.AUTO,
 ) -> None:
     """Run one node of the cluster, or this machine's GPNs, until SIGTERM or SIGINT."""
-    from protego_cli.cli.clusters import load_with_plugins
-    from protego_cli.cli.logs import configure_logging
-    from protego_cli.cli.serve import serve, serve_instances
+    with _ended_by_signals():
+        from protego_cli.cli.clusters import load_with_plugins
+        from protego_cli.cli.logs import configure_logging
+        from protego_cli.cli.serve import serve, serve_instances
 
-    loaded, plugins = load_with_plugins(cluster)
-    if instances is not None:
-        configure_logging(log_level.upper(), log_format.value, "gpn", "supervisor")
-        arguments = ["-c", os.fspath(loaded.file), "--log-level", log_level.value]
-        arguments += ["--log-format", log_format.value]
-        serve_instances(loaded, _group(loaded, role, name), _count(instances), arguments, lifeline=lifeline)
-        return
-    node = choose(loaded, role, name)
-    configure_logging(log_level.upper(), log_format.value, node.role, node.name)
-    serve(loaded, node, plugins, lifeline=lifeline)
+        loaded, plugins = load_with_plugins(cluster)
+        if instances is not None:
+            configure_logging(log_level.upper(), log_format.value, "gpn", "supervisor")
+            arguments = ["-c", os.fspath(loaded.file), "--log-level", log_level.value]
+            arguments += ["--log-format", log_format.value]
+            group, count = _group(loaded, role, name), _count(instances)
+            serve_instances(loaded, group, count, arguments, lifeline=lifeline)
+            return
+        node = choose(loaded, role, name)
+        configure_logging(log_level.upper(), log_format.value, node.role, node.name)
+        serve(loaded, node, plugins, lifeline=lifeline)
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Until trio takes the signals, and after it gives them back, there is nothing to end but the process."""
+    numbers = signal.SIGTERM, signal.SIGINT
+    before = [signal.signal(number, lambda *_: os._exit(0)) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def _group(cluster: Cluster, role: str | None, name: str | None) -> str | None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from protego_cli.config.model import Cluster
     from protego_cli.control.messages import Names
 
-COMPLETION_TIMEOUT = 0.5  # seconds to wait for the live cluster
+COMPLETION_TIMEOUT = 0.25  # seconds to wait for the live cluster; with the start, half a second
 
 ClusterFile = Annotated[
     Path | None,

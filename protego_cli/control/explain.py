@@ -68,10 +68,11 @@ def _rows(negotiation: Negotiation) -> Iterator[ExplanationRow]:
 def _bid_rows(protocol: str, bid: Bid) -> Iterator[ExplanationRow]:
     kinds = [kind for kind in _KINDS if _of(bid.ours, kind) or _of(bid.theirs or (), kind)]
     clash = False
+    chosen = bid.chosen.split("-") if bid.chosen else []
     for kind in kinds:
         ours, theirs = _of(bid.ours, kind), _of(bid.theirs or (), kind)
         common = [name for name in ours if name in theirs]
-        result = ""
+        result = next((name for name in ours if name in chosen), "")
         if bid.chosen is None and bid.theirs is not None:
             optional = not ours and (not theirs or "NONE" in theirs)
             result = "" if common or optional else "differs"
@@ -82,9 +83,7 @@ def _bid_rows(protocol: str, bid: Bid) -> Iterator[ExplanationRow]:
             UNKNOWN if bid.theirs is None else " ".join(theirs) or NOTHING,
             result,
         )
-    if bid.chosen is not None:
-        yield ExplanationRow(f"{protocol} agreed", "", "", bid.chosen)
-    elif bid.theirs is not None and not clash:
+    if bid.chosen is None and bid.theirs is not None and not clash:
         ours_all, theirs_all = " | ".join(map(_spelled, bid.ours)), " | ".join(map(_spelled, bid.theirs))
         yield ExplanationRow(f"{protocol} proposals", ours_all, theirs_all, "differs")
 
