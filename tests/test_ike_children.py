@@ -193,6 +193,25 @@ def test_both_ask_at_once_and_any_message_may_be_lost(number: int) -> None:
     assert matched(gateway, peer) == 3
 
 
+@pytest.mark.parametrize("rekey", [False, True])
+def test_a_delete_may_overtake_the_response(rekey: bool) -> None:
+    """The peer deletes what it has just granted, and we learn of the grant only afterwards."""
+    network, gateway, peer = connected()
+    network.tap = lambda datagram: datagram.data if datagram.path.local == GATEWAY else None
+    token = gateway.rekey(gateway.child.spi_in, NEW) if rekey else gateway.create(NEW)
+    network.run(lambda: len(peer.children) == 2)
+    network.tap = lambda datagram: datagram.data
+    deleted = peer.delete(list(peer.children)[-1])
+    network.settle(0.5)
+    assert isinstance(peer.outcome(deleted), ChildDeleted)
+    assert gateway.outcome(token) is None
+    network.settle(2)
+    failed = gateway.outcome(token)
+    assert isinstance(failed, ExchangeFailed)
+    assert failed.detail == "the peer has deleted the new CHILD_SA already"
+    assert matched(gateway, peer) == 1
+
+
 def settled(network: Network, *sites: Site) -> None:
     network.settle(DEFAULTS.patience + DEFAULTS.half_open_timeout)
     for site in sites:

@@ -350,6 +350,20 @@ def test_closing_while_rekeys_cross() -> None:
         assert site.engine.timer() is None
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_a_peer_that_closes_what_has_won_before_we_know(seed: int) -> None:
+    """Its answer to ours is lost, so for us its DELETE may be that of the redundant one; our rekey shows."""
+    network, gateway, peer = cross(seed)
+    network.tap = lambda datagram: None if datagram.path.local == PEER else datagram.data
+    network.run(lambda: bool(peer.of(IkeRekeyed)))
+    network.tap = lambda datagram: datagram.data
+    peer.close()
+    network.settle(DEFAULTS.patience + DEFAULTS.half_open_timeout)
+    for site in (gateway, peer):
+        assert len(site.of(IkeClosed)) == 1
+        assert not site.context.by_spi
+
+
 def test_silence_after_rekeys_have_crossed_is_death() -> None:
     network, gateway, peer = cross(2)
     network.run(lambda: any(sa.rival for sa in gateway.context.by_spi.values()))

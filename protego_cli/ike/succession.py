@@ -9,6 +9,9 @@ the `Rival` of the one that our request will make, until
 - we are refused, or get no answer, or the peer deletes the old IKE_SA: the peer had finished before it saw
   our request, so its new IKE_SA takes the place and ours is forgotten;
 - the peer uses its new IKE_SA for more than to delete it: it has decided, and so the same.
+
+When the peer deletes its new IKE_SA meanwhile, that was the redundant one, or, if our answer shows that it
+was not, the peer wants none any more.
 """
 
 from __future__ import annotations

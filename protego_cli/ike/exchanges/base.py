@@ -40,6 +40,7 @@ class Exchange(ABC):
 
     def __init__(self, token: int | None) -> None:
         self.token = token
+        self.overtaken: set[int] = set()  # SPIs unknown to us that the peer deleted meanwhile
 
     @abstractmethod
     def build(self, sa: IkeSa, now: float) -> Sequence[Payload] | None:

@@ -6,7 +6,8 @@
 
 A rekey of a CHILD_SA (`rekey_child`) negotiates the same way and says which one it replaces. With a group the
 new keys owe nothing to those of the IKE_SA (perfect forward secrecy, 2.17); we begin with the group of our
-first proposal that has one and follow an INVALID_KE_PAYLOAD once.
+first proposal that has one and follow an INVALID_KE_PAYLOAD once. A DELETE of the peer may overtake its
+response: then there is no CHILD_SA when the response says that there is one.
 """
 
 from __future__ import annotations
@@ -130,6 +131,9 @@ class CreateChild(Exchange):
             self.fail(sa, detail)
             sa.start(Withdraw(self._spi_in), now)
             return
+        if terms.spi_out in self.overtaken:
+            self.fail(sa, "the peer has deleted the new CHILD_SA already")
+            return
         child = make_child(sa, terms, self._spi_in, (self._nonce, nonce), initiator=True, shared=shared)
         record(sa, story, initiator=True)
         self.establish(sa, child, min(self._nonce, nonce), now)
@@ -181,12 +185,14 @@ class CreateChild(Exchange):
             (share.group.keyword, share.seed) if share else None,
             self._retried,
             self._nonce,
+            tuple(self.overtaken),
         )
 
     def resume(self, state: CreateChildState, registry: Registry) -> None:
         """Have asked that."""
         self._suites = tuple(parse_esp(text, registry) for text in state.suites)
         self._selectors, self._retried, self._nonce = state.selectors, state.retried, state.nonce
+        self.overtaken.update(state.overtaken)
         if state.share is None:
             return
         keyword, seed = state.share
@@ -205,6 +211,7 @@ class CreateChildState(ExchangeState, frozen=True, tag="create child"):
     share: tuple[str, bytes] | None  # keyword of the group, seed
     retried: bool
     nonce: bytes
+    overtaken: tuple[int, ...]
 
     def restore(self, sa: IkeSa) -> CreateChild:
         create = CreateChild(self.token, self.spi_in)

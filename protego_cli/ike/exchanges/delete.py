@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from protego_cli.errors import ProtocolError
-from protego_cli.ike.children import Child, spi_bytes
+from protego_cli.ike.children import MAX_CHILDREN, Child, spi_bytes
 from protego_cli.ike.events import ChildDeleted, ChildDeleteOffered
 from protego_cli.ike.exchanges.base import Exchange, ExchangeState
 from protego_cli.ike.message import Payloads
@@ -50,6 +50,15 @@ class DeleteChild(Exchange):
     def process(self, sa: IkeSa, payloads: Payloads, now: float) -> None:
         sa.drop_child(self._spi_in)
         self._report(sa)
+
+    def fail(self, sa: IkeSa, detail: str, notify: int | None = None) -> None:
+        """What the peer has deleted is deleted; else a DELETE of the peer is the driver's affair again."""
+        child = sa.children.get(self._spi_in)
+        if child is None:
+            self._report(sa)
+            return
+        child.deleting = False
+        super().fail(sa, detail, notify)
 
     def concerns(self, spi_in: int) -> bool:
         return self._spi_in == spi_in
@@ -147,6 +156,8 @@ def answer(sa: IkeSa, deletes: Sequence[Delete], now: float) -> None:
         for spi in delete.spis
     )
     found = [child for child in map(sa.home.child_towards, named) if child is not None]
+    if sa.current is not None and len(sa.current.overtaken) < MAX_CHILDREN:
+        sa.current.overtaken |= named.keys() - {child.sa.spi_out for child in found}
     answer = _Answer(sa)
     for child in found:
         answer.take(child, now)

@@ -56,8 +56,7 @@ class RekeyIke(Exchange):
         self._nonce = b""
 
     def build(self, sa: IkeSa, now: float) -> Sequence[Payload] | None:
-        settle(sa, now)  # a rival may have come while the peer asked us for another group
-        if sa.home.local_spi != self._old:
+        if sa.local_spi != self._old:  # it waited, and the peer was quicker
             self._report(sa)
             return None
         if not self._retried:
@@ -87,15 +86,15 @@ class RekeyIke(Exchange):
         nonces = (self._nonce, nonce)
         spis = (self._spi, chosen.spi)
         new = _successor(sa, chosen.suite, share.shared(ke.data), nonces, spis, now, initiator=True)
-        rival = standing(sa)
-        if rival is not None and (sa.heir is not None or min(nonces) < rival.lowest):
-            settle(sa, now)
+        if sa.rival is not None and (sa.heir is not None or min(nonces) < sa.rival.lowest):
             new.start(DeleteIke("redundant"), now)
-        else:
-            if rival is not None:
-                rival.sa.give_way(new, now)
-            sa.give_way(new, now)
-            sa.start(DeleteIke("rekeyed"), now)
+            self._lose(sa, now)
+            return
+        rival = standing(sa)
+        if rival is not None:
+            rival.sa.give_way(new, now)
+        sa.give_way(new, now)
+        sa.start(DeleteIke("rekeyed"), now)
         self._report(sa)
 
     def fail(self, sa: IkeSa, detail: str, notify: int | None = None) -> None:
@@ -105,9 +104,8 @@ class RekeyIke(Exchange):
             super().fail(sa, detail, notify)
 
     def _refused(self, sa: IkeSa, error: Notify, now: float) -> None:
-        settle(sa, now)
-        if sa.heir is not None:
-            self._report(sa)
+        if sa.rival is not None:
+            self._lose(sa, now)
             return
         group = self._wanted(error)
         if group is not None and not self._retried:
@@ -119,6 +117,15 @@ class RekeyIke(Exchange):
             sa.put_off_rekey(now)
         offered = " | ".join(str(suite) for suite in self._suites)
         self.fail(sa, f"the peer answered {notify_name(error.kind)}; ours: {offered}", error.kind)
+
+    def _lose(self, sa: IkeSa, now: float) -> None:
+        """The peer's rekey counts. If it has deleted what came of that, it has deleted the IKE_SA."""
+        settle(sa, now)
+        if sa.heir is not None:
+            self._report(sa)
+        else:
+            self.fail(sa, "the peer deleted it")
+            sa.finish("the peer deleted it", now)
 
     def _wanted(self, error: Notify) -> KeGroup | None:
         if error.kind != NotifyType.INVALID_KE_PAYLOAD:
