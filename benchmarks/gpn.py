@@ -6,6 +6,7 @@ VTEP's, or a peer's.
 
 from __future__ import annotations
 
+import os
 import struct
 from contextlib import ExitStack, closing
 
@@ -62,7 +63,7 @@ class _World:
             )
         )
         self.plane.put(Rule("acme/hq", SPI_IN))
-        self.peer = PeerTunnel()
+        self.peer = PeerTunnel(os.urandom)
         self.encryption = registry.encryption(SUITE)
         self.peer.install(SPI_OUT, SPI_IN, self.encryption, KEY_OUT, KEY_IN, REMOTE, LOCAL)
         self.peer.select(SPI_OUT)

@@ -8,14 +8,13 @@ from typing import Any
 import pytest
 
 from protego_cli.counters import Counters
-from protego_cli.crypto.algorithms import Encryption
-from protego_cli.crypto.builtin import ALGORITHMS
 from protego_cli.esp.gateway import Gateway, Neighbour
 from protego_cli.esp.outbox import Send
 from protego_cli.esp.pairs import SaEntry
 from protego_cli.esp.tenants import Vtep
 from protego_cli.wire.selectors import TrafficSelector
 from tests.golden.make import FILE, make
+from tests.support.esp_world import REGISTRY
 
 GOLDEN: dict[str, Any] = json.loads(FILE.read_text())
 SA = GOLDEN["sa"]
@@ -24,8 +23,7 @@ GEN = (SA["gen"], 4789)
 
 
 def gateway(counters: Counters) -> Gateway:
-    suites = {a.keyword: a for a in ALGORITHMS if isinstance(a, Encryption)}
-    made = Gateway(counters)
+    made = Gateway(counters, bytes)
     made.put_neighbour("gen-1", Neighbour(SA["gen"], GEN, bytes(32)))
     vteps = [
         Vtep(prefix, SA["vtep"], 4789, bytes.fromhex(SA["vtep_mac"]))
@@ -38,7 +36,7 @@ def gateway(counters: Counters) -> Gateway:
             spi_out=SA["spi_out"],
             tunnel="acme/hq",
             vni=SA["vni"],
-            encryption=suites[SA["suite"]],
+            suite=REGISTRY.esp_suite(SA["suite"], None, esn=False),
             key_in=bytes.fromhex(SA["key_in"]),
             key_out=bytes.fromhex(SA["key_out"]),
             local_ts=tuple(map(TrafficSelector.from_prefix, SA["local"])),

@@ -97,3 +97,45 @@ def test_zero_is_never_a_packet() -> None:
 def test_a_window_has_a_size() -> None:
     with pytest.raises(ValueError, match="at least one"):
         ReplayWindow(0)
+
+
+@given(
+    SIZES, st.integers(0, 1 << 40), st.lists(st.integers(-2000, 1 << 31), min_size=1, max_size=40), st.data()
+)
+def test_low_halves_are_extended_as_rfc_4303_says(
+    size: int, top: int, steps: list[int], data: st.DataObject
+) -> None:
+    """Appendix A2.2, its two cases, against every number the peer may have sent."""
+    window = ReplayWindow(size, top)
+    at = top
+    for step in steps:
+        number = max(window.top - size + 1, at + step, 0)
+        if number >= window.top + (1 << 32) - size:
+            continue
+        (extended,) = window.extend([number & 0xFFFFFFFF])
+        assert extended == number
+        tl, th = window.top & 0xFFFFFFFF, window.top >> 32
+        low = number & 0xFFFFFFFF
+        if tl >= size - 1:
+            assert extended >> 32 == (th if low >= tl - size + 1 else th + 1)
+        elif th:
+            assert extended >> 32 == (th - 1 if low >= (tl - size + 1) % (1 << 32) else th)
+        if window.check(number) and data.draw(st.booleans()):
+            window.commit(number)
+            assert not window.check(number)
+            at = number
+
+
+@given(SIZES, st.integers(0, 1 << 34), st.integers(0, 1 << 32), st.integers(1, 64))
+def test_a_row_is_extended_as_its_numbers_are(size: int, top: int, ahead: int, count: int) -> None:
+    window = ReplayWindow(size, top)
+    row = [(top + ahead + n) & 0xFFFFFFFF for n in range(count)]
+    assert list(window.extend(row)) == [window.extend([low])[0] for low in row]
+
+
+def test_nothing_is_admitted_from_the_end_on() -> None:
+    window = ReplayWindow(32, 10)
+    window.end = 20
+    assert [n for n in range(30) if window.check(n)] == list(range(11, 20))
+    assert window.fresh([18, 19])
+    assert not window.fresh([19, 20])

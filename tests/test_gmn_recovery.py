@@ -9,7 +9,7 @@ import trio.testing
 from trio.testing import MockClock
 
 from protego_cli.control.messages import Report, Sa, SaUsage
-from protego_cli.control.ranges import SIZE
+from protego_cli.control.ranges import EXTENDED_SIZE
 from protego_cli.control.tunnel import Placed
 from protego_cli.errors import NoAdditionalSas, ProtegoError
 from tests.support.gmn_world import World, world
@@ -53,7 +53,7 @@ async def test_a_restarted_gpn_seals_in_a_new_range_and_opens_above_the_mark(
         await w.nodes.start("gpn-1")
         first, second = puts(w, spi)
         assert (first.seal_lo, first.floor) == (1, 0)
-        assert (second.seal_lo, second.floor, second.opens) == (SIZE, 100, True)
+        assert (second.seal_lo, second.floor, second.opens) == (EXTENDED_SIZE, 100, True)
 
 
 async def test_the_last_report_counts_where_it_is_higher_than_the_mark(autojump_clock: MockClock) -> None:

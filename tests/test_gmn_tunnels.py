@@ -21,6 +21,7 @@ from protego_cli.control.messages import (
     SaUsage,
     Steer,
 )
+from protego_cli.control.ranges import EXTENDED_SIZE
 from protego_cli.control.sad import SEAT_WAIT
 from protego_cli.control.tunnel import Meter, Placed
 from protego_cli.control.tunnels import OVERDUE
@@ -101,7 +102,7 @@ async def test_a_gpn_that_dies_while_it_is_given_a_tunnel_is_replaced(autojump_c
         w.nodes.tap = strike
         await w.up()
         assert sealing(w).gpn == "gpn-2"
-        assert sealing(w).numbers.lo == 1 << 30
+        assert sealing(w).numbers.lo == EXTENDED_SIZE
         assert w.on("gin-1", "steer") == {sealing(w).spi}
         assert w.nodes.all["gin-1"].held["steer", sealing(w).spi] == Steer(
             sealing(w).spi, "gpn-2", w.peer.address, 4500
@@ -481,7 +482,12 @@ async def test_status_says_what_the_contract_names(autojump_clock: MockClock) ->
         gpn = next(node for node in status.nodes if node.name == "gpn-1")
         assert (gpn.cpu, gpn.counters) == (0.25, {"gpn_opened": 4})
         (tunnel,) = status.tunnels
-        assert (tunnel.id, tunnel.state, tunnel.gpn, tunnel.suite) == (TUNNEL, "up", "gpn-1", "aes256gcm16")
+        assert (tunnel.id, tunnel.state, tunnel.gpn, tunnel.suite) == (
+            TUNNEL,
+            "up",
+            "gpn-1",
+            "aes256gcm16-esn",
+        )
         assert tunnel.spi_in == f"{w.peer.newest.spi_out:08x}"
         assert tunnel.spi_out == f"{w.peer.newest.spi_in:08x}"
         assert tunnel.peer == w.peer.address

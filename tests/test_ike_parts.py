@@ -36,8 +36,8 @@ from tests.support.network import DEFAULTS, REGISTRY
 SHA1 = Prf("prfsha1", 2, 20, lambda key, data: hmac.digest(key, data, "sha1"))
 CBC = parse_ike("aes256-sha256-x25519", REGISTRY)
 IKE = parse_ike("aes256gcm16-prfsha256-x25519", REGISTRY)
-ESP = parse_esp("aes256gcm16", REGISTRY)
-PFS = parse_esp("aes256gcm16-x25519", REGISTRY)
+ESP = parse_esp("aes256gcm16-noesn", REGISTRY)
+PFS = parse_esp("aes256gcm16-x25519-noesn", REGISTRY)
 
 
 # ---- keys

@@ -61,7 +61,7 @@ def test_rekey_from_either_side(side: str, esp: tuple[str, ...]) -> None:
     assert isinstance(offered, ChildOffered)
     assert offered.replaces == old.spi_out
     assert matched(gateway, peer) == 2
-    assert established.child.suite == esp[0]
+    assert established.child.suite == f"{esp[0]}-esn"
     assert established.child.key_in != old.key_in
     assert (established.child.local_ts, established.child.remote_ts) == (old.local_ts, old.remote_ts)
 
@@ -83,7 +83,7 @@ def test_a_rekey_with_a_group_the_peer_does_not_have_first() -> None:
     network.settle()
     outcome = gateway.outcome(token)
     assert isinstance(outcome, ChildEstablished)
-    assert outcome.child.suite == "aes256gcm16-x25519"
+    assert outcome.child.suite == "aes256gcm16-x25519-esn"
     assert matched(gateway, peer) == 2
     # The next rekey asks for the group that was negotiated, at once.
     before = len(network.sent)

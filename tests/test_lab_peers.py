@@ -52,7 +52,7 @@ class Gateway:
         self.engine = Engine(
             [self.policy], registry, cluster.ike, os.urandom, self.spis.__next__, 1, Counters()
         )
-        self.tunnel = PeerTunnel()
+        self.tunnel = PeerTunnel(os.urandom)
         self.path = Path(config.vip, PORT, *peer.socket.address)
         self.children: list[ChildSa] = []  # as they came up
         self.deleted: list[int] = []
@@ -82,10 +82,10 @@ class Gateway:
         while (event := self.engine.next_event()) is not None:
             if isinstance(event, ChildOffered | ChildEstablished):
                 child = event.child
-                encryption = self.registry.encryption(child.encryption)
+                suite = self.registry.esp_suite(child.encryption, child.integrity, esn=child.esn)
                 selectors = child.local_ts, child.remote_ts
                 self.tunnel.install(
-                    child.spi_in, child.spi_out, encryption, child.key_in, child.key_out, *selectors
+                    child.spi_in, child.spi_out, suite, child.key_in, child.key_out, *selectors
                 )
                 self.children.append(child)
             if isinstance(event, ChildOffered):

@@ -8,6 +8,7 @@ import trio.testing
 from trio.testing import MockClock
 
 from protego_cli.control.messages import Migrated, Rule
+from protego_cli.control.ranges import EXTENDED_SIZE
 from protego_cli.control.tunnel import Placed
 from protego_cli.errors import NoAdditionalSas, NotFound, ProtegoError, Refused, TemporaryFailure
 from protego_cli.ike.events import ChildEstablished, ExchangeFailed
@@ -299,7 +300,7 @@ async def test_the_new_sa_goes_back_when_the_target_dies_after_the_rekey(autojum
         new = sealing(w)
         assert new is not old
         assert new.gpn == "gpn-1"
-        assert new.numbers.lo == 1 << 30  # the first range may have been used on gpn-2
+        assert new.numbers.lo == EXTENDED_SIZE  # the first range may have been used on gpn-2
         w.never_before(("peer deletes", old.spi), ("acknowledged", "gpn-1", ("sa", new.spi)))
         await w.settle(10)
         assert (await w.tunnel_status()).state == "up"

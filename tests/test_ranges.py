@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from protego_cli.control.ranges import END, EXHAUSTED, SIZE, WINDOW, SealingRanges
+from protego_cli.control.ranges import END, EXHAUSTED, EXTENDED_SIZE, SIZE, WINDOW, SealingRanges
 from protego_cli.control.spis import SpiAllocator
 
 
@@ -49,6 +49,19 @@ def test_an_exhausted_sa_stays_exhausted_and_its_range_is_empty() -> None:
         ranges.grant(0x1000)
     assert [ranges.grant(0x1000) for _ in range(3)] == [EXHAUSTED] * 3
     assert EXHAUSTED.lo == EXHAUSTED.hi
+
+
+def test_extended_numbers_go_on_as_far_as_they_are_known_to_be_used() -> None:
+    """A peer that received nothing since would take a jump of 2^32 for none (RFC 4303 A2.2)."""
+    ranges = SealingRanges()
+    assert ranges.grant(0x1000, esn=True) == (1, EXTENDED_SIZE)
+    assert ranges.grant(0x1000, esn=True) == (EXTENDED_SIZE, 2 * EXTENDED_SIZE)
+    assert ranges.grant(0x1000, esn=True) == EXHAUSTED
+    assert ranges.grant(0x1000, esn=True, used=WINDOW) == EXHAUSTED
+    third = ranges.grant(0x1000, esn=True, used=WINDOW + 1)
+    assert third == (1 << 32, (1 << 32) + EXTENDED_SIZE)
+    assert third.lo - (WINDOW + 1) < (1 << 32) - WINDOW
+    assert ranges.grant(0x1000, esn=True, used=third.lo).lo == third.hi
 
 
 def test_every_sa_has_numbers_of_its_own() -> None:

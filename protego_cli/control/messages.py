@@ -141,6 +141,8 @@ class Sa(Record, frozen=True):
     opens: bool = True
     window: int = 1024
     expires: float | None = None  # hard lifetime
+    integrity: str | None = None  # keyword; None where the encryption is an AEAD
+    esn: bool = False  # sequence numbers have 64 bits
 
     @property
     def key(self) -> tuple[str, int | str]:

@@ -29,6 +29,8 @@ def sa_record(tunnel: Tunnel, placed: Placed) -> Sa:
         floor=placed.floor,
         opens=placed.opens,
         expires=None if math.isinf(placed.expires) else placed.expires,
+        integrity=child.integrity,
+        esn=child.esn,
     )
 
 

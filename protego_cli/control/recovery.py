@@ -54,7 +54,10 @@ class Recovery:
                 placed.opens = False
                 closed += 1
             else:
-                placed.floor = max(placed.floor, mark, placed.meter.highest_in)
+                # A mark is a low half: of numbers above it, in whatever high half, none has come by. The SA
+                # opens those of the floor's high half only.
+                highest = placed.meter.highest_in
+                placed.floor = max(placed.floor, highest, highest >> 32 << 32 | mark)
         if closed:
             self._sad.events.emit(
                 "marks missing", reason="SAs open nothing until they are rekeyed", sas=closed

@@ -116,7 +116,7 @@ class Sad:
         goes, if not along the IKE_SA's path.
         """
         peer = peer or (child.path.remote, child.path.remote_port)
-        numbers = self._ranges.grant(child.spi_in)
+        numbers = self._ranges.grant(child.spi_in, esn=child.esn)
         placed = Placed(child, ike, gpn, numbers, peer, since=self.events.clock())
         placed.expires = placed.since + tunnel.config.lifetimes.child
         self.spis.hold(child.spi_in)
@@ -146,7 +146,8 @@ class Sad:
 
     def renumber(self, tunnel: Tunnel, placed: Placed) -> None:
         """Another process holds the SA from now on: a new sealing range, and counting from zero."""
-        placed.numbers = self._ranges.grant(placed.spi)
+        used = placed.meter.highest_out
+        placed.numbers = self._ranges.grant(placed.spi, esn=placed.child.esn, used=used)
         placed.meter.restart()
         self.nodes.put_sa(tunnel, placed)
 

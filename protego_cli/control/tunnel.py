@@ -42,6 +42,7 @@ class Meter:
 
     def __init__(self) -> None:
         self.highest_in = 0  # authenticated sequence number, of the present keys whoever opened them
+        self.highest_out = 0  # sealed, likewise
         self.next_out = 0  # number that the present process seals next; 0: not known yet
         self._before = Totals()
         self._now = Totals()
@@ -49,6 +50,8 @@ class Meter:
     def read(self, usage: SaUsage) -> Totals | None:
         """A report of the process that holds the SA now; what has passed since the last, None for nothing."""
         self.highest_in = max(self.highest_in, usage.highest_in)
+        if usage.packets_out:
+            self.highest_out = max(self.highest_out, usage.next_out - 1)
         found = Totals(usage.packets_in, usage.bytes_in, usage.packets_out, usage.bytes_out)
         if found == self._now:
             return None

@@ -133,6 +133,26 @@ class KeGroup:
 
 
 Cipher = Encryption | CbcEncryption
+
+
+@dataclass(frozen=True)
+class EspSuite:
+    """What protects the packets of a CHILD_SA: an AEAD, or CBC and integrity; numbers of 64 bits if `esn`."""
+
+    encryption: Cipher
+    integrity: Integrity | None = None
+    esn: bool = False
+
+    @property
+    def keymat_length(self) -> int:
+        """Bytes of keying material for one direction: of the cipher, then of integrity (RFC 7296 2.17)."""
+        return self.encryption.keymat_length + (self.integrity.key_length if self.integrity else 0)
+
+    def __str__(self) -> str:
+        parts = (self.encryption, self.integrity)
+        return "-".join([part.keyword for part in parts if part] + ["esn"] * self.esn)
+
+
 Algorithm = Cipher | Integrity | Prf | KeGroup
 
 
@@ -177,6 +197,10 @@ class Registry:
         if not isinstance(algorithm, Encryption | CbcEncryption):
             raise KeyError(keyword)
         return algorithm
+
+    def esp_suite(self, encryption: str, integrity: str | None, *, esn: bool) -> EspSuite:
+        """Raises KeyError when no plugin provides one of these keywords."""
+        return EspSuite(self.cipher(encryption), self.integrity(integrity) if integrity else None, esn)
 
     def encryption(self, keyword: str) -> Encryption:
         """Raises KeyError when no plugin provides such an AEAD."""

@@ -36,7 +36,7 @@ _KINDS = {
     TransformType.KE: "key exchange group",
 }
 
-ESN_OR_NOT: Final[tuple[bool, ...]] = (False,)
+ESN_OR_NOT: Final = (True, False)
 _ESN: Final = {"esn": True, "noesn": False}
 
 
@@ -110,8 +110,6 @@ def parse_esp(text: str, registry: Registry) -> EspProposal:
             "keys of ESP come from the PRF of its IKE SA"
         )
     encryption = _cipher(found, text, "ESP", registry)
-    if isinstance(encryption, CbcEncryption) or True in found.esn:
-        raise ValueError(f"ESP proposal {text!r}: ESP has AEADs only, and no extended sequence numbers")
     esn = tuple(option for option in ESN_OR_NOT if option in found.esn) or ESN_OR_NOT
     return EspProposal(encryption, found.group, found.integrity, esn)
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from protego_cli.counters import Counters
+from protego_cli.crypto.algorithms import RandomSource
 from protego_cli.crypto.mac import hmac_sha256
 from protego_cli.errors import Malformed
 from protego_cli.esp.events import Event
@@ -59,8 +60,9 @@ class Usage(NamedTuple):
 class Gateway:
     """One GPN's data path."""
 
-    def __init__(self, counters: Counters) -> None:
+    def __init__(self, counters: Counters, random: RandomSource) -> None:
         self._counters = counters
+        self._random = random
         self._events: list[Event] = []
         self._outbox = Outbox()
         self._parking = Parking(counters)
@@ -112,7 +114,8 @@ class Gateway:
         else:
             identity = entry.spi_in, entry.spi_out
             same = pair is not None and pair.entry.spi_out == entry.spi_out
-            fresh = Pair(entry, pair.used if pair and same else self._retired.get(identity, UNUSED))
+            used = pair.used if pair and same else self._retired.get(identity, UNUSED)
+            fresh = Pair(entry, self._random, used)
             self.drop_sa(entry.spi_in)
             self._pairs[entry.spi_in] = fresh
             self._link(entry.vni, entry.tunnel)

@@ -20,13 +20,13 @@ from functools import lru_cache
 from protego_cli.counters import Counters
 from protego_cli.esp.events import Event, FirstPacket, PeerMoved
 from protego_cli.esp.outbox import Address, Outbox
-from protego_cli.esp.packet import HEADER_LENGTH, Dropped, unwrap
+from protego_cli.esp.packet import Dropped, unwrap
 from protego_cli.esp.pairs import MAX_VERDICTS, Pair, Row, Verdict
 from protego_cli.esp.parking import Parking
 from protego_cli.esp.tenants import Tenant
 from protego_cli.wire.tags import MAX_RESERVED_SPI
 
-MIN_PACKET = HEADER_LENGTH + 12  # the least of any suite: four bytes of ciphertext and an ICV of eight
+MIN_PACKET = 28  # the least of any suite: SPI, number and IV, four bytes of ciphertext, an ICV of eight
 
 TagHandler = Callable[[memoryview, Address, float], None]
 
@@ -98,15 +98,14 @@ class Inbound:
             else:
                 self._counters["gpn_drop_unknown_spi"] += count
             return
-        fields = _packets(size, count).unpack_from(data)
         sa = pair.inbound
-        plaintexts = sa.open(numbers, fields[0::3], fields[1::3], fields[2::3], self._counters, now)
+        plaintexts = sa.open(numbers, data, size, self._counters, now)
         if not plaintexts:
             return
         if not sa.authentic:
             sa.authentic = True
             self._events.append(FirstPacket(spi))
-        if origin is not None and origin != pair.peer and numbers[-1] == sa.highest:
+        if origin is not None and origin != pair.peer and sa.newest(numbers[-1]):
             pair.move_peer(origin)
             self._events.append(PeerMoved(spi, *origin))
         self._pass_on(pair, plaintexts)
@@ -190,12 +189,6 @@ class Inbound:
 def _words(size: int, count: int) -> struct.Struct:
     """SPI and sequence number of each packet."""
     return struct.Struct("!" + f"II{size - 8}x" * count)
-
-
-@lru_cache(maxsize=1024)
-def _packets(size: int, count: int) -> struct.Struct:
-    """SPI and number as bytes, IV, ciphertext of each packet."""
-    return struct.Struct(f"8s8s{size - HEADER_LENGTH}s" * count)
 
 
 @lru_cache(maxsize=1024)

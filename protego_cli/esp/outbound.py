@@ -21,7 +21,7 @@ from protego_cli.counters import Counters
 from protego_cli.errors import Malformed
 from protego_cli.esp.events import Event, RangeLow
 from protego_cli.esp.outbox import Address, Outbox, Port, Way
-from protego_cli.esp.packet import HEADER_LENGTH, trailer
+from protego_cli.esp.packet import trailer
 from protego_cli.esp.pairs import Pair
 from protego_cli.esp.tenants import Tenant
 from protego_cli.wire import offload, vxlan
@@ -163,7 +163,9 @@ class Outbound:
         pair = self._tunnel(vni, inner, packet)
         if isinstance(pair, str):
             return RETURN if origin and self._gens and pair == "gpn_drop_no_rule" else pair
-        return Flow(pair, inner.length, trailer(inner.length, inner.version), offload.mark(frame))
+        return Flow(
+            pair, inner.length, trailer(inner.length, inner.version, pair.outbound.block), offload.mark(frame)
+        )
 
     def _tunnel(self, vni: int, inner: Inner, packet: memoryview) -> Pair | str:
         """Who seals: of the tunnels that take the packet, the one most exact about its destination."""
@@ -218,7 +220,13 @@ class Outbound:
         for inner in inners:
             head = parse(inner)
             packet = inner[: head.length]
-            self._seal(flow.pair, (packet,), head.length, trailer(head.length, head.version), now)
+            self._seal(
+                flow.pair,
+                (packet,),
+                head.length,
+                trailer(head.length, head.version, flow.pair.outbound.block),
+                now,
+            )
 
     def _seal(self, pair: Pair, inners: Sequence[bytes], length: int, tail: bytes, now: float) -> None:
         """Inner packets of one length, in order."""
@@ -227,7 +235,7 @@ class Outbound:
             self._counters["gpn_drop_expired"] += count
             return
         data = sa.seal([inner + tail for inner in inners])
-        size = HEADER_LENGTH + length + len(tail) + sa.icv_length
+        size = sa.overhead + length + len(tail)
         sealed = len(data) // size
         if sealed:
             self._outbox.add(pair.way, size, data, sealed)

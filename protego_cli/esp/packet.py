@@ -1,10 +1,8 @@
-"""ESP's packet for AEADs (RFC 4303 2, RFC 4106 3, RFC 7634 2): layout, trailer, what an opened one must hold.
+"""ESP's plaintext (RFC 4303 2.4 to 2.6): the trailer behind an inner packet, what an opened one must hold.
 
-     0     4          8     16
-     | SPI | sequence | IV  | ciphertext of: inner packet, padding, pad length, next header | ICV
+    | inner packet | padding | pad length | next header |
 
-The IV is the sequence number as 64 bits, the nonce is salt and IV, the associated data SPI and sequence.
-Padding is 1, 2, 3, ... up to the next multiple of four bytes.
+Padding is 1, 2, 3, ... up to the next whole block of the cipher, at least to a multiple of four bytes.
 """
 
 from __future__ import annotations
@@ -12,11 +10,7 @@ from __future__ import annotations
 from protego_cli.errors import Malformed
 from protego_cli.wire.inner import IPV4, IPV6, Inner, parse
 
-HEADER_LENGTH = 16  # SPI, sequence number, IV
-IV_LENGTH = 8
-ALIGNMENT = 4
 NO_NEXT_HEADER = 59  # a dummy packet (RFC 4303 2.6)
-MAX_SEQUENCE = (1 << 32) - 1  # without extended sequence numbers
 
 NEXT_HEADER = {4: IPV4, 6: IPV6}  # by IP version
 _VERSION = {IPV4: 4, IPV6: 6}
@@ -31,17 +25,10 @@ class Dropped(Exception):
         self.counter = counter
 
 
-def trailer(length: int, version: int) -> bytes:
+def trailer(length: int, version: int, block: int) -> bytes:
     """Padding, pad length and next header behind an inner packet of that length and IP version."""
-    return _TRAILERS[version, length % ALIGNMENT]
-
-
-def _build_trailer(length: int, version: int) -> bytes:
-    pad = -(length + 2) % ALIGNMENT
+    pad = -(length + 2) % block
     return _PADDING[:pad] + bytes((pad, NEXT_HEADER[version]))
-
-
-_TRAILERS = {(v, n): _build_trailer(n, v) for v in NEXT_HEADER for n in range(ALIGNMENT)}
 
 
 def unwrap(plaintext: bytes) -> tuple[Inner, bytes]:

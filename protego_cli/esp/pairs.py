@@ -10,7 +10,7 @@ import logging
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from protego_cli.crypto.algorithms import Encryption
+from protego_cli.crypto.algorithms import EspSuite, RandomSource
 from protego_cli.esp.outbox import Address, Port, Way
 from protego_cli.esp.sa import InboundSa, OutboundSa
 from protego_cli.esp.tenants import Delivery
@@ -29,13 +29,13 @@ Verdict = tuple[Delivery, int] | str
 
 @dataclass(frozen=True)
 class SaEntry:
-    """An entry of the SAD. Keys are keying material with its salt (RFC 4106 8.1)."""
+    """An entry of the SAD. Keys are keying material: cipher key, salt (RFC 4106 8.1), integrity key."""
 
     spi_in: int
     spi_out: int
     tunnel: str
     vni: int
-    encryption: Encryption
+    suite: EspSuite
     key_in: bytes = field(repr=False)
     key_out: bytes = field(repr=False)
     local_ts: tuple[TrafficSelector, ...]
@@ -55,7 +55,7 @@ class SaEntry:
 
 
 _IDENTITY = (
-    *("spi_in", "spi_out", "tunnel", "vni", "encryption", "key_in", "key_out"),
+    *("spi_in", "spi_out", "tunnel", "vni", "suite", "key_in", "key_out"),
     *("local_ts", "remote_ts", "window"),
 )
 
@@ -75,25 +75,27 @@ class Pair:
 
     __slots__ = ("entry", "inbound", "low_told", "outbound", "peer", "verdicts", "way")
 
-    def __init__(self, entry: SaEntry, used: Used = UNUSED) -> None:
+    def __init__(self, entry: SaEntry, random: RandomSource, used: Used = UNUSED) -> None:
         """`used`: how far this process got with the same SA before. Raises ValueError for keys or ranges
         that are none.
         """
         self.inbound = InboundSa(
             entry.spi_in,
-            entry.encryption,
+            entry.suite,
             entry.key_in,
             local_ts=entry.local_ts,
             remote_ts=entry.remote_ts,
             window=entry.window,
-            floor=max(entry.floor, used.highest_in),
+            floor=entry.floor,
             opens=entry.opens,
             expires=entry.expires,
         )
+        self.inbound.window.raise_floor(used.highest_in)
         self.outbound = OutboundSa(
             entry.spi_out,
-            entry.encryption,
+            entry.suite,
             entry.key_out,
+            random,
             local_ts=entry.local_ts,
             remote_ts=entry.remote_ts,
             lo=min(max(entry.seal_lo, used.next_out), max(entry.seal_hi, entry.seal_lo)),

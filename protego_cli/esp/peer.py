@@ -13,9 +13,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from protego_cli.counters import Counters
-from protego_cli.crypto.algorithms import Encryption
+from protego_cli.crypto.algorithms import EspSuite, RandomSource
 from protego_cli.errors import Malformed
-from protego_cli.esp.packet import HEADER_LENGTH, MAX_SEQUENCE, Dropped, trailer, unwrap
+from protego_cli.esp.packet import Dropped, trailer, unwrap
 from protego_cli.esp.sa import InboundSa, OutboundSa
 from protego_cli.wire.inner import parse
 from protego_cli.wire.selectors import TrafficSelector
@@ -32,7 +32,8 @@ class _Pair:
 class PeerTunnel:
     """A tunnel of one peer, sans-IO. Drops are counted in `counters` under the data path's reasons."""
 
-    def __init__(self, counters: Counters | None = None) -> None:
+    def __init__(self, random: RandomSource, counters: Counters | None = None) -> None:
+        self._random = random
         self.counters = counters if counters is not None else Counters()
         self._pairs: dict[int, _Pair] = {}
         self._sealing: _Pair | None = None
@@ -42,21 +43,25 @@ class PeerTunnel:
         self,
         spi_in: int,
         spi_out: int,
-        encryption: Encryption,
+        suite: EspSuite,
         key_in: bytes,
         key_out: bytes,
         local_ts: Sequence[TrafficSelector],
         remote_ts: Sequence[TrafficSelector],
         *,
         seal_lo: int = 1,
-        seal_hi: int = MAX_SEQUENCE,
+        seal_hi: int = (1 << 32) - 1,
         window: int = 1024,
     ) -> None:
-        """Add a CHILD_SA; keying material with its salt, selectors as this side sees them."""
+        """Add a CHILD_SA; keying material with salt or integrity key, selectors as this side sees them."""
         self._pairs[spi_in] = _Pair(
-            InboundSa(spi_in, encryption, key_in, local_ts=local_ts, remote_ts=remote_ts, window=window),
+            InboundSa(spi_in, suite, key_in, local_ts=local_ts, remote_ts=remote_ts, window=window),
             OutboundSa(
-                spi_out, encryption, key_out, local_ts=local_ts, remote_ts=remote_ts, lo=seal_lo, hi=seal_hi
+                *(spi_out, suite, key_out, self._random),
+                local_ts=local_ts,
+                remote_ts=remote_ts,
+                lo=seal_lo,
+                hi=seal_hi,
             ),
         )
 
@@ -109,7 +114,7 @@ class PeerTunnel:
             raise Dropped("gpn_drop_inner") from None
         if not sa.selectors.admit(inner, packet):
             raise Dropped("gpn_drop_selector_out")
-        sealed = sa.seal([packet[: inner.length] + trailer(inner.length, inner.version)])
+        sealed = sa.seal([packet[: inner.length] + trailer(inner.length, inner.version, sa.block)])
         if not sealed:
             raise Dropped("gpn_drop_range")
         sa.packets += 1
@@ -118,15 +123,14 @@ class PeerTunnel:
 
     def _open_one(self, datagram: bytes, now: float) -> bytes | None:
         """None when the SA itself dropped and counted it."""
-        if len(datagram) < HEADER_LENGTH:
+        if len(datagram) < _HEADER.size:
             raise Dropped("gpn_drop_short")
         spi, number = _HEADER.unpack_from(datagram)
         pair = self._pairs.get(spi)
         if pair is None:
             raise Dropped("gpn_drop_unknown_spi")
         sa = pair.inbound
-        iv, ciphertext = datagram[8:HEADER_LENGTH], datagram[HEADER_LENGTH:]
-        opened = sa.open([number], [datagram[:8]], [iv], [ciphertext], self.counters, now)
+        opened = sa.open((number,), datagram, len(datagram), self.counters, now)
         if not opened:
             return None
         if not sa.authentic:

@@ -3,6 +3,7 @@
 A number that was only checked leaves no trace: a forger cannot move the window. The bitmap is one integer
 whose bit i stands for number `top - i`, so that a run of consecutive numbers costs one shift.
 
+0. With extended sequence numbers, `extend` says which 64-bit numbers a row has.
 1. `fresh` says in one pass that a row of numbers is ascending and right of the window: the usual batch, which
    needs no further checks, for none of them can have been seen.
 2. `check` answers for a single number.
@@ -14,31 +15,48 @@ from __future__ import annotations
 from collections.abc import Sequence
 from operator import lt
 
+_LOW = (1 << 32) - 1
+_END = 1 << 64
+
 
 class ReplayWindow:
-    """Numbers at or below `floor` count as seen; 0 always does (the first packet is 1)."""
+    """Numbers at or below `floor` and from `end` on count as seen; 0 always does (the first packet is 1)."""
 
-    __slots__ = ("_bitmap", "_mask", "size", "top")
+    __slots__ = ("_bitmap", "_mask", "end", "size", "top")
 
     def __init__(self, size: int, floor: int = 0) -> None:
         if size < 1:
             raise ValueError("a replay window needs at least one number")
         self.size = size
+        self.end = _END
         self.top = floor  # the highest number committed
         self._mask = (1 << size) - 1
         self._bitmap = self._mask
+
+    def extend(self, lows: Sequence[int]) -> Sequence[int]:
+        """The 64-bit numbers of a row of which only the low halves were sent (RFC 4303 appendix A2).
+
+        Each is the least that is not left of the window: so a number may be as far ahead as 2^32 less the
+        window, and nothing seen before has another name.
+        """
+        edge = max(0, self.top - self.size + 1)
+        first, count = lows[0], len(lows)
+        ahead = first - edge & _LOW
+        if ahead + count <= _LOW and tuple(lows) == tuple(range(first, first + count)):
+            return range(edge + ahead, edge + ahead + count)
+        return [edge + (low - edge & _LOW) for low in lows]
 
     def check(self, number: int) -> bool:
         """Whether the number may be opened: never seen, and not left of the window."""
         behind = self.top - number
         if behind < 0:
-            return True
+            return number < self.end
         return behind < self.size and not self._bitmap >> behind & 1
 
     def fresh(self, numbers: Sequence[int]) -> bool:
         """Whether the numbers are strictly ascending and all right of the window."""
         first, count = numbers[0], len(numbers)
-        if first <= self.top:
+        if first <= self.top or numbers[-1] >= self.end:
             return False
         return tuple(numbers) == tuple(range(first, first + count)) or all(map(lt, numbers, numbers[1:]))
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from protego_cli.crypto.algorithms import Prf
+from protego_cli.crypto.algorithms import EspSuite, Prf
 from protego_cli.crypto.keymat import prf_plus
 from protego_cli.crypto.proposal import EspProposal, IkeProposal
 
@@ -56,8 +56,6 @@ def child_keys(
 
     Each is the cipher's (key, salt) and then the integrity key, as RFC 7296 2.17 takes them from prf+.
     """
-    length = proposal.encryption.keymat_length
-    if proposal.integrity is not None:
-        length += proposal.integrity.key_length
+    length = EspSuite(proposal.encryption, proposal.integrity).keymat_length
     material = prf_plus(prf, d, shared + b"".join(nonces), 2 * length)
     return material[:length], material[length:]

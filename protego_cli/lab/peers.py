@@ -70,7 +70,7 @@ class Peer:
         self._engine = Engine(
             [_mirrored(config)], registry, cluster.ike, os.urandom, _new_spi, _EPOCH, self.counters
         )
-        self._tunnel = PeerTunnel(self.counters)
+        self._tunnel = PeerTunnel(os.urandom, self.counters)
         self._sealing: int | None = None  # inbound SPI of the SA we seal on
         self._leaving: list[tuple[float, int]] = []  # (when, inbound SPI), oldest first
         self._error: str | None = None
@@ -155,7 +155,7 @@ class Peer:
         self._tunnel.install(
             child.spi_in,
             child.spi_out,
-            self._registry.encryption(child.encryption),
+            self._registry.esp_suite(child.encryption, child.integrity, esn=child.esn),
             child.key_in,
             child.key_out,
             child.local_ts,

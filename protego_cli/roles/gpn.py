@@ -10,6 +10,7 @@ so a restarted GPN drops nothing for want of keys. The engine itself is `esp/gat
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
@@ -44,7 +45,7 @@ class GpnPlane:
         self.vxlan = stack.enter_context(closing(UdpSocket.bind(node.address, node.ports.vxlan)))
         self._sockets = {Port.ESP: self.esp, Port.VXLAN: self.vxlan}
         self._registry = registry
-        self._gateway = Gateway(self.counters)
+        self._gateway = Gateway(self.counters, os.urandom)
         self._cpu = CpuMeter()
         self._notify: Callable[[Notice], None] | None = None
 
@@ -127,17 +128,15 @@ class GpnPlane:
 
     def _entry(self, sa: Sa) -> SaEntry:
         try:
-            encryption = self._registry.encryption(sa.encryption)
-        except KeyError:
-            raise Refused(
-                f"sa {sa.spi_in:08x} of {sa.tunnel}: no plugin here provides {sa.encryption!r}"
-            ) from None
+            suite = self._registry.esp_suite(sa.encryption, sa.integrity, esn=sa.esn)
+        except KeyError as missing:
+            raise Refused(f"sa {sa.spi_in:08x} of {sa.tunnel}: no plugin here provides {missing}") from None
         return SaEntry(
             spi_in=sa.spi_in,
             spi_out=sa.spi_out,
             tunnel=sa.tunnel,
             vni=sa.vni,
-            encryption=encryption,
+            suite=suite,
             key_in=sa.key_in,
             key_out=sa.key_out,
             local_ts=sa.local_ts,

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from protego_cli.control import frames
 from protego_cli.control.messages import GetMarks, Hello, Sync, Tenant, Vtep
 from protego_cli.counters import Counters
+from protego_cli.crypto.algorithms import EspSuite
 from protego_cli.crypto.mac import hmac_sha256
 from protego_cli.crypto.proposal import parse_ike
 from protego_cli.errors import Malformed, StateError
@@ -49,7 +50,8 @@ def targets() -> list[Target]:
         _authenticated(),
         _handshakes(),
         _states(),
-        _esp(),
+        _esp("esp", GCM),
+        _esp("esp-cbc", REGISTRY.esp_suite("aes256", "sha256", esn=True)),
         _vxlan(),
         _answers(),
         _peer(),
@@ -298,18 +300,20 @@ def _rows(data: bytes) -> list[bytes]:
     return [data[1:]] * count
 
 
-def _esp() -> Target:
-    w = world()
+def _esp(name: str, suite: EspSuite) -> Target:
+    w = world(suite=suite)
+    sa = sas(suite)[0]
     w.gateway.park(0x31323334)
 
     def run(data: bytes) -> None:
         w.receive_esp(*_rows(data), source=GIN)
 
-    packets = [seal(SA.key_in, SA.spi_in, number, padded(INNER[0], 4)) for number in (1, 2, 3)]
+    text = padded(INNER[0], 4, suite=sa.suite)
+    packets = [seal(sa.key_in, sa.spi_in, number, text, sa.suite) for number in (1, 2, 3)]
     packets += [tags.seal_tag(GIN_KEY, TAG, hmac_sha256), b"\x31\x32\x33\x34" + bytes(60)]
     packets.append(tags.seal_tag(GIN_KEY, TAG._replace(packet=packets[0]), hmac_sha256))
     packets.append(tags.seal_tag(GIN_KEY, tags.Tag(tags.TagKind.BARRIER, 9), hmac_sha256))
-    return Target("esp", run, [bytes((row,)) + packet for packet in packets for row in (0, 3)])
+    return Target(name, run, [bytes((row,)) + packet for packet in packets for row in (0, 3)])
 
 
 def _vxlan() -> Target:
@@ -326,7 +330,7 @@ def _vxlan() -> Target:
 
 
 def _peer() -> Target:
-    tunnel = PeerTunnel(Counters())
+    tunnel = PeerTunnel(bytes, Counters())
     local, remote = (tuple(map(TrafficSelector.from_prefix, side)) for side in (SA.local, SA.remote))
     tunnel.install(SA.spi_in, SA.spi_out, GCM, SA.key_in, SA.key_out, local, remote)
     tunnel.select(SA.spi_in)

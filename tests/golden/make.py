@@ -20,6 +20,7 @@ from scapy.packet import Packet, Raw
 
 from tests.support.esp_reference import padded, seal
 from tests.support.esp_scapy import scapy_seal
+from tests.support.esp_world import GCM
 
 FILE = Path(__file__).with_name("esp.json")
 SUITE = "aes256gcm16"
@@ -36,7 +37,7 @@ Case = dict[str, str]
 
 
 def _esp(number: int, inner: Packet) -> bytes:
-    return scapy_seal(SUITE, KEY_IN, SPI_IN, number, bytes(inner))
+    return scapy_seal(GCM, KEY_IN, SPI_IN, number, bytes(inner))
 
 
 def _raw(number: int, text: bytes) -> bytes:
@@ -101,7 +102,7 @@ def _outbound() -> list[Case]:
     odd = OUT4 / UDP(sport=7, dport=9) / Raw(b"golden!")
 
     def sealed(number: int, inner: Packet) -> bytes:
-        return scapy_seal(SUITE, KEY_OUT, SPI_OUT, number, bytes(inner))
+        return scapy_seal(GCM, KEY_OUT, SPI_OUT, number, bytes(inner))
 
     flagless, reserved = bytearray(_from_vtep(good4)), bytearray(_from_vtep(good4))
     flagless[0] = 0

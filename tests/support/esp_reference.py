@@ -1,38 +1,68 @@
 """A GPN's data path written for the reader: one packet at a time, sets and `ipaddress`, no batch, no cache.
 
-It judges by the RFCs' text (4301 5, 4303 3, 4106, 7348) and shares with the gateway nothing but the names of
-the counters. Tests compare the two.
+It judges by the RFCs' text (4301 5, 4303 3, 4106, 3602, 4868, 7348) and shares with the gateway nothing but
+the names of the counters. Tests compare the two.
 """
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import ipaddress
+import itertools
 import struct
 from collections import Counter
 from dataclasses import dataclass, field
 
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.ciphers.algorithms import AES
+from cryptography.hazmat.primitives.ciphers.modes import CBC
 
 Address = tuple[str, int]
 WINDOW = 64
 
 
-def seal(key: bytes, spi: int, number: int, text: bytes) -> bytes:
-    """An ESP packet around a plaintext that already has its trailer."""
-    header, iv = struct.pack("!II", spi, number), number.to_bytes(8)
-    return header + iv + AESGCM(key[:32]).encrypt(key[32:] + iv, text, header)
+GCM = "aes256gcm16"
+_KEY = {"aes128": 16, "aes256": 32}
+_ICV = {"sha1": 12, "sha256": 16, "sha384": 24, "sha512": 32}
 
 
-def unseal(key: bytes, packet: bytes) -> bytes:
+def seal(key: bytes, spi: int, number: int, text: bytes, suite: str = GCM) -> bytes:
+    """An ESP packet around a plaintext that already has its trailer; `number` has 64 bits if "esn"."""
+    words = suite.split("-")
+    low, high = number & 0xFFFFFFFF, number >> 32
+    header = struct.pack("!II", spi, low)
+    if words[0] == GCM:
+        iv = number.to_bytes(8)
+        associated = struct.pack("!IQ", spi, number) if "esn" in words else header
+        return header + iv + AESGCM(key[:32]).encrypt(key[32:] + iv, text, associated)
+    cut = _KEY[words[0]]
+    iv = hashlib.sha256(header).digest()[:16]
+    encryptor = Cipher(AES(key[:cut]), CBC(iv)).encryptor()
+    packet = header + iv + encryptor.update(text)
+    covered = packet + high.to_bytes(4) if "esn" in words else packet
+    return packet + hmac.digest(key[cut:], covered, words[1])[: _ICV[words[1]]]
+
+
+def unseal(key: bytes, packet: bytes, suite: str = GCM, high: int = 0) -> bytes:
     """The plaintext of an ESP packet, trailer included. Raises InvalidTag."""
-    return AESGCM(key[:32]).decrypt(key[32:] + packet[8:16], packet[16:], packet[:8])
+    words = suite.split("-")
+    if words[0] == GCM:
+        associated = packet[:4] + high.to_bytes(4) + packet[4:8] if "esn" in words else packet[:8]
+        return AESGCM(key[:32]).decrypt(key[32:] + packet[8:16], packet[16:], associated)
+    cut, icv = _KEY[words[0]], _ICV[words[1]]
+    covered = packet[:-icv] + high.to_bytes(4) if "esn" in words else packet[:-icv]
+    if hmac.digest(key[cut:], covered, words[1])[:icv] != packet[-icv:]:
+        raise InvalidTag
+    return Cipher(AES(key[:cut]), CBC(packet[8:24])).decryptor().update(packet[24:-icv])
 
 
-def padded(inner: bytes, next_header: int, extra: int = 0) -> bytes:
+def padded(inner: bytes, next_header: int, extra: int = 0, suite: str = GCM) -> bytes:
     """The plaintext of an inner packet, with TFC padding of `extra` bytes."""
     text = inner + bytes(extra)
-    pad = -(len(text) + 2) % 4
+    pad = -(len(text) + 2) % (4 if suite.startswith(GCM) else 16)
     return text + bytes(range(1, pad + 1)) + bytes((pad, next_header))
 
 
@@ -53,6 +83,7 @@ class ReferenceSa:
     next_out: int = 1
     hi: int = 1 << 32
     seen: set[int] = field(default_factory=set)
+    suite: str = GCM
 
 
 @dataclass
@@ -79,6 +110,12 @@ class ReferenceGpn:
         if sa is None:
             self.counts["gpn_drop_tag" if 1 <= spi <= 255 else "gpn_drop_unknown_spi"] += 1
             return
+        if "esn" in sa.suite:  # the least number with this low half that is not left of the window
+            edge = max(0, max(sa.seen, default=0) - WINDOW + 1)
+            number = next(n for n in (h << 32 | number for h in itertools.count(edge >> 32)) if n >= edge)
+        if not _whole(packet, sa.suite):
+            self.counts["gpn_drop_short"] += 1
+            return
         if number == 0:
             self.counts["gpn_drop_floor"] += 1
             return
@@ -86,7 +123,7 @@ class ReferenceGpn:
             self.counts["gpn_drop_replay"] += 1
             return
         try:
-            text = unseal(sa.key_in, packet)
+            text = unseal(sa.key_in, packet, sa.suite, number >> 32)
         except InvalidTag:
             self.counts["gpn_drop_auth"] += 1
             return
@@ -159,8 +196,16 @@ class ReferenceGpn:
         if sa.next_out >= sa.hi:
             return "gpn_drop_range"
         number, sa.next_out = sa.next_out, sa.next_out + 1
-        text = padded(inner, 4 if inner[0] >> 4 == 4 else 41)
-        return sa.peer, seal(sa.key_out, sa.spi_out, number, text)
+        text = padded(inner, 4 if inner[0] >> 4 == 4 else 41, suite=sa.suite)
+        return sa.peer, seal(sa.key_out, sa.spi_out, number, text, sa.suite)
+
+
+def _whole(packet: bytes, suite: str) -> bool:
+    """Whether a packet has a length that the cipher makes."""
+    if suite.startswith(GCM):
+        return len(packet) >= 32
+    blocks = len(packet) - 8 - _ICV[suite.split("-")[1]]
+    return blocks >= 32 and blocks % 16 == 0
 
 
 def ip_packet(data: bytes) -> bytes | None:

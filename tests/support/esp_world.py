@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from itertools import groupby
+from random import Random
 from typing import NamedTuple
 
 from protego_cli.counters import Counters
-from protego_cli.crypto.algorithms import Encryption
+from protego_cli.crypto.algorithms import EspSuite, Registry
 from protego_cli.crypto.builtin import ALGORITHMS
 from protego_cli.esp.gateway import Gateway, Neighbour
 from protego_cli.esp.outbox import Send
@@ -14,8 +15,10 @@ from protego_cli.esp.pairs import SaEntry
 from protego_cli.esp.tenants import Vtep
 from protego_cli.wire.selectors import TrafficSelector
 from tests.support.esp_reference import WINDOW, ReferenceGpn, ReferenceSa
+from tests.support.esp_suites import key
 
-GCM = next(a for a in ALGORITHMS if isinstance(a, Encryption) and a.keyword == "aes256gcm16")
+REGISTRY = Registry(("built-in", algorithm) for algorithm in ALGORITHMS)
+GCM = REGISTRY.esp_suite("aes256gcm16", None, esn=False)
 GIN = ("10.10.0.2", 4501)
 GEN = ("10.10.0.3", 4789)
 GIN_KEY, GEN_KEY = bytes(range(32)), bytes(range(32, 64))
@@ -35,18 +38,13 @@ VTEPS = {
 }
 
 
-def _key(seed: int) -> bytes:
-    return bytes((seed + place) & 255 for place in range(36))
-
-
-def sas() -> list[ReferenceSa]:
+def sas(suite: EspSuite = GCM) -> list[ReferenceSa]:
     """Two tunnels of acme, one within the other's prefix; one of blue with the same prefixes."""
 
     def sa(n: int, tunnel: str, vni: int, local: list[str], remote: list[str], port: int) -> ReferenceSa:
-        keys = _key(2 * n), _key(2 * n + 1)
-        return ReferenceSa(
-            tunnel, vni, 0x11111110 + n, 0x21111110 + n, *keys, local, remote, ("198.51.100.7", port), VIP
-        )
+        keys = key(suite, 2 * n), key(suite, 2 * n + 1)
+        spis, peer = (0x11111110 + n, 0x21111110 + n), ("198.51.100.7", port)
+        return ReferenceSa(tunnel, vni, *spis, *keys, local, remote, peer, VIP, suite=str(suite))
 
     return [
         sa(1, "acme/hq", ACME, ["10.1.0.0/24", "fd00:1::/64"], ["10.2.0.0/16", "fd00:2::/64"], 4500),
@@ -55,13 +53,13 @@ def sas() -> list[ReferenceSa]:
     ]
 
 
-def entry(sa: ReferenceSa) -> SaEntry:
+def entry(sa: ReferenceSa, suite: EspSuite = GCM) -> SaEntry:
     return SaEntry(
         spi_in=sa.spi_in,
         spi_out=sa.spi_out,
         tunnel=sa.tunnel,
         vni=sa.vni,
-        encryption=GCM,
+        suite=suite,
         key_in=sa.key_in,
         key_out=sa.key_out,
         local_ts=tuple(map(TrafficSelector.from_prefix, sa.local)),
@@ -98,18 +96,19 @@ class World(NamedTuple):
         ]
 
 
-def world(*, rules: bool = True, room: int | None = None) -> World:
-    """`room`: how many numbers each SA may seal under."""
+def world(*, rules: bool = True, room: int | None = None, suite: EspSuite = GCM, start: int = 1) -> World:
+    """`room`: how many numbers each SA may seal under, from `start`."""
     counters = Counters()
-    gateway = Gateway(counters)
+    gateway = Gateway(counters, Random(1).randbytes)
     gateway.put_neighbour("gin-1", Neighbour(GIN[0], None, GIN_KEY))
     gateway.put_neighbour("gen-1", Neighbour(GEN[0], GEN, GEN_KEY))
     for vni, vteps in VTEPS.items():
         gateway.put_tenant(vni, GATEWAY_MAC, [Vtep(prefix, *address, mac) for prefix, address, mac in vteps])
-    reference = ReferenceGpn(sas(), {}, VTEPS, GATEWAY_MAC, [GEN])
+    reference = ReferenceGpn(sas(suite), {}, VTEPS, GATEWAY_MAC, [GEN])
     for sa in reference.sas:
+        sa.next_out = start
         sa.hi = sa.hi if room is None else sa.next_out + room
-        assert gateway.put_sa(entry(sa), NOW) == []
+        assert gateway.put_sa(entry(sa, suite), NOW) == []
         if rules:
             gateway.put_rule(sa.tunnel, sa.spi_in)
             reference.rules[sa.tunnel] = sa.spi_in
