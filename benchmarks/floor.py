@@ -1,20 +1,79 @@
 """The floor: what a packet costs in any program that receives with GRO, calls a cipher and sends with GSO.
 
 Nothing of Protego's runs here: one `recvmsg_into`, the AEAD's own method over a batch of ready nonces, texts
-and headers, one `sendmsg` of a ready buffer. Without a cipher it is the floor of a node that only forwards.
+and headers (or CBC over all blocks in one call, and a MAC of each packet), one `sendmsg` of a ready buffer.
+Without a cipher it is the floor of a node that only forwards.
 """
 
 from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 
+from cryptography.hazmat.primitives.ciphers import Cipher as CipherContext
+from cryptography.hazmat.primitives.ciphers.modes import CBC
+
+from protego_cli.crypto.algorithms import Encryption, EspSuite, Mac
 from protego_cli.net.udp import CONTROL_BYTES, RECEIVE_BYTES, UDP_GRO, UDP_SEGMENT, Address
 
 Cipher = Callable[[], object]
 """The bare cipher calls for one batch."""
+
+
+def opening(suite: EspSuite, key: bytes, packets: Sequence[bytes]) -> Cipher:
+    """The calls that open these packets, each part of them ready."""
+    first = suite.encryption.key_length
+    if isinstance(suite.encryption, Encryption):
+        aead, salt = suite.encryption.make(key[:first]), key[first:]
+        nonces, texts = [salt + packet[8:16] for packet in packets], [packet[16:] for packet in packets]
+        headers = [packet[:4] + bytes(4 * suite.esn) + packet[4:8] for packet in packets]
+        return lambda: list(map(aead.decrypt, nonces, texts, headers))
+    mac, icv = _mac(suite, key)
+    decryptor = CipherContext(suite.encryption.make(key[:first]), CBC(bytes(16))).decryptor()
+    texts = [packet[:-icv] + bytes(4 * suite.esn) for packet in packets]
+    sealed = b"".join([packet[8:-icv] for packet in packets])
+
+    def call() -> None:
+        _authenticate(mac, texts)
+        decryptor.update(sealed)
+
+    return call
+
+
+def sealing(suite: EspSuite, key: bytes, packets: Sequence[bytes]) -> Cipher:
+    """The calls that seal packets of the size of these, each part of them ready."""
+    first = suite.encryption.key_length
+    if isinstance(suite.encryption, Encryption):
+        aead, count = suite.encryption.make(key[:first]), len(packets)
+        headers, nonces = [bytes(12 if suite.esn else 8)] * count, [bytes(12)] * count
+        clear = [packet[16 : -suite.encryption.icv_length] for packet in packets]
+        return lambda: list(map(aead.encrypt, nonces, clear, headers))
+    mac, icv = _mac(suite, key)
+    encryptor = CipherContext(suite.encryption.make(key[:first]), CBC(bytes(16))).encryptor()
+    texts = [packet[:-icv] + bytes(4 * suite.esn) for packet in packets]
+    blocks = b"".join([packet[8:-icv] for packet in packets])
+
+    def call() -> None:
+        encryptor.update(blocks)
+        _authenticate(mac, texts)
+
+    return call
+
+
+def _mac(suite: EspSuite, key: bytes) -> tuple[Mac, int]:
+    if suite.integrity is None:
+        raise ValueError(f"{suite} has no MAC")
+    return suite.integrity.make(key[suite.encryption.key_length :]), suite.integrity.icv_length
+
+
+def _authenticate(mac: Mac, texts: Sequence[bytes]) -> None:
+    """One MAC each, as fast as Python can ask for them."""
+    kind, copy = type(mac), mac.copy
+    macs = [copy() for _ in texts]
+    list(map(kind.update, macs, texts))
+    list(map(kind.finalize, macs))
 
 
 def floor(

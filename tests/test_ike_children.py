@@ -46,7 +46,7 @@ def test_one_more_from_either_side(side: str, esp: tuple[str, ...]) -> None:
     assert isinstance(established, ChildEstablished)
     assert (established.replaces, established.redundant) == (None, False)
     assert established.child.spi_in == NEW
-    assert established.child.suite == esp[0]
+    assert established.child.suite == f"{esp[0]}-esn"
     offered = other.of(ChildOffered)[-1]
     assert isinstance(offered, ChildOffered)
     assert offered.replaces is None
@@ -113,7 +113,7 @@ def test_the_group_the_peer_wants() -> None:
     network.settle(1)
     outcome = gateway.outcome(token)
     assert isinstance(outcome, ChildEstablished)
-    assert outcome.child.suite == "aes256gcm16-x25519"
+    assert outcome.child.suite == "aes256gcm16-x25519-esn"
     assert matched(gateway, peer) == 2
 
 

@@ -45,6 +45,7 @@ class LiveSite(Site):
     """A `Site` whose datagrams go through sockets and whose clock is the real one."""
 
     sockets: dict[int, socket.socket]
+    esp: Callable[[bytes, tuple[str, int]], None] | None = None  # takes ESP, and where it came from
 
     def run(self, until: Callable[[], bool], what: str, timeout: float = 15) -> None:
         """Serve the sockets until the condition holds; AssertionError names what did not happen."""
@@ -70,6 +71,8 @@ class LiveSite(Site):
         data, (address, remote_port) = self.sockets[port].recvfrom(65535)
         if port == 4500:
             if data[:4] != NON_ESP_MARKER:
+                if self.esp is not None:
+                    self.esp(data, (address, remote_port))
                 return
             data = data[4:]
         self.network.now = time.monotonic()
