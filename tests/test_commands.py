@@ -233,7 +233,7 @@ async def test_show_tells_all_but_secrets(autojump_clock: MockClock) -> None:
         assert ike.heard < ike.rekey < ike.expires
         old, new = reply.child_sas
         assert (old.state, old.gpn, new.state, new.gpn) == ("retiring", "gpn-1", "sealing", "gpn-2")
-        assert (new.seal_lo, new.seal_hi, new.sealed) == (1, 1 << 30, 0)
+        assert (new.seal_lo, new.seal_hi, new.sealed) == (1, 1 << 31, 0)
         assert new.spi_in == reply.status.spi_in
         keys = [placed.child for placed in w.tunnel.sas.values()]
         assert not any(key.hex() in repr(reply) for child in keys for key in (child.key_in, child.key_out))
