@@ -50,7 +50,9 @@ class RekeyChild(CreateChild):
 
     def wishes(self, sa: IkeSa) -> tuple[tuple[EspProposal, ...], Selectors]:
         old = self._old
-        suites = tuple(dict.fromkeys((old.proposal, *sa.tunnel.esp)))
+        offered = sa.tunnel.esp
+        first = next((suite for suite in offered if old.proposal in suite.settled()), old.proposal)
+        suites = tuple(dict.fromkeys((first, *offered)))
         return suites, (old.sa.local_ts, old.sa.remote_ts)
 
     def about(self) -> tuple[Payload, ...]:
