@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Final
 
 
 class Exit(IntEnum):
@@ -20,6 +21,9 @@ class Exit(IntEnum):
     UNREACHABLE = 3  # no control node answered
     NOT_FOUND = 4  # no such tunnel or node
     ENVIRONMENT = 5  # this machine lacks something: a port, a capability, a file, a permission
+
+
+INTERRUPTED: Final = 130  # by Ctrl-C, as shells have it: 128 + SIGINT
 
 
 class ProtegoError(Exception):

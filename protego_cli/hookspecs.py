@@ -35,7 +35,7 @@ def protego_crypto_suites() -> Sequence[Algorithm]:  # type: ignore[empty-body] 
 def protego_packing_policies() -> Sequence[PackingPolicy]:  # type: ignore[empty-body]  # a hookspec has no body
     """Policies that place tunnels on GPNs and plan moves between them, each under a unique name.
 
-    `cluster.packing` selects one.
+    `cluster.packing` selects the one that places; `protego rebalance --policy` applies any.
     """
 
 

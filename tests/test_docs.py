@@ -67,7 +67,8 @@ def section(command: str) -> str:
 
 def test_the_commands_are_those_that_were_meant() -> None:
     assert set(COMMANDS) == {
-        "up", "status", "migrate", "events", "local", "tunnel list", "tunnel show", "tunnel up",
+        "up", "status", "migrate", "drain", "undrain", "rebalance", "events", "local",
+        "tunnel list", "tunnel show", "tunnel up",
         "tunnel down", "tunnel rekey", "explain", "plugins", "config check", "pki init", "psk generate",
     }  # fmt: skip
 

@@ -50,7 +50,9 @@ def after(at: PackingView, moves: Sequence[Move]) -> PackingView:
 def clusters(draw: st.DrawFn) -> PackingView:
     names = [f"gpn-{i}" for i in range(draw(st.integers(1, 6)))]
     gpns = {name: draw(st.sampled_from([0.5, 1.0, 1.0, 2.0])) for name in names}
-    loads = st.one_of(st.floats(0, 0.3), st.sampled_from([0.0, 0.1, 0.2, 0.4, 0.8, 1.2]))
+    loads = st.one_of(
+        st.floats(0, 0.3).map(lambda load: round(load, 6)), st.sampled_from([0.0, 0.1, 0.2, 0.4, 0.8, 1.2])
+    )
     homes = st.sampled_from([*names, "gone"])
     tunnels = [
         TunnelView(f"t{i:02}", draw(loads), draw(homes), movable=draw(st.integers(0, 9)) > 0)

@@ -14,15 +14,13 @@ from typing import Annotated
 import typer
 
 from protego_cli import __version__
-from protego_cli.cli import check, events, explain, lab, node, operate, tunnel
-from protego_cli.errors import ConfigError, ProtegoError
+from protego_cli.cli import check, events, explain, lab, node, operate, pool, tunnel
+from protego_cli.errors import INTERRUPTED, ConfigError, ProtegoError
 
 EPILOG = (
     "Exit codes: 0 done; 1 tried and failed; 2 wrong arguments or cluster file; 3 no control node answered; "
     "4 no such tunnel or node; 5 this machine lacks something."
 )
-
-INTERRUPTED = 130  # as shells have it: 128 + SIGINT
 
 app = typer.Typer(
     name="protego",
@@ -57,6 +55,9 @@ psk = typer.Typer(help="Pre-shared keys of tunnels.", no_args_is_help=True)
 app.command()(node.up)
 app.command()(operate.status)
 app.command()(operate.migrate)
+app.command()(pool.drain)
+app.command()(pool.undrain)
+app.command()(pool.rebalance)
 app.command()(events.events)
 app.command()(explain.explain)
 app.command()(lab.local)

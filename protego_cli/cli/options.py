@@ -64,6 +64,19 @@ def complete_node(ctx: typer.Context, incomplete: str) -> list[str]:
     return _starting(incomplete, (node.name for node in cluster.nodes)) if cluster else []
 
 
+def complete_policy(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Packing policies: those that are built in, and those of the cluster file's plugins."""
+    from protego_cli.config.load import find, load_plugins_section
+    from protego_cli.errors import ProtegoError
+    from protego_cli.plugins.manager import load_plugins
+
+    try:
+        plugins = load_plugins(load_plugins_section(find(ctx.params.get("cluster"))))
+    except ProtegoError:
+        return []
+    return _starting(incomplete, sorted(plugins.packing_policies()))
+
+
 def _starting(incomplete: str, names: Iterable[str]) -> list[str]:
     return [name for name in names if name.startswith(incomplete)]
 

@@ -11,7 +11,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from protego_cli.control.messages import Migrated, Status, TunnelStatus
+from protego_cli.control.messages import JobStatus, Migrated, Plan, Status, TunnelStatus
 from protego_cli.plugins.manager import PluginInfo
 
 GOOD = frozenset({"up"})
@@ -125,6 +125,74 @@ def print_migrated(moved: Migrated, *, as_json: bool) -> None:
             markup=False,
             soft_wrap=True,
         )
+
+
+def print_drained(node: str, status: JobStatus, *, as_json: bool) -> None:
+    failed = [{"tunnel": fault.subject, "reason": fault.reason} for fault in status.failed]
+    if as_json:
+        print_json({"node": node, "moved": status.done, "failed": failed, "seconds": status.seconds})
+        return
+    text = f"{node}: {_count(status.done)} moved in {status.seconds:.1f} s"
+    if status.state == "failed":
+        text += f"; {status.note}"
+    elif status.state == "stopped":
+        text += f"; stopped, `protego drain {node}` goes on and `protego undrain {node}` takes it back"
+    elif failed:
+        text += f"; {_count(len(failed))} left, which go when their peers rekey"
+    else:
+        text += f"; it is empty, and takes no tunnels until `protego undrain {node}`"
+    _say(text)
+    _say_faults(status)
+
+
+def print_plan(plan: Plan, *, dry_run: bool) -> None:
+    if not plan.moves:
+        _say(f"{plan.policy} moves nothing")
+        return
+    table = _table("tunnel", "from", "to", "load>")
+    for move in plan.moves:
+        table.add_row(move.tunnel, move.source, move.to, f"{move.load:.3f}")
+    wide_console().print(table)
+    if dry_run:
+        _say(f"{plan.policy} would move {_count(len(plan.moves))}")
+
+
+def print_rebalanced(plan: Plan, status: JobStatus | None, *, dry_run: bool, as_json: bool) -> None:
+    if as_json:
+        print_json(
+            {
+                "policy": plan.policy,
+                "dry_run": dry_run,
+                "moves": [
+                    {"tunnel": move.tunnel, "from": move.source, "to": move.to, "load": move.load}
+                    for move in plan.moves
+                ],
+                "moved": status.done if status else 0,
+                "failed": [
+                    {"tunnel": fault.subject, "reason": fault.reason}
+                    for fault in (status.failed if status else ())
+                ],
+                "seconds": status.seconds if status else 0.0,
+            }
+        )
+    elif status is not None:
+        stopped = "; stopped" if status.state == "stopped" else ""
+        why = f"; {status.note}" if status.state == "failed" else ""
+        _say(f"{_count(status.done)} of {len(plan.moves)} moved in {status.seconds:.1f} s{stopped}{why}")
+        _say_faults(status)
+
+
+def _say(text: str) -> None:
+    Console(highlight=False).print(text, markup=False, soft_wrap=True)
+
+
+def _say_faults(status: JobStatus) -> None:
+    for fault in status.failed:
+        _say(f"  {fault.subject}: {fault.reason}")
+
+
+def _count(tunnels: int) -> str:
+    return f"{tunnels} tunnel{'' if tunnels == 1 else 's'}"
 
 
 def print_plugins(listing: list[PluginInfo], *, as_json: bool) -> None:

@@ -44,6 +44,9 @@ KINDS: Final[Mapping[str, Severity]] = {
     "migration begun": "info",
     "migrated": "info",
     "migration failed": "warning",
+    "draining": "info",  # a GPN takes no more tunnels, and what it has goes elsewhere
+    "drained": "info",
+    "undrained": "info",
     "node up": "info",
     "node down": "warning",
     "node restarted": "warning",

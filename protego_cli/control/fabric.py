@@ -39,6 +39,7 @@ from protego_cli.control.messages import (
     Marks,
     Migrate,
     Neighbour,
+    PoolRequest,
     RekeyTunnel,
     Reply,
     Report,
@@ -58,7 +59,16 @@ __all__ = ["Fabric", "FabricObserver", "NodeDown", "NodeState", "OperatorRequest
 log = logging.getLogger(__name__)
 
 OperatorRequest = (
-    GetStatus | Migrate | ListNames | GetEvents | Explain | ShowTunnel | UpTunnel | DownTunnel | RekeyTunnel
+    GetStatus
+    | Migrate
+    | ListNames
+    | GetEvents
+    | Explain
+    | ShowTunnel
+    | UpTunnel
+    | DownTunnel
+    | RekeyTunnel
+    | PoolRequest
 )
 OperatorHandler = Callable[[OperatorRequest], Awaitable[Reply]]
 

@@ -28,8 +28,9 @@ from typing import Final, NamedTuple
 
 import trio
 
-from protego_cli.control.distribution import together
+from protego_cli.control.distribution import DesiredState, together
 from protego_cli.control.driver import Driver, ExchangeError
+from protego_cli.control.fabric import NodeState
 from protego_cli.control.messages import Migrated
 from protego_cli.control.recovery import Recovery
 from protego_cli.control.sad import Sad
@@ -67,16 +68,35 @@ class Migrations:
         self._requested[name] = to
         try:
             async with tunnel.moving:
-                source = self._check(tunnel, to).gpn
-                self._sad.events.emit("migration begun", tunnel=name, node=to, source=source)
-                times = await self._move(tunnel, to)
-        except ProtegoError as error:
-            self._sad.events.emit("migration failed", tunnel=name, node=to, reason=error)
-            raise
+                return await self._migrate(tunnel, to)
         finally:
             del self._requested[name]
+
+    async def relocate(self, tunnel: Tunnel, source: str, to: str) -> Migrated | None:
+        """Move a tunnel as a policy has decided, behind whatever moves it now. None when it is not on
+        `source` any more, so that there is nothing to do. Raises NotFound or Refused.
+        """
+        async with tunnel.moving:
+            with trio.move_on_after(SETTLING):  # it may be coming up
+                await tunnel.until(lambda: tunnel.sealing is None or tunnel.sealing.standing)
+            sealing = tunnel.sealing
+            if sealing is None or sealing.retiring or sealing.gpn != source:
+                return None
+            return await self._migrate(tunnel, to)
+
+    async def _migrate(self, tunnel: Tunnel, to: str) -> Migrated:
+        """A migration, told in events. The caller holds `moving`."""
+        events, name = self._sad.events, tunnel.id
+        try:
+            source = self._check(tunnel, to).gpn
+            events.emit("migration begun", tunnel=name, node=to, source=source)
+            times = await self._move(tunnel, to)
+        except ProtegoError as error:
+            events.emit("migration failed", tunnel=name, node=to, reason=error)
+            raise
+        tunnel.moves.append(trio.current_time())
         rekey, distribute = times.rekeyed, times.distributed - times.rekeyed
-        self._sad.events.emit(
+        events.emit(
             "migrated",
             tunnel=name,
             node=to,
@@ -96,16 +116,17 @@ class Migrations:
         )
 
     async def renew(self, tunnel: Tunnel, placed: Placed) -> None:
-        """Rekey a sealing SA where it is. Nothing happens when it does not seal any more."""
+        """Rekey a sealing SA where it is, or away from there if its GPN is draining. Nothing happens when it
+        does not seal any more.
+        """
         async with tunnel.moving:
             if tunnel.sealing is not placed:
                 return
             if placed.gpn not in self._sad.fabric.connected("gpn"):
                 raise Refused(f"{placed.gpn} is down")
-            times = await self._move(tunnel, placed.gpn)
-            self._sad.events.emit(
-                "rekeyed", tunnel=tunnel.id, node=placed.gpn, total_ms=round(times.total * 1e3, 1)
-            )
+            to = self._sad.seat(tunnel) or placed.gpn
+            times = await self._move(tunnel, to)
+            self._sad.events.emit("rekeyed", tunnel=tunnel.id, node=to, total_ms=round(times.total * 1e3, 1))
 
     async def rekey(self, tunnel: Tunnel) -> None:
         """The same, as the operator asks. Raises Refused, saying why."""
@@ -133,16 +154,11 @@ class Migrations:
 
     def _check(self, tunnel: Tunnel, to: str) -> Placed:
         """The SA to be moved. Raises NotFound or Refused."""
-        nodes = {node.name: node for node in self._sad.fabric.nodes()}
-        node = nodes.get(to)
-        if node is None:
-            gpns = [name for name, other in nodes.items() if other.role == "gpn"]
-            raise NotFound(f"there is no node {to!r}{_close(to, gpns)}")
-        if node.role != "gpn":
-            raise Refused(f"{to} is a {node.role}; tunnels live on GPNs")
-        if not node.connected:
+        if not find_gpn(self._sad.fabric, to).connected:
             raise Refused(f"{to} is down")
-        for other in nodes.values():
+        if to in self._sad.seats.draining:
+            raise Refused(f"{to} is draining and takes no tunnels; `protego undrain {to}` changes that")
+        for other in self._sad.fabric.nodes():
             if other.role in ("gin", "gen") and other.boot is not None and not other.connected:
                 raise Refused(
                     f"{other.name} is cut off from the GMN and may still pass packets on as it last knew; "
@@ -314,6 +330,18 @@ def _passes(error: ExchangeError, tunnel: Tunnel) -> bool:
     if error.notify in (TemporaryFailure.notify, ChildSaNotFound.notify):
         return True
     return error.notify is None and bool(tunnel.ikes) and not tunnel.settled
+
+
+def find_gpn(fabric: DesiredState, name: str) -> NodeState:
+    """The GPN that an operator named. Raises NotFound or Refused."""
+    nodes = {node.name: node for node in fabric.nodes()}
+    node = nodes.get(name)
+    if node is None:
+        gpns = [other.name for other in nodes.values() if other.role == "gpn"]
+        raise NotFound(f"there is no node {name!r}{_close(name, gpns)}")
+    if node.role != "gpn":
+        raise Refused(f"{name} is a {node.role}; tunnels live on GPNs")
+    return node
 
 
 def _close(name: str, known: Iterable[str]) -> str:

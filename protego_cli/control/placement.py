@@ -77,6 +77,9 @@ class PackingView:
         self.history = history  # a tunnel's load in each of the last minutes, oldest first
         self._listed = tunnels
 
+    def __repr__(self) -> str:
+        return f"PackingView({self.now}, {self.gpns}, {self.tunnels})"
+
     @cached_property
     def tunnels(self) -> tuple[TunnelView, ...]:
         """Every tunnel that is up."""

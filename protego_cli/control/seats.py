@@ -41,6 +41,7 @@ class Seats:
         self.loads = Loads()
         self.packer = packer
         self.draining: set[str] = set()
+        self.stray = trio.Event()  # a tunnel has come up on a GPN that is draining
         self._fabric = fabric
         self._tunnels = tunnels
         self._counts = counts
@@ -59,6 +60,11 @@ class Seats:
         homeless = TunnelView(tunnel.id, self.loads.share(tunnel.id, here, now), None, _lately(tunnel, now))
         found = self.packer.place(homeless, self.view())
         return found or (here if here in connected else None)
+
+    def stood(self, gpn: str) -> None:
+        """An SA stands on this GPN."""
+        if gpn in self.draining:
+            self.stray.set()
 
     def view(self, pinned: Container[str] = ()) -> PackingView:
         """The cluster as it is now. Tunnels that are `pinned`, or on the move, are not movable."""

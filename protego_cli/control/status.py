@@ -31,6 +31,7 @@ from protego_cli.control.messages import (
     UpTunnel,
 )
 from protego_cli.control.migration import Migrations
+from protego_cli.control.pool import Pool
 from protego_cli.control.sad import Sad
 from protego_cli.control.tunnel import Tunnel
 from protego_cli.counters import Counters
@@ -46,6 +47,7 @@ class Operations:
         sad: Sad,
         migrations: Migrations,
         commands: Commands,
+        pool: Pool,
         counters: Counters,
         cpu: Callable[[], float],
     ) -> None:
@@ -55,6 +57,7 @@ class Operations:
         self._sad = sad
         self._migrations = migrations
         self._commands = commands
+        self._pool = pool
         self._counters = counters
         self._cpu = cpu
 
@@ -76,6 +79,8 @@ class Operations:
                 return await self._sad.events.answer(request)
             case Migrate():
                 return await self._migrations.migrate(request.tunnel, request.to)
+            case _:
+                return await self._pool.answer(request)
 
     def _explain(self, name: str | None) -> Explanations:
         if name is None:

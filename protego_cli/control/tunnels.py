@@ -236,6 +236,7 @@ class Tunnels:
     def stand(self, tunnel: Tunnel, placed: Placed) -> None:
         """The SA of a new tunnel, or of the peer's asking, is acknowledged."""
         tunnel.stand(placed)
+        self._sad.seats.stood(placed.gpn)
         self._sad.events.emit(
             "SA up",
             tunnel=tunnel.id,

@@ -6,16 +6,17 @@ out. It looks at loads only to overfill nothing.
 `first-fit-decreasing` uses as few GPNs as it can, each filled to `WATERMARK` of its capacity by the tunnels'
 measured loads. Its plan
 
-1. packs all tunnels anew, the heaviest first, each into the first GPN with room; and if that takes fewer GPNs
-   than are used now, these are the moves. Among tunnels of one load those go first that are on the first
-   GPNs, so that they stay;
-2. otherwise takes away from GPNs beyond the watermark, and from those that accept none, what fits elsewhere,
-   the heaviest first; and nothing moves that has no reason to.
+1. takes away from GPNs beyond the watermark, and from those that accept none, what fits elsewhere, the
+   heaviest first; and nothing moves that has no reason to;
+2. packs all tunnels anew, the heaviest first, each into the first GPN with room; where that takes fewer GPNs,
+   these are the moves instead. Among tunnels of one load those go first that are on the first GPNs, so that
+   they stay.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from bisect import insort
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from protego_cli.control.placement import (
@@ -39,23 +40,43 @@ class Spread:
 
     def plan(self, view: PackingView) -> Sequence[Move]:
         gpns = {gpn.name: gpn for gpn in view.gpns}
-        waiting: dict[str, list[TunnelView]] = {name: [] for name in gpns}
-        for tunnel in sorted(view.tunnels, key=lambda tunnel: (tunnel.load, tunnel.id), reverse=True):
-            if tunnel.movable and tunnel.gpn in waiting:
-                waiting[tunnel.gpn].append(tunnel)  # the lightest last: it is taken first
-        moves: list[Move] = []
-        while fullest := [gpn for gpn in gpns.values() if waiting[gpn.name]]:
-            source = max(fullest, key=lambda gpn: (not gpn.accepting, gpn.tunnels))
-            tunnel = waiting[source.name].pop()
-            open_to = [gpn for gpn in gpns.values() if gpn.accepting and gpn.has_room(tunnel.load)]
-            target = min(open_to, key=lambda gpn: gpn.tunnels, default=None)
-            if target is None or (source.accepting and source.tunnels - target.tunnels < 2):
-                waiting[source.name].clear()  # the lightest one cannot go, or none needs to
-                continue
-            moves.append(Move(tunnel.id, target.name))
+        there: dict[str, list[TunnelView]] = {name: [] for name in gpns}
+        for tunnel in view.tunnels:
+            if tunnel.movable and tunnel.gpn in there:
+                there[tunnel.gpn].append(tunnel)
+        for tunnels in there.values():
+            tunnels.sort(key=_lightest)
+        to: dict[str, str] = {}
+        while step := _evening(gpns, there):
+            source, target = step
+            tunnel = there[source.name].pop(0)
+            insort(there[target.name], tunnel, key=_lightest)
+            to[tunnel.id] = target.name
             for gpn, sign in ((source, -1), (target, 1)):
                 gpns[gpn.name] = gpn._replace(load=gpn.load + sign * tunnel.load, tunnels=gpn.tunnels + sign)
-        return moves
+        return [
+            Move(tunnel.id, to[tunnel.id])
+            for tunnel in view.tunnels
+            if to.get(tunnel.id, tunnel.gpn) != tunnel.gpn
+        ]
+
+
+def _lightest(tunnel: TunnelView) -> tuple[float, str]:
+    return tunnel.load, tunnel.id
+
+
+def _evening(
+    gpns: Mapping[str, GpnView], there: Mapping[str, list[TunnelView]]
+) -> tuple[GpnView, GpnView] | None:
+    """From where to where the next tunnel goes: the lightest of the fullest GPN that can give one away."""
+    sources = [gpn for gpn in gpns.values() if there[gpn.name]]
+    for source in sorted(sources, key=lambda gpn: (gpn.accepting, -gpn.tunnels)):
+        load = there[source.name][0].load
+        open_to = [gpn for gpn in gpns.values() if gpn.accepting and gpn.has_room(load)]
+        target = min(open_to, key=lambda gpn: gpn.tunnels, default=None)
+        if target is not None and (not source.accepting or source.tunnels - target.tunnels >= 2):
+            return source, target
+    return None
 
 
 class FirstFitDecreasing:
@@ -71,12 +92,12 @@ class FirstFitDecreasing:
         bins = [gpn for gpn in view.gpns if gpn.accepting]
         if not bins:
             return []
+        relieved = _relieve(bins, view)
         packed = _pack(bins, view.tunnels)
-        in_use = {tunnel.gpn for tunnel in view.tunnels}
-        if packed is not None and len(set(packed.values())) < len(in_use):
-            here = {tunnel.id: tunnel.gpn for tunnel in view.tunnels}
+        here = {tunnel.id: tunnel.gpn for tunnel in view.tunnels}
+        if packed is not None and len(set(packed.values())) < len({*(here | dict(relieved)).values()}):
             return [Move(tunnel, to) for tunnel, to in packed.items() if to != here[tunnel]]
-        return _relieve(bins, view)
+        return relieved
 
 
 def _limit(gpn: GpnView) -> float:
@@ -123,27 +144,29 @@ def _pack(bins: Sequence[GpnView], tunnels: Sequence[TunnelView]) -> dict[str, s
 
 
 def _relieve(bins: Sequence[GpnView], view: PackingView) -> list[Move]:
-    """Moves away from where a tunnel should not stay, to where it may."""
+    """Moves away from where a tunnel should not stay, to where it may; as many as there is room for."""
     order = {gpn.name: index for index, gpn in enumerate(bins)}
-    loads = [gpn.load for gpn in bins]
     free = _FirstFit([_limit(gpn) - gpn.load for gpn in bins])
-    hot = {gpn.name for gpn in bins if gpn.load > _limit(gpn)}
-    stays = {gpn.name for gpn in bins} - hot
+    calm = {gpn.name for gpn in bins if gpn.load <= _limit(gpn) + TOLERANCE}
+    waiting = [tunnel for tunnel in view.tunnels if tunnel.movable and tunnel.gpn not in calm]
     moves: list[Move] = []
-    for tunnel in _decreasing(view.tunnels, order):
-        if not tunnel.movable or tunnel.gpn in stays:
-            continue
-        source = order.get(tunnel.gpn or "")
-        if source is not None and loads[source] <= _limit(bins[source]):
-            continue  # relieved by now
-        index = free.first(tunnel.load)
-        if index is None or (tunnel.load <= 0 and source is not None):
-            continue
-        free.take(index, tunnel.load)
-        loads[index] += tunnel.load
-        moves.append(Move(tunnel.id, bins[index].name))
-        if source is not None:
-            loads[source] -= tunnel.load
+    moved = True
+    while moved:  # what has left a GPN may have made room there
+        moved = False
+        for tunnel in _decreasing(waiting, order):
+            source = order.get(tunnel.gpn or "")
+            if source is not None and (free.left(source) >= -TOLERANCE or tunnel.load <= 0):
+                continue  # relieved by now, or no relief
+            index = free.first(tunnel.load)
+            if index is None:
+                continue
+            free.take(index, tunnel.load)
+            if source is not None:
+                free.take(source, -tunnel.load)
+            moves.append(Move(tunnel.id, bins[index].name))
+            moved = True
+        gone = {move.tunnel for move in moves}
+        waiting = [tunnel for tunnel in waiting if tunnel.id not in gone]
     return moves
 
 
@@ -166,6 +189,9 @@ class _FirstFit:
         while node < self._leaves:
             node = 2 * node if self._most[2 * node] >= size else 2 * node + 1
         return node - self._leaves
+
+    def left(self, index: int) -> float:
+        return self._most[self._leaves + index]
 
     def take(self, index: int, size: float) -> None:
         node = self._leaves + index

@@ -28,6 +28,7 @@ from protego_cli.control.keeper import Keeper
 from protego_cli.control.membership import Membership
 from protego_cli.control.migration import Migrations
 from protego_cli.control.placement import Packer
+from protego_cli.control.pool import Pool
 from protego_cli.control.recovery import Recovery
 from protego_cli.control.renewal import Renewals
 from protego_cli.control.sad import Sad
@@ -92,10 +93,12 @@ async def run(
             fabric.observer = Membership(cluster, sad, tunnels, recovery, renewals, ageing)
             keeper = Keeper(sad, tunnels, driver, os.urandom)
             commands = Commands(sad, driver, tunnels, keeper, migrations, held)
-            operations = Operations(node, epoch, sad, migrations, commands, counters, CpuMeter())
+            pool = Pool(epoch, sad, migrations, plugins.packing_policies(), services)
+            operations = Operations(node, epoch, sad, migrations, commands, pool, counters, CpuMeter())
             fabric.operator_handler = operations.answer
             services.start_soon(driver.run)
             services.start_soon(ageing.run)
+            services.start_soon(pool.run)
             await services.start(fabric.serve)
             services.start_soon(keeper.run)
             outer.start_soon(_part, tunnels, services.cancel_scope)

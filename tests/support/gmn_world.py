@@ -31,6 +31,7 @@ from protego_cli.control.membership import Membership
 from protego_cli.control.messages import FirstPacket, GetStatus, Route, Rule, Sa, Status, Steer, TunnelStatus
 from protego_cli.control.migration import Migrations
 from protego_cli.control.placement import Packer
+from protego_cli.control.pool import Pool
 from protego_cli.control.recovery import Recovery
 from protego_cli.control.renewal import Renewals
 from protego_cli.control.sad import Sad
@@ -55,7 +56,7 @@ from protego_cli.ike.events import (
 )
 from protego_cli.ike.exchanges.create_child import Selectors
 from protego_cli.net.udp import Address, Batch, Buffer
-from protego_cli.plugins.packing_policies import Spread
+from protego_cli.plugins.packing_policies import FirstFitDecreasing, Spread
 from protego_cli.wire.envelope import Envelope, open_envelope, seal_envelope
 from protego_cli.wire.ike import parse_header_untrusted
 from protego_cli.wire.payloads import ExchangeType
@@ -296,10 +297,19 @@ class World:
         self.nodes.observer = Membership(
             cluster, self.sad, self.tunnels, self.recovery, self.renewals, self.ageing
         )
+        packers = {policy.name: Packer(policy, "test") for policy in (Spread(), FirstFitDecreasing())}
+        self.pool = Pool(1, self.sad, self.migrations, packers, tasks)
         self.held = Held((), lambda changes: None)
         self.commands = Commands(self.sad, self.driver, self.tunnels, self.keeper, self.migrations, self.held)
         self.operations = Operations(
-            cluster.nodes[0], 1, self.sad, self.migrations, self.commands, self.counters, lambda: 0.0
+            cluster.nodes[0],
+            1,
+            self.sad,
+            self.migrations,
+            self.commands,
+            self.pool,
+            self.counters,
+            lambda: 0.0,
         )
         self.peers = {
             tunnel.peer or "": Peer(self, tunnel, seed * 1000 + i)
@@ -308,6 +318,7 @@ class World:
         self._timers: dict[Peer, trio.Event] = {}
         tasks.start_soon(self.driver.run)
         tasks.start_soon(self.ageing.run)
+        tasks.start_soon(self.pool.run)
         for peer in self.peers.values():
             tasks.start_soon(self._keep_time, peer)
 
