@@ -16,16 +16,18 @@ from protego_cli.cli.app import main
 from protego_cli.config.model import Cluster
 from protego_cli.control.client import Ask
 from protego_cli.control.messages import (
+    Noted,
+    Reply,
+    Request,
+)
+from protego_cli.control.pool_messages import (
     Drain,
     GetJob,
     JobFault,
     JobStatus,
-    Noted,
     Plan,
     PlannedMove,
     Rebalance,
-    Reply,
-    Request,
     StopJob,
     Undrain,
     Undrained,

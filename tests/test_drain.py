@@ -10,19 +10,21 @@ from trio.testing import MockClock
 
 from protego_cli.control.jobs import KEPT, Jobs
 from protego_cli.control.messages import (
+    Report,
+    SaUsage,
+)
+from protego_cli.control.mover import AT_ONCE
+from protego_cli.control.placement import Move, Packer, PackingView, PolicyFault, TunnelView
+from protego_cli.control.pool_messages import (
     Drain,
     GetJob,
     JobStatus,
     Plan,
     Rebalance,
-    Report,
-    SaUsage,
     StopJob,
     Undrain,
     Undrained,
 )
-from protego_cli.control.mover import AT_ONCE
-from protego_cli.control.placement import Move, Packer, PackingView, PolicyFault, TunnelView
 from protego_cli.errors import NoAdditionalSas, NotFound, ProtocolError, Refused, UsageError
 from tests.support.gmn_world import Peer, World, world
 

@@ -11,7 +11,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from protego_cli.control.messages import JobStatus, Migrated, Plan, Status, TunnelStatus
+from protego_cli.control.messages import Migrated, Status, TunnelStatus
+from protego_cli.control.pool_messages import JobStatus, Plan
 from protego_cli.plugins.manager import PluginInfo
 
 GOOD = frozenset({"up"})

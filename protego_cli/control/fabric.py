@@ -39,7 +39,6 @@ from protego_cli.control.messages import (
     Marks,
     Migrate,
     Neighbour,
-    PoolRequest,
     RekeyTunnel,
     Reply,
     Report,
@@ -48,6 +47,7 @@ from protego_cli.control.messages import (
     Welcome,
 )
 from protego_cli.control.pki import OPERATOR, Identity, server_context
+from protego_cli.control.pool_messages import PoolRequest
 from protego_cli.control.rpc import SILENCE, Link
 from protego_cli.control.session import FabricObserver, Reported, Session
 from protego_cli.control.tls import TlsStream

@@ -16,7 +16,7 @@ from typing import Final, Literal
 
 import trio
 
-from protego_cli.control.messages import JobFault, JobStatus
+from protego_cli.control.pool_messages import JobFault, JobStatus
 from protego_cli.errors import NotFound, ProtegoError
 
 log = logging.getLogger(__name__)

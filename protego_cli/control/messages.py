@@ -11,35 +11,19 @@ fields in `SECRETS` hold key material and never show in a repr.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
+from protego_cli.control.message import SECRETS as SECRETS
+from protego_cli.control.message import Message as Message
+from protego_cli.control.message import Record as Record
+from protego_cli.control.message import Reply as Reply
+from protego_cli.control.message import Request as Request
+from protego_cli.control.pool_messages import JobStatus, Plan, PoolRequest, Undrained
 from protego_cli.wire.selectors import TrafficSelector
 
 Role = Literal["gmn", "gin", "gen", "gpn"]
-
-
-SECRETS = frozenset({"tag_key", "envelope_key", "key_in", "key_out"})
-
-
-class Message(msgspec.Struct, frozen=True):
-    """Base of all below: a struct that may hold keys and shows none, in logs or in rich's tracebacks."""
-
-    def __rich_repr__(self) -> list[tuple[str, Any]]:
-        return [(name, "..." if name in SECRETS else getattr(self, name)) for name in self.__struct_fields__]
-
-    def __repr__(self) -> str:
-        fields = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
-        return f"{type(self).__name__}({fields})"
-
-
-class Record(Message, frozen=True, tag=True, array_like=True):
-    """One piece of desired state; `key` names it within its type."""
-
-    @property
-    def key(self) -> tuple[str, int | str]:
-        raise AttributeError(type(self).__name__)
 
 
 # ---- records of every data node
@@ -199,14 +183,6 @@ Key = tuple[str, int | str]
 # ---- GMN -> node
 
 
-class Request(Message, frozen=True, tag=True):
-    """Base of what may be asked over the control channel; every request has one reply."""
-
-
-class Reply(Message, frozen=True, tag=True):
-    """Base of the answers."""
-
-
 class Sync(Request, frozen=True):
     """The whole desired state; whatever the node holds beyond it goes."""
 
@@ -293,7 +269,7 @@ class Report(Request, frozen=True):
 
     cpu: float  # CPU seconds per second of this process
     usage: tuple[SaUsage, ...] = ()
-    counters: dict[str, int] = {}
+    counters: dict[str, int] = msgspec.field(default_factory=dict)
     silent: tuple[str, ...] = ()  # GPNs whose probes this GIN or GEN misses
 
 
@@ -501,7 +477,7 @@ class Event(Message, frozen=True):
     node: str | None = None
     spi: str | None = None  # eight hexadecimal digits
     reason: str | None = None
-    details: dict[str, str | int | float] = {}
+    details: dict[str, str | int | float] = msgspec.field(default_factory=dict)
 
     def fields(self) -> dict[str, str | int | float]:
         """What is known of it, by name; the reason, which may be long, comes last."""
@@ -530,80 +506,6 @@ class Events(Reply, frozen=True):
     last: int  # what to ask for is behind this
     lost: int  # events between `after` and the oldest that is still known
     events: tuple[Event, ...]
-
-
-class Drain(Request, frozen=True):
-    """Empty a GPN; the answer is the state of the job that does it."""
-
-    node: str
-
-
-class Undrain(Request, frozen=True):
-    """Let a GPN take tunnels again."""
-
-    node: str
-
-
-class Undrained(Reply, frozen=True):
-    node: str
-    was_draining: bool
-
-
-class Rebalance(Request, frozen=True):
-    """Apply a packing policy (the cluster file's when left out) to the whole placement."""
-
-    policy: str | None = None
-    dry_run: bool = False
-
-
-class PlannedMove(msgspec.Struct, frozen=True):
-    tunnel: str
-    source: str
-    to: str
-    load: float
-
-
-class Plan(Reply, frozen=True):
-    policy: str
-    moves: tuple[PlannedMove, ...]
-    job: str | None  # that makes them; None for none
-
-
-class GetJob(Request, frozen=True):
-    """How far a job is; answered when that is newer than `revision`, or after `wait` seconds."""
-
-    id: str
-    revision: int = -1
-    wait: float = 0.0
-
-
-class StopJob(Request, frozen=True):
-    """Begin nothing more of a job."""
-
-    id: str
-
-
-PoolRequest = Drain | Undrain | Rebalance | GetJob | StopJob
-
-
-class JobFault(msgspec.Struct, frozen=True):
-    subject: str
-    reason: str
-
-
-class JobStatus(Reply, frozen=True):
-    """Work of the GMN that goes on whether or not anybody watches."""
-
-    id: str
-    kind: str  # "drain", "rebalance"
-    subject: str
-    state: str  # "running", "done", "stopped", "failed"
-    total: int
-    done: int
-    failed: tuple[JobFault, ...]
-    note: str  # what it is at, or why it failed
-    seconds: float
-    revision: int
 
 
 class ListNames(Request, frozen=True):

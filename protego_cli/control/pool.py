@@ -9,18 +9,20 @@ import trio
 from protego_cli.control.drains import Drains
 from protego_cli.control.jobs import Jobs
 from protego_cli.control.messages import (
-    Drain,
-    GetJob,
-    PoolRequest,
-    Rebalance,
     Reply,
-    StopJob,
-    Undrain,
-    Undrained,
 )
 from protego_cli.control.migration import Migrations
 from protego_cli.control.mover import Mover
 from protego_cli.control.placement import Packer
+from protego_cli.control.pool_messages import (
+    Drain,
+    GetJob,
+    PoolRequest,
+    Rebalance,
+    StopJob,
+    Undrain,
+    Undrained,
+)
 from protego_cli.control.rebalance import Rebalances
 from protego_cli.control.sad import Sad
 

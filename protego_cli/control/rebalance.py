@@ -12,9 +12,9 @@ from typing import Final
 
 from protego_cli.control.drains import Drains
 from protego_cli.control.jobs import Job, Jobs
-from protego_cli.control.messages import Plan, PlannedMove, Rebalance
 from protego_cli.control.mover import Mover
 from protego_cli.control.placement import Move, Packer
+from protego_cli.control.pool_messages import Plan, PlannedMove, Rebalance
 from protego_cli.control.sad import Sad
 from protego_cli.errors import Refused, UsageError
 

@@ -1,0 +1,36 @@
+"""What every message of the control channel is: a frozen struct that shows no key material."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+SECRETS = frozenset({"tag_key", "envelope_key", "key_in", "key_out"})
+
+
+class Message(msgspec.Struct, frozen=True):
+    """Base of all below: a struct that may hold keys and shows none, in logs or in rich's tracebacks."""
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [(name, "..." if name in SECRETS else getattr(self, name)) for name in self.__struct_fields__]
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
+        return f"{type(self).__name__}({fields})"
+
+
+class Record(Message, frozen=True, tag=True, array_like=True):
+    """One piece of desired state; `key` names it within its type."""
+
+    @property
+    def key(self) -> tuple[str, int | str]:
+        raise AttributeError(type(self).__name__)
+
+
+class Request(Message, frozen=True, tag=True):
+    """Base of what may be asked over the control channel; every request has one reply."""
+
+
+class Reply(Message, frozen=True, tag=True):
+    """Base of the answers."""

@@ -1,0 +1,81 @@
+"""What an operator asks about the pool of GPNs, and about the jobs that the GMN does for him."""
+
+from __future__ import annotations
+
+import msgspec
+
+from protego_cli.control.message import Reply, Request
+
+
+class Drain(Request, frozen=True):
+    """Empty a GPN; the answer is the state of the job that does it."""
+
+    node: str
+
+
+class Undrain(Request, frozen=True):
+    """Let a GPN take tunnels again."""
+
+    node: str
+
+
+class Undrained(Reply, frozen=True):
+    node: str
+    was_draining: bool
+
+
+class Rebalance(Request, frozen=True):
+    """Apply a packing policy (the cluster file's when left out) to the whole placement."""
+
+    policy: str | None = None
+    dry_run: bool = False
+
+
+class PlannedMove(msgspec.Struct, frozen=True):
+    tunnel: str
+    source: str
+    to: str
+    load: float
+
+
+class Plan(Reply, frozen=True):
+    policy: str
+    moves: tuple[PlannedMove, ...]
+    job: str | None  # that makes them; None for none
+
+
+class GetJob(Request, frozen=True):
+    """How far a job is; answered when that is newer than `revision`, or after `wait` seconds."""
+
+    id: str
+    revision: int = -1
+    wait: float = 0.0
+
+
+class StopJob(Request, frozen=True):
+    """Begin nothing more of a job."""
+
+    id: str
+
+
+PoolRequest = Drain | Undrain | Rebalance | GetJob | StopJob
+
+
+class JobFault(msgspec.Struct, frozen=True):
+    subject: str
+    reason: str
+
+
+class JobStatus(Reply, frozen=True):
+    """Work of the GMN that goes on whether or not anybody watches."""
+
+    id: str
+    kind: str  # "drain", "rebalance"
+    subject: str
+    state: str  # "running", "done", "stopped", "failed"
+    total: int
+    done: int
+    failed: tuple[JobFault, ...]
+    note: str  # what it is at, or why it failed
+    seconds: float
+    revision: int
