@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from protego_cli.errors import StateError
 from protego_cli.ike import snapshot
+from protego_cli.ike.exchanges.delete import WithdrawState
 from tests.support.ike_pairs import connected
 from tests.support.ike_restarts import fresh
 from tests.support.ike_scenes import EXCHANGES, SCENES, changed, crossing, parsed, rekeying, states
@@ -52,6 +56,20 @@ def test_any_bytes_raise_the_error(data: bytes) -> None:
     for prefix in (b"", bytes((snapshot.VERSION,))):
         with pytest.raises(StateError):
             fresh().restore([prefix + data], 1000.0)
+
+
+@pytest.mark.parametrize("spi", [-1, 0, 255, 1 << 32])
+def test_spis_that_cannot_be_are_refused(spi: int) -> None:
+    network, gateway, _ = connected()
+    (state,) = states(gateway)
+    child = parsed(state).children[0]
+    for field in ("spi_in", "spi_out"):
+        wrong = msgspec.structs.replace(child, sa=dataclasses.replace(child.sa, **{field: spi}))
+        with pytest.raises(StateError, match="an SPI that cannot be"):
+            fresh().restore([changed(state, children=(wrong,))], network.now)
+    if not 0 < spi < 1 << 32:
+        with pytest.raises(StateError, match="does not parse"):
+            fresh().restore([changed(state, queue=(WithdrawState(spi),))], network.now)
 
 
 def test_a_state_twice_is_refused() -> None:

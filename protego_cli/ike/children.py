@@ -13,7 +13,7 @@ import msgspec
 
 from protego_cli.crypto.algorithms import Registry
 from protego_cli.crypto.proposal import EspProposal, parse_esp
-from protego_cli.errors import InvalidSyntax, NoProposalChosen, TsUnacceptable
+from protego_cli.errors import InvalidSyntax, NoProposalChosen, StateError, TsUnacceptable
 from protego_cli.ike.events import ChildSa
 from protego_cli.ike.keys import child_keys
 from protego_cli.ike.message import Payloads
@@ -97,7 +97,9 @@ class ChildState(msgspec.Struct, frozen=True, array_like=True):
         )
 
     def restore(self, registry: Registry) -> Child:
-        """Raises ValueError when no plugin provides its suite."""
+        """Raises ValueError when no plugin provides its suite, StateError for SPIs that cannot be."""
+        if not all(_RESERVED_SPIS <= spi < 1 << 32 for spi in (self.sa.spi_in, self.sa.spi_out)):
+            raise StateError("the state of a CHILD_SA has an SPI that cannot be")
         return Child(self.sa, parse_esp(self.proposal, registry), self.deleting, self.doomed)
 
     def link(self, child: Child, children: Mapping[int, Child]) -> None:

@@ -32,7 +32,7 @@ from protego_cli.ike.children import (
     with_spi,
 )
 from protego_cli.ike.events import ChildEstablished, ChildOffered, Negotiated, NegotiationFailed
-from protego_cli.ike.exchanges.base import Exchange, ExchangeState
+from protego_cli.ike.exchanges.base import EspSpi, Exchange, ExchangeState
 from protego_cli.ike.exchanges.delete import Withdraw
 from protego_cli.ike.identities import Identity
 from protego_cli.ike.message import Payloads
@@ -153,7 +153,7 @@ class Authenticate(Exchange):
 
 class AuthenticateState(ExchangeState, frozen=True, tag="auth"):
     token: int | None
-    spi_in: int
+    spi_in: EspSpi
 
     def restore(self, sa: IkeSa) -> Authenticate:
         return Authenticate(self.token, self.spi_in)

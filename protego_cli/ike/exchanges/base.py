@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import msgspec
 
@@ -18,6 +18,10 @@ from protego_cli.wire.payloads import ExchangeType, Payload
 
 if TYPE_CHECKING:
     from protego_cli.ike.sa import IkeSa
+
+
+EspSpi = Annotated[int, msgspec.Meta(ge=1, lt=1 << 32)]
+"""An inbound SPI of a CHILD_SA, in what is stored."""
 
 
 class ExchangeState(msgspec.Struct, frozen=True, array_like=True):

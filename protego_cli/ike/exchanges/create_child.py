@@ -38,7 +38,7 @@ from protego_cli.ike.children import (
     with_spi,
 )
 from protego_cli.ike.events import ChildEstablished, ChildOffered, Negotiated
-from protego_cli.ike.exchanges.base import Exchange, ExchangeState
+from protego_cli.ike.exchanges.base import EspSpi, Exchange, ExchangeState
 from protego_cli.ike.exchanges.delete import Withdraw
 from protego_cli.ike.message import Payloads
 from protego_cli.ike.negotiation import propose
@@ -205,7 +205,7 @@ class CreateChild(Exchange):
 
 class CreateChildState(ExchangeState, frozen=True, tag="create child"):
     token: int
-    spi_in: int
+    spi_in: EspSpi
     suites: tuple[str, ...]
     selectors: Selectors
     share: tuple[str, bytes] | None  # keyword of the group, seed

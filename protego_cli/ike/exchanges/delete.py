@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from protego_cli.errors import ProtocolError
 from protego_cli.ike.children import MAX_CHILDREN, Child, spi_bytes
 from protego_cli.ike.events import ChildDeleted, ChildDeleteOffered
-from protego_cli.ike.exchanges.base import Exchange, ExchangeState
+from protego_cli.ike.exchanges.base import EspSpi, Exchange, ExchangeState
 from protego_cli.ike.message import Payloads
 from protego_cli.ike.succession import hand_over, used
 from protego_cli.ike.transitions import State, Trigger
@@ -77,7 +77,7 @@ class DeleteChild(Exchange):
 
 class DeleteChildState(ExchangeState, frozen=True, tag="delete child"):
     token: int
-    spi_in: int
+    spi_in: EspSpi
 
     def restore(self, sa: IkeSa) -> DeleteChild:
         return DeleteChild(self.token, self.spi_in)
@@ -103,7 +103,7 @@ class Withdraw(Exchange):
 
 
 class WithdrawState(ExchangeState, frozen=True, tag="withdraw"):
-    spi_in: int
+    spi_in: EspSpi
 
     def restore(self, sa: IkeSa) -> Withdraw:
         return Withdraw(self.spi_in)

@@ -20,7 +20,7 @@ from protego_cli.errors import InvalidKePayload, Malformed, NoProposalChosen, Pr
 from protego_cli.ike.context import NO_SPI, Context
 from protego_cli.ike.events import Negotiated, NegotiationFailed, Path
 from protego_cli.ike.exchanges.auth import Authenticate
-from protego_cli.ike.exchanges.base import Exchange, ExchangeState
+from protego_cli.ike.exchanges.base import EspSpi, Exchange, ExchangeState
 from protego_cli.ike.keys import ike_keys, skeyseed
 from protego_cli.ike.message import Payloads
 from protego_cli.ike.natd import detect, floated, natd_payloads
@@ -178,7 +178,7 @@ class Dial(Exchange):
 
 class DialState(ExchangeState, frozen=True, tag="dial"):
     token: int | None
-    spi_in: int
+    spi_in: EspSpi
     suites: tuple[str, ...]
     group: str  # the one whose public value has been sent
     seed: bytes
