@@ -316,6 +316,18 @@ def test_the_example_is_valid(tmp_path: Path) -> None:
     assert cluster.ike == IkeSettings(), "the example calls these values the defaults"
 
 
+def test_a_replay_window_is_a_power_of_two(tmp_path: Path) -> None:
+    assert load(write_cluster(tmp_path)).tunnels()[0].window == 1024
+    peer = 'peer = "198.51.100.7"'
+    for size in (32, 16384):
+        file = write_cluster(tmp_path, changed((peer, f"{peer}\nwindow = {size}")))
+        assert load(file).tunnels()[0].window == size
+    for wrong in ("0", "31", "100", "32768", "true", '"64"', "-64"):
+        file = write_cluster(tmp_path, changed((peer, f"{peer}\nwindow = {wrong}")))
+        with pytest.raises(ConfigError, match=r"window.*expected a power of two from 32 to 16384"):
+            load(file)
+
+
 def test_lifetimes_are_those_of_ike_where_a_tunnel_says_nothing(tmp_path: Path) -> None:
     assert load(write_cluster(tmp_path)).tunnels()[0].lifetimes == Lifetimes(14400, 3600, 0, 0, 0.1)
     text = changed(

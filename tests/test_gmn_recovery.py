@@ -67,6 +67,21 @@ async def test_the_last_report_counts_where_it_is_higher_than_the_mark(autojump_
         assert puts(w, spi)[1].floor == 90
 
 
+async def test_a_mark_is_the_low_half_of_an_extended_number(autojump_clock: MockClock) -> None:
+    """No number with a higher low half has come by, whatever its high half: the floor has the reported one."""
+    async with world() as w:
+        await w.up()
+        spi = sealing(w).spi
+        assert sealing(w).child.esn
+        await report(w, (1 << 32) + 90)
+        w.nodes.mark[spi] = 0xFFFFFFF0
+        await w.nodes.stop("gpn-1")
+        await w.nodes.start("gpn-1")
+        first, second = puts(w, spi)
+        assert (first.esn, first.integrity, first.window) == (True, None, w.tunnel.config.window)
+        assert second.floor == (1 << 32) + 0xFFFFFFF0
+
+
 async def test_the_tunnels_of_a_restarted_gpn_are_rekeyed_within_two_seconds(
     autojump_clock: MockClock,
 ) -> None:

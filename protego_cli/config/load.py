@@ -371,6 +371,7 @@ def _tunnel(
         esp=_proposals(table, "esp", ("aes256gcm16-x25519", "aes256gcm16"), plugged),
         start=cast('Literal["wait", "auto"]', table.take("start", values.choice(["wait", "auto"]), "wait")),
         vip=table.take("vip", values.choice(vips, what="one of cluster.vips"), vips[0] if vips else ""),
+        window=table.take("window", values.power_of_two(32, 1 << 14), 1024),
         lifetimes=_lifetimes(table.table("lifetimes"), lifetimes),
     )
     table.done()

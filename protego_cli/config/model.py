@@ -82,6 +82,7 @@ class TunnelConfig(msgspec.Struct, frozen=True):
     esp: tuple[str, ...] = ("aes256gcm16-x25519", "aes256gcm16")
     start: Literal["wait", "auto"] = "wait"
     vip: str = ""  # filled with the first VIP when left out
+    window: int = 1024  # of the replay check, in packets
     lifetimes: Lifetimes = Lifetimes()  # filled with those of [ike] where left out
 
     @property

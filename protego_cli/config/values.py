@@ -155,6 +155,20 @@ def integer(low: int, high: int) -> Callable[[object], int]:
     return convert
 
 
+def power_of_two(low: int, high: int) -> Callable[[object], int]:
+    def convert(value: object) -> int:
+        if (
+            not isinstance(value, int)
+            or isinstance(value, bool)
+            or not low <= value <= high
+            or value & value - 1
+        ):
+            raise ValueError(f"expected a power of two from {low} to {high}, got {shown(value)}")
+        return value
+
+    return convert
+
+
 def number(low: float, high: float) -> Callable[[object], float]:
     def convert(value: object) -> float:
         if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:

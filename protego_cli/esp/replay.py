@@ -58,7 +58,9 @@ class ReplayWindow:
         first, count = numbers[0], len(numbers)
         if first <= self.top or numbers[-1] >= self.end:
             return False
-        return tuple(numbers) == tuple(range(first, first + count)) or all(map(lt, numbers, numbers[1:]))
+        if isinstance(numbers, range) or tuple(numbers) == tuple(range(first, first + count)):
+            return True
+        return all(map(lt, numbers, numbers[1:]))
 
     def commit(self, number: int) -> None:
         """Mark a number whose packet opened; `check` must just have admitted it."""
