@@ -68,7 +68,7 @@ async def test_the_last_report_counts_where_it_is_higher_than_the_mark(autojump_
 
 
 async def test_a_mark_is_the_low_half_of_an_extended_number(autojump_clock: MockClock) -> None:
-    """No number with a higher low half has come by, whatever its high half: the floor has the reported one."""
+    """No number with a higher low half has come by, whatever its high half."""
     async with world() as w:
         await w.up()
         spi = sealing(w).spi
