@@ -103,6 +103,9 @@ def _child_sa(sa: ChildSaDetail, now: float) -> Table:
     grid.add_row("remote", ", ".join(sa.remote_ts))
     grid.add_row("peer", sa.peer)
     grid.add_row("up", f"since {_moment(sa.since, now)}, {duration(now - sa.since)}")
+    if sa.rekey is not None and sa.expires is not None:
+        soft, hard = duration(sa.rekey - now), duration(sa.expires - now)
+        grid.add_row("rekey", f"in {soft} at the latest; expires in {hard}")
     grid.add_row("traffic", _traffic(sa))
     if sa.seal_hi > sa.seal_lo:
         share = sa.sealed / (sa.seal_hi - sa.seal_lo)

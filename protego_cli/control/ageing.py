@@ -29,6 +29,12 @@ from protego_cli.ike.lifetimes import soft_limit
 LOOK: Final = 60.0  # seconds after which the wall clock is looked at again, as it may have been set
 
 
+def soft_time(tunnel: Tunnel, placed: Placed) -> float:
+    """When an SA is to be rekeyed for its age, in wall time."""
+    lifetimes = tunnel.config.lifetimes
+    return placed.expires - lifetimes.child + soft_limit(lifetimes.child, lifetimes.jitter, placed.spread)
+
+
 class Ageing:
     def __init__(
         self, sad: Sad, tunnels: Tunnels, renewals: Renewals, random: RandomSource, tasks: trio.Nursery
@@ -46,10 +52,8 @@ class Ageing:
 
     def begin(self, tunnel: Tunnel, placed: Placed) -> None:
         """An SA has been placed, and its hard limit set."""
-        lifetimes = tunnel.config.lifetimes
         placed.spread = placed.spread or int.from_bytes(self._random(4)) / 2**32
-        soft = soft_limit(lifetimes.child, lifetimes.jitter, placed.spread)
-        self._watch(placed, placed.expires - lifetimes.child + soft)
+        self._watch(placed, soft_time(tunnel, placed))
 
     async def run(self) -> None:
         """Keep time, for ever."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 
 from protego_cli.config.model import TunnelConfig
+from protego_cli.control.ageing import soft_time
 from protego_cli.control.messages import ChildSaDetail, IkeSaDetail, TunnelDetail, TunnelStatus
 from protego_cli.control.tunnel import Placed, Tunnel
 from protego_cli.ike.view import IkeSaView
@@ -57,6 +59,7 @@ def _ike_sa(sa: IkeSaView, since: float | None, now: float) -> IkeSaDetail:
 
 def _child_sa(tunnel: Tunnel, placed: Placed) -> ChildSaDetail:
     child, total = placed.child, placed.meter.total
+    lives = math.isfinite(placed.expires) and not placed.retiring
     return ChildSaDetail(
         spi_in=f"{placed.spi:08x}",
         spi_out=f"{child.spi_out:08x}",
@@ -67,6 +70,8 @@ def _child_sa(tunnel: Tunnel, placed: Placed) -> ChildSaDetail:
         remote_ts=tuple(map(str, child.remote_ts)),
         peer=endpoint(placed.peer),
         since=placed.since,
+        rekey=soft_time(tunnel, placed) if lives else None,
+        expires=placed.expires if lives else None,
         opens=placed.opens,
         seal_lo=placed.numbers.lo,
         seal_hi=placed.numbers.hi,

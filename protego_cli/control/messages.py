@@ -389,6 +389,8 @@ class ChildSaDetail(msgspec.Struct, frozen=True):
     remote_ts: tuple[str, ...]
     peer: str  # address:port that its ESP goes to
     since: float  # wall time
+    rekey: float | None  # wall time of the next rekey by age
+    expires: float | None  # wall time
     opens: bool
     seal_lo: int
     seal_hi: int

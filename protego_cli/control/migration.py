@@ -126,7 +126,14 @@ class Migrations:
                 raise Refused(f"{placed.gpn} is down")
             to = self._sad.seat(tunnel) or placed.gpn
             times = await self._move(tunnel, to)
-            self._sad.events.emit("rekeyed", tunnel=tunnel.id, node=to, total_ms=round(times.total * 1e3, 1))
+            self._sad.events.emit(
+                "rekeyed",
+                tunnel=tunnel.id,
+                node=to,
+                spi=tunnel.sealing.spi if tunnel.sealing else None,
+                initiator="gateway",
+                total_ms=round(times.total * 1e3, 1),
+            )
 
     async def rekey(self, tunnel: Tunnel) -> None:
         """The same, as the operator asks. Raises Refused, saying why."""

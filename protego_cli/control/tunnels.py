@@ -218,6 +218,10 @@ class Tunnels:
                 continue
             if event.ike in tunnel.ikes:
                 self.stand(tunnel, placed)
+                if event.replaces is not None:
+                    self._sad.events.emit(
+                        "rekeyed", tunnel=tunnel.id, node=placed.gpn, spi=placed.spi, initiator="peer"
+                    )
                 self._driver.accept(event.ticket)
                 return placed
         if placed is not None:

@@ -119,6 +119,16 @@ def rekeyed(by: str, *esp: str) -> Negotiation:
     return last(network, gateway)
 
 
+def ike_rekeyed(by: str) -> Negotiation:
+    """A rekey of the IKE_SA after who begins has got another policy."""
+    network, gateway, peer = connected()
+    gateway.records.clear()
+    site = gateway if by == "gateway" else peer
+    site.engine.set_policies([replace(site.policies[0], ike=("aes128gcm16-prfsha256-x25519",))])
+    site.rekey_ike()
+    return last(network, gateway)
+
+
 CASES: dict[str, Case] = {
     "the peer asked, and all is well": asked,
     "the peer asked for less than there is": lambda: asked(
@@ -153,6 +163,8 @@ CASES: dict[str, Case] = {
     "we asked, and nobody answers any more": lambda: silent(ExchangeType.IKE_AUTH),
     "the peer rekeys": lambda: rekeyed("peer"),
     "the peer rekeys, with another group": lambda: rekeyed("peer", "aes256gcm16-ecp256"),
+    "the peer rekeys the IKE_SA, with other proposals": lambda: ike_rekeyed("peer"),
+    "we rekey the IKE_SA, with other proposals": lambda: ike_rekeyed("gateway"),
     "we rekey": lambda: rekeyed("gateway"),
     "we rekey, with another group": lambda: rekeyed("gateway", "aes256gcm16-ecp256"),
 }

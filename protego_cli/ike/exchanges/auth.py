@@ -32,7 +32,7 @@ from protego_cli.ike.children import (
     with_spi,
 )
 from protego_cli.ike.events import ChildEstablished, ChildOffered, Negotiated, NegotiationFailed
-from protego_cli.ike.exchanges.base import EspSpi, Exchange, ExchangeState
+from protego_cli.ike.exchanges.base import EspSpi, Exchange, ExchangeState, record
 from protego_cli.ike.exchanges.delete import Withdraw
 from protego_cli.ike.identities import Identity
 from protego_cli.ike.message import Payloads
@@ -98,7 +98,7 @@ class Authenticate(Exchange):
             story.esp = bid(registry, without_groups(tunnel.esp))
         if story.selectors is None:
             story.selectors = Selectors(tunnel.policy.local_ts, tunnel.policy.remote_ts, None, None)
-        sa.context.emit(Negotiated(tell(sa, story, self.type, initiator=True, failure=failure)))
+        record(sa, story, self.type, initiator=True, failure=failure)
 
     def process(self, sa: IkeSa, payloads: Payloads, now: float) -> None:
         self._answered = True
@@ -181,9 +181,9 @@ def answer(sa: IkeSa, payloads: Payloads, now: float) -> None:
         sa.tunnel = _authenticate(sa, identity, payloads.maybe(IdR), auth, payloads)
     except ProtocolError as fault:
         sa.refuse(fault)
-        record = _end(sa, Failure(str(fault), fault.notify, by_peer=False))
+        told = _end(sa, Failure(str(fault), fault.notify, by_peer=False))
         sa.context.report_untrusted(
-            NegotiationFailed(record.tunnel, sa.path, fault.notify, str(fault)), record, now
+            NegotiationFailed(told.tunnel, sa.path, fault.notify, str(fault)), told, now
         )
         sa.finish(str(fault), now)
         return

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import msgspec
 
-from protego_cli.ike.events import ExchangeFailed
+from protego_cli.ike.events import ExchangeFailed, Negotiated
 from protego_cli.ike.message import Payloads
+from protego_cli.ike.record import Failure, Story, tell
 from protego_cli.wire.payloads import ExchangeType, Payload
 
 if TYPE_CHECKING:
@@ -22,6 +23,13 @@ if TYPE_CHECKING:
 
 EspSpi = Annotated[int, msgspec.Meta(ge=1, lt=1 << 32)]
 """An inbound SPI of a CHILD_SA, in what is stored."""
+
+
+def record(
+    sa: IkeSa, story: Story, exchange: ExchangeType, *, initiator: bool, failure: Failure | None = None
+) -> None:
+    """Tell what has come of a negotiation, for people."""
+    sa.context.emit(Negotiated(tell(sa, story, exchange, initiator=initiator, failure=failure)))
 
 
 class ExchangeState(msgspec.Struct, frozen=True, array_like=True):

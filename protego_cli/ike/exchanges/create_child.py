@@ -37,12 +37,12 @@ from protego_cli.ike.children import (
     terms_for,
     with_spi,
 )
-from protego_cli.ike.events import ChildEstablished, ChildOffered, Negotiated
-from protego_cli.ike.exchanges.base import EspSpi, Exchange, ExchangeState
+from protego_cli.ike.events import ChildEstablished, ChildOffered
+from protego_cli.ike.exchanges.base import EspSpi, Exchange, ExchangeState, record
 from protego_cli.ike.exchanges.delete import Withdraw
 from protego_cli.ike.message import Payloads
 from protego_cli.ike.negotiation import propose
-from protego_cli.ike.record import Failure, Story, bid, tell
+from protego_cli.ike.record import Failure, Story, bid
 from protego_cli.ike.record import Selectors as Wanted
 from protego_cli.wire.notifies import NotifyType, notify_name
 from protego_cli.wire.payloads import ExchangeType, Ke, Nonce, Notify, Payload, Sa, TsI, TsR
@@ -127,7 +127,7 @@ class CreateChild(Exchange):
             shared = self._agree(terms, payloads.maybe(Ke))
         except InvalidSyntax as fault:
             detail = f"the peer's answer is not valid: {fault}"
-            record(sa, story, initiator=True, failure=Failure(detail, None, by_peer=False))
+            record(sa, story, CreateChild.type, initiator=True, failure=Failure(detail, None, by_peer=False))
             self.fail(sa, detail)
             sa.start(Withdraw(self._spi_in), now)
             return
@@ -135,7 +135,7 @@ class CreateChild(Exchange):
             self.fail(sa, "the peer has deleted the new CHILD_SA already")
             return
         child = make_child(sa, terms, self._spi_in, (self._nonce, nonce), initiator=True, shared=shared)
-        record(sa, story, initiator=True)
+        record(sa, story, CreateChild.type, initiator=True)
         self.establish(sa, child, min(self._nonce, nonce), now)
 
     def _refused(self, sa: IkeSa, error: Notify) -> None:
@@ -149,7 +149,7 @@ class CreateChild(Exchange):
         detail = f"the peer answered {notify_name(error.kind)}; ours: {offered}"
         wanted = Wanted(*self._selectors, None, None)
         story = Story(esp=bid(sa.context.registry, self._suites), selectors=wanted)
-        record(sa, story, initiator=True, failure=Failure(detail, error.kind, by_peer=True))
+        record(sa, story, CreateChild.type, initiator=True, failure=Failure(detail, error.kind, by_peer=True))
         self.fail(sa, detail, error.kind)
 
     def _wanted(self, error: Notify) -> KeGroup | None:
@@ -227,12 +227,6 @@ class Grant(NamedTuple):
     response: tuple[Payload, ...]
 
 
-def record(sa: IkeSa, story: Story, *, initiator: bool, failure: Failure | None = None) -> None:
-    """What has come of a negotiation, for people."""
-    told = tell(sa, story, CreateChild.type, initiator=initiator, failure=failure)
-    sa.context.emit(Negotiated(told))
-
-
 def grant(sa: IkeSa, payloads: Payloads) -> Grant:
     """Agree to what the peer asks for, new or rekeyed. Raises ProtocolError."""
     if len(sa.children) >= MAX_CHILDREN:
@@ -241,9 +235,10 @@ def grant(sa: IkeSa, payloads: Payloads) -> Grant:
     try:
         terms = terms_for(sa, payloads, story, in_auth=False)
     except (NoProposalChosen, TsUnacceptable) as fault:
-        record(sa, story, initiator=False, failure=Failure(str(fault), fault.notify, by_peer=False))
+        failure = Failure(str(fault), fault.notify, by_peer=False)
+        record(sa, story, CreateChild.type, initiator=False, failure=failure)
         raise
-    record(sa, story, initiator=False)
+    record(sa, story, CreateChild.type, initiator=False)
     nonce, mine = payloads.one(Nonce).data, sa.context.new_nonce()
     ke, shared = _exchange_keys(sa, terms, payloads.maybe(Ke))
     spi_in = sa.context.allocate_spi()

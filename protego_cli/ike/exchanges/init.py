@@ -18,14 +18,14 @@ from protego_cli.crypto.proposal import IkeProposal, parse_ike
 from protego_cli.crypto.shares import KeyShare
 from protego_cli.errors import InvalidKePayload, Malformed, NoProposalChosen, ProtocolError, StateError
 from protego_cli.ike.context import NO_SPI, Context
-from protego_cli.ike.events import Negotiated, NegotiationFailed, Path
+from protego_cli.ike.events import NegotiationFailed, Path
 from protego_cli.ike.exchanges.auth import Authenticate
-from protego_cli.ike.exchanges.base import EspSpi, Exchange, ExchangeState
+from protego_cli.ike.exchanges.base import EspSpi, Exchange, ExchangeState, record
 from protego_cli.ike.keys import ike_keys, skeyseed
 from protego_cli.ike.message import Payloads
 from protego_cli.ike.natd import detect, floated, natd_payloads
 from protego_cli.ike.negotiation import choose, confirm, difference, propose
-from protego_cli.ike.record import Failure, Story, bid, tell, unanswered
+from protego_cli.ike.record import Failure, Story, bid, unanswered
 from protego_cli.ike.sa import Handshake, IkeSa
 from protego_cli.ike.transitions import State, Trigger
 from protego_cli.ike.window import ReceiveWindow
@@ -78,7 +78,7 @@ class Dial(Exchange):
             notify, detail = self._refusal
         sa.story.ike = bid(sa.context.registry, self._suites)
         failure = Failure(detail, notify, by_peer=True, sent=sent)
-        sa.context.emit(Negotiated(tell(sa, sa.story, self.type, initiator=True, failure=failure)))
+        record(sa, sa.story, self.type, initiator=True, failure=failure)
         super().fail(sa, detail, notify)
 
     def receive_untrusted(self, sa: IkeSa, header: Header, data: bytes, path: Path, now: float) -> None:
@@ -288,8 +288,8 @@ def _choose(context: Context, offer: Sa, path: Path, now: float) -> tuple[IkePro
     name = tunnels[0].name if len(tunnels) == 1 else None
     kind = NotifyType.NO_PROPOSAL_CHOSEN
     failure = Failure(detail, kind, by_peer=False)
-    record = unanswered(name, path, offers if tunnels else None, failure)
-    context.report_untrusted(NegotiationFailed(name, path, kind, detail), record, now)
+    told = unanswered(name, path, offers if tunnels else None, failure)
+    context.report_untrusted(NegotiationFailed(name, path, kind, detail), told, now)
     raise NoProposalChosen(detail)
 
 

@@ -24,11 +24,12 @@ from protego_cli.errors import InvalidKePayload, InvalidSyntax, NoProposalChosen
 from protego_cli.ike.context import NO_SPI
 from protego_cli.ike.events import IkeRekeyed
 from protego_cli.ike.exchanges.alive import CheckAlive
-from protego_cli.ike.exchanges.base import Exchange, ExchangeState
+from protego_cli.ike.exchanges.base import Exchange, ExchangeState, record
 from protego_cli.ike.exchanges.delete import DeleteIke
 from protego_cli.ike.keys import ike_keys, rekeyed_skeyseed
 from protego_cli.ike.message import Payloads
 from protego_cli.ike.negotiation import IKE_SPI_LENGTH, choose, confirm, difference, propose
+from protego_cli.ike.record import Failure, Story, bid
 from protego_cli.ike.succession import Rival, settle, standing
 from protego_cli.wire.notifies import NotifyType, notify_name
 from protego_cli.wire.payloads import ExchangeType, Ke, Nonce, Notify, Payload, Sa
@@ -116,7 +117,10 @@ class RekeyIke(Exchange):
         if self.token is None:
             sa.put_off_rekey(now)
         offered = " | ".join(str(suite) for suite in self._suites)
-        self.fail(sa, f"the peer answered {notify_name(error.kind)}; ours: {offered}", error.kind)
+        detail = f"the peer answered {notify_name(error.kind)}; ours: {offered}"
+        story = Story(bid(sa.context.registry, self._suites))
+        record(sa, story, self.type, initiator=True, failure=Failure(detail, error.kind, by_peer=True))
+        self.fail(sa, detail, error.kind)
 
     def _lose(self, sa: IkeSa, now: float) -> None:
         """The peer's rekey counts. If it has deleted what came of that, it has deleted the IKE_SA."""
@@ -184,7 +188,12 @@ def answer(sa: IkeSa, payloads: Payloads, now: float) -> None:
     offered, ke, nonce = payloads.one(Sa).proposals, payloads.one(Ke), payloads.one(Nonce).data
     chosen = choose(sa.tunnel.ike, offered, IKE_SPI_LENGTH)
     if chosen is None:
-        raise NoProposalChosen(difference(sa.tunnel.ike, offered, sa.context.registry))
+        registry = sa.context.registry
+        fault = NoProposalChosen(difference(sa.tunnel.ike, offered, registry))
+        failure = Failure(str(fault), fault.notify, by_peer=False)
+        story = Story(bid(registry, sa.tunnel.ike, offered))
+        record(sa, story, RekeyIke.type, initiator=False, failure=failure)
+        raise fault
     if chosen.spi == NO_SPI:
         raise InvalidSyntax("an IKE SPI of zero")
     suite = chosen.suite
