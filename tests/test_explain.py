@@ -20,14 +20,19 @@ from protego_cli.cli.app import main
 from protego_cli.control import strangers
 from protego_cli.control.messages import Explain, Explanation, ExplanationRow, Explanations
 from protego_cli.control.strangers import Strangers
+from protego_cli.crypto.proposal import parse_ike
 from protego_cli.errors import NotFound
 from protego_cli.ike import record
 from protego_cli.ike.events import Path as IkePath
+from protego_cli.ike.negotiation import difference
 from protego_cli.ike.record import Failure, unanswered
+from protego_cli.wire.proposals import Proposal, Transform
+from protego_cli.wire.selectors import TrafficSelector
 from tests.support.clusters import write_cluster
 from tests.support.explanations import CASES, FILE, OTHER, asked, explained, prefixes, shown
 from tests.support.gmn_world import TUNNEL, world
 from tests.support.ike_pairs import GATEWAY, GATEWAY_POLICY, SPI, pair
+from tests.support.network import REGISTRY
 
 GOLDEN = dict(
     re.findall(r"^==== (.+)\n((?:(?!==== ).*\n)*)", FILE.read_text(), re.MULTILINE)  # title, text
@@ -226,3 +231,19 @@ def test_it_wants_a_tunnel_or_the_unknown(
 
 def test_nothing_to_explain_says_so(run: Callable[..., tuple[int, str, str, list[object]]]) -> None:
     assert "nobody has dialled" in run(Explanations(None, ()), "--unknown")[1]
+
+
+def test_the_text_of_a_flood_of_transforms_is_short() -> None:
+    """64 proposals of 128 transforms each: what the largest message could hold."""
+    many = tuple(
+        Proposal(1, 1, b"", tuple(Transform(1, 1000 + 128 * i + j) for j in range(128))) for i in range(64)
+    )
+    text = difference([parse_ike("aes256gcm16-prfsha256-x25519", REGISTRY)], many, REGISTRY)
+    assert "…" in text
+    assert len(text) < 20_000
+
+
+def test_a_selector_that_is_no_prefix_is_short() -> None:
+    wide = TrafficSelector(bytes(15) + b"\x01", b"\xff" * 15 + b"\xfe")
+    assert str(wide) == "::1-ffff:ffff:ffff:ffff:ffff:ffff:ffff:fffe"
+    assert str(TrafficSelector(b"\n\0\0\1", b"\n\0\0\3")) == "10.0.0.1/32, 10.0.0.2/31"

@@ -84,6 +84,7 @@ def test_an_event_is_a_line() -> None:
     [
         ("100 %% of %s", ("it",), "100 % of it"),
         ("no fields, no values", (), "no fields, no values"),
+        ("100%", (), "100%"),
         ("%(name)s", ({"name": "by name"},), "by name"),
     ],
 )

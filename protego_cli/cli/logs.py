@@ -47,7 +47,7 @@ class Line:
         if isinstance(record.msg, Event):
             return cls(record.msg.kind, record.msg.fields(), record.msg.kind)
         template = str(record.msg)
-        if not isinstance(record.args, tuple):
+        if not isinstance(record.args, tuple) or not record.args:
             return cls(record.getMessage(), {}, template)
         first, *pairs = pieces(template)
         holes = sum(count for _, _, count in (first, *pairs))

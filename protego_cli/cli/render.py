@@ -61,8 +61,10 @@ def status_view(status: Status, console: Console) -> RenderableType:
 
 
 def tunnel_errors(tunnels: Sequence[TunnelStatus]) -> list[Text]:
-    """Why the last negotiation failed, where it did."""
-    return [Text(f"{tunnel.id}: {tunnel.error}", style="red") for tunnel in tunnels if tunnel.error]
+    """Why the last negotiation failed, where it did, and who knows more."""
+    errors = [Text(f"{tunnel.id}: {tunnel.error}", style="red") for tunnel in tunnels if tunnel.error]
+    hint = Text("protego explain TENANT/TUNNEL compares both sides", style="dim")
+    return [*errors, hint] if errors else []
 
 
 def tunnel_state(tunnel: TunnelStatus) -> Text:

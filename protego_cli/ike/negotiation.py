@@ -7,7 +7,7 @@ does not let us leave out by offering NONE (INTEG beside an AEAD, RFC 5282 8).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Generic, NamedTuple, TypeVar
 
@@ -18,6 +18,7 @@ from protego_cli.wire.proposals import Proposal, Protocol, Transform
 Suite = TypeVar("Suite", IkeProposal, EspProposal)
 
 ESP_SPI_LENGTH = 4
+LISTED = 24  # names in one list of a text
 IKE_SPI_LENGTH = 8
 
 _NAMES: dict[tuple[int, int], str] = {
@@ -164,12 +165,21 @@ def _match(wanted: Sequence[Transform], offered: Sequence[Transform]) -> tuple[T
 
 
 def _listing(proposals: Iterable[Iterable[Transform]], registry: Registry) -> str:
-    shown = [" ".join(name_of(t, registry) for t in proposal) for proposal in proposals]
-    return " | ".join(dict.fromkeys(shown)) or "nothing"
+    shown = [" ".join(_few(name_of(t, registry) for t in proposal)) for proposal in proposals]
+    return " | ".join(_few(dict.fromkeys(shown))) or "nothing"
 
 
 def _names(found: Iterable[Transform], registry: Registry) -> str:
-    return "/".join(name_of(transform, registry) for transform in found) or "nothing"
+    return "/".join(_few(name_of(transform, registry) for transform in found)) or "nothing"
+
+
+def _few(names: Iterable[str]) -> Iterator[str]:
+    """What a person would read of them: a peer may send thousands."""
+    for count, name in enumerate(names):
+        if count == LISTED:
+            yield "…"
+            return
+        yield name
 
 
 def name_of(transform: Transform, registry: Registry) -> str:

@@ -10,6 +10,8 @@ import ipaddress
 
 import msgspec
 
+SPELLED = 3  # prefixes; a range that needs more of them is shown by its ends
+
 
 class TrafficSelector(msgspec.Struct, frozen=True, array_like=True):
     """One selector. `start` and `end` have the same length; `protocol` 0 means any."""
@@ -58,7 +60,11 @@ class TrafficSelector(msgspec.Struct, frozen=True, array_like=True):
         return self.intersect(other) == other
 
     def __str__(self) -> str:
-        text = ", ".join(self.prefixes()) if self.start <= self.end else "empty"
+        text = "empty"
+        if self.start <= self.end:
+            prefixes = self.prefixes()
+            ends = (str(ipaddress.ip_address(end)) for end in (self.start, self.end))
+            text = ", ".join(prefixes) if len(prefixes) <= SPELLED else "-".join(ends)
         if not self.any_transport:
             text += f"[{self.protocol or 'any'}/{self.start_port}-{self.end_port}]"
         return text
