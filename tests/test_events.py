@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import trio
@@ -11,6 +13,7 @@ from trio.testing import MockClock
 from protego_cli.control import events
 from protego_cli.control.events import EventLog
 from protego_cli.control.messages import Event, Events, GetEvents
+from protego_cli.control.placement import Move, PackingView, TunnelView
 from protego_cli.errors import Refused
 from tests.support.gmn_world import TUNNEL, world
 
@@ -141,3 +144,22 @@ async def test_a_tunnels_life_is_told(autojump_clock: MockClock) -> None:
         ]  # fmt: skip
         moved = next(event for event in reply.events if event.kind == "migrated")
         assert (moved.tunnel, moved.node, moved.details["source"]) == (TUNNEL, "gpn-2", "gpn-1")
+
+
+async def test_a_policy_that_raises_is_told(autojump_clock: MockClock) -> None:
+    class Broken:
+        name = "broken"
+
+        def place(self, tunnel: TunnelView, view: PackingView) -> str | None:
+            raise RuntimeError("a bug of the plugin")
+
+        def plan(self, view: PackingView) -> Sequence[Move]:
+            return []
+
+    async with world() as w:
+        w.sad.seats.packer = replace(w.sad.seats.packer, policy=Broken())
+        w.peer.dial()
+        await w.until(lambda: w.tunnel.error)
+        failed = [event for event in w.sad.events.read(GetEvents()).events if event.kind == "policy failed"]
+        assert failed[0].tunnel == TUNNEL
+        assert "'broken' of plugin 'test' raised RuntimeError: a bug of the plugin" in str(failed[0].reason)

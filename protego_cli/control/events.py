@@ -51,6 +51,7 @@ KINDS: Final[Mapping[str, Severity]] = {
     "node down": "warning",
     "node restarted": "warning",
     "marks missing": "warning",
+    "policy failed": "error",
 }
 """Every kind of event and how much it matters (docs/operations.md)."""
 

@@ -122,12 +122,17 @@ class PolicyFault(ProtegoError):
     """A packing policy raised, or answered what makes no sense."""
 
 
+def log_fault(fault: PolicyFault, tunnel: str | None) -> None:
+    log.error("policy failed tunnel=%s reason=%s", tunnel or "-", fault)
+
+
 @dataclass(frozen=True)
 class Packer:
-    """A policy and the plugin it comes from."""
+    """A policy and the plugin it comes from. `told`: hears of what it does wrong, and for which tunnel."""
 
     policy: PackingPolicy
     plugin: str
+    told: Callable[[PolicyFault, str | None], None] = log_fault
 
     def place(self, tunnel: TunnelView, view: PackingView) -> str | None:
         """The policy's choice for a tunnel; None when there is none, or the policy fails."""
@@ -139,18 +144,17 @@ class Packer:
             if chosen is not None and all(chosen != gpn.name for gpn in candidates):
                 raise self._fault(f"put {tunnel.id} on {chosen!r}, {_objection(chosen, view)}")
         except PolicyFault as fault:
-            log.error("tunnel not placed tunnel=%s plugin=%s reason=%s", tunnel.id, self.plugin, fault)  # noqa: TRY400 - the trace is logged where it is known
+            self.told(fault, tunnel.id)
             return None
         return chosen
 
     def plan(self, view: PackingView) -> tuple[Move, ...]:
         """The policy's moves. Raises PolicyFault, and nothing moves."""
         most = len(view.tunnels) + 1  # there is at most one move for each
-        answer = self._ask(lambda: list(islice(self.policy.plan(view), most)))
         try:
-            return self._checked(answer, view)
+            return self._checked(self._ask(lambda: list(islice(self.policy.plan(view), most))), view)
         except PolicyFault as fault:
-            log.error("plan refused plugin=%s reason=%s", self.plugin, fault)  # noqa: TRY400 - no trace
+            self.told(fault, None)
             raise
 
     def _ask(self, question: Callable[[], T]) -> T:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 import trio
@@ -22,7 +23,7 @@ import trio
 from protego_cli.config.model import Cluster
 from protego_cli.control.distribution import DesiredState, Distribution, together
 from protego_cli.control.events import EventLog
-from protego_cli.control.placement import Packer
+from protego_cli.control.placement import Packer, PolicyFault
 from protego_cli.control.ranges import SealingRanges
 from protego_cli.control.seats import Seats
 from protego_cli.control.spis import SpiAllocator
@@ -68,8 +69,11 @@ class Sad:
         self._tasks = tasks
         self._by_spi: dict[int, tuple[Tunnel, Placed]] = {}
         self._load: Counter[str] = Counter()  # SAs that do not retire, by GPN
-        self.seats = Seats(fabric, packer, self.tunnels, self._load)
+        self.seats = Seats(fabric, replace(packer, told=self._policy_failed), self.tunnels, self._load)
         self._membership = trio.Event()
+
+    def _policy_failed(self, fault: PolicyFault, tunnel: str | None) -> None:
+        self.events.emit("policy failed", tunnel=tunnel, reason=fault)
 
     # ---- looking up
 
