@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.drain import drain_run
 from protego_cli.errors import UsageError
 from protego_cli.lab import layout
 from protego_cli.lab.main import run_local
@@ -51,6 +52,19 @@ def test_a_short_run_loses_nothing_and_its_receipt_is_the_contract(tmp_path: Pat
         assert migration["via_old"] > 0
         assert migration["via_new"] > 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_gpn_is_emptied_under_load_without_a_lost_packet(tmp_path: Path) -> None:
+    run, receipt = drain_run(tmp_path, tunnels=12, pps=100)
+    assert (run.drained.node, run.drained.moved, run.drained.failed) == ("gpn-1", 12, [])
+    assert receipt.faults() == []
+    assert receipt.sent == receipt.received > 12 * 2 * 100
+    status = run.show.scene.status
+    assert status is not None
+    nodes = {node.name: node for node in status.nodes}
+    assert (nodes["gpn-1"].tunnels, nodes["gpn-2"].tunnels) == (0, 12)
+    assert (nodes["gpn-1"].draining, nodes["gpn-2"].draining) == (True, False)
+    assert all(tunnel.pps_in > 30 and tunnel.cpu > 0 for tunnel in status.tunnels)
 
 
 def test_ctrl_c_ends_early_with_a_receipt(tmp_path: Path) -> None:

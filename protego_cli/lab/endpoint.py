@@ -24,6 +24,7 @@ from protego_cli.net.pump import drain
 from protego_cli.net.udp import Address, Batch, UdpSocket
 
 TICK = 0.01
+_SHORTEST_SLEEP = 0.0004  # seconds; waking up costs a good part of it
 _BATCHES = 32  # received per turn of one socket
 _MAX_LINE = 1 << 16
 _AT_ONCE = 128  # packets of all flows that one tick may send beyond what the rate asks for
@@ -125,7 +126,9 @@ async def _pace(ends: Sequence[SiteEnd], pacer: Pacer) -> None:
             if numbers := pacer.due(end.sent, now):
                 end.send(numbers)
             turn = max(turn + TICK / len(ends), now)
-            await trio.sleep_until(turn)
+            if turn > now + _SHORTEST_SLEEP:  # many ends have their turns together
+                await trio.sleep_until(turn)
+        await trio.sleep_until(turn)
 
 
 async def _serve(ends: Sequence[SiteEnd], pacer: Pacer, look: Callable[[], Snapshot]) -> None:

@@ -1,8 +1,9 @@
 """The cluster that `protego local` makes up: addresses, cluster file, keys, and the plan of its endpoints.
 
-1. `claim()` takes a block of 1024 loopback addresses, 127.A.B.0/22, for as long as its socket is open, so
+1. `claim()` takes a block of 4096 loopback addresses, 127.A.B.0/20, for as long as its socket is open, so
    that several runs on one machine never meet. Linux treats all of 127.0.0.0/8 as local: no root is needed.
-2. `plan()` assigns the addresses (pure): nodes in 127.A.B, peers in 127.A.B+1, tenants' VTEPs in 127.A.B+2.
+2. `plan()` assigns the addresses (pure): nodes in 127.A.B, peers from 127.A.B+1 on, tenants' VTEPs from
+   127.A.B+8 on.
 3. `write()` puts the cluster file, the PSKs, the PKI and the plan into a directory.
 
 Every node has an address of its own, so every one listens on the standard ports, except UDP 500, which
@@ -22,7 +23,7 @@ from protego_cli.control import pki
 from protego_cli.errors import EnvironmentFault
 from protego_cli.lab.plan import Plan, Site
 
-MAX_TENANTS = 200
+MAX_TENANTS = 1500
 MAX_GPNS = 100
 LOCAL_TS = ("10.1.0.0/24", "fd00:1::/64")
 REMOTE_TS = ("10.2.0.0/24", "fd00:2::/64")
@@ -34,10 +35,10 @@ _CLAIM_PORT = 7443
 def claim() -> tuple[str, socket.socket]:
     """A free block's first three octets ("127.A.B") and the socket that holds the claim on it."""
     for _ in range(_ATTEMPTS):
-        second, third = 1 + secrets.randbelow(254), 4 * secrets.randbelow(64)
+        second, third = 1 + secrets.randbelow(254), 16 * secrets.randbelow(16)
         holder = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         try:
-            holder.bind((f"127.{second}.{third + 3}.1", _CLAIM_PORT))
+            holder.bind((f"127.{second}.{third + 15}.1", _CLAIM_PORT))
         except OSError:
             holder.close()
             continue
@@ -58,10 +59,10 @@ def plan(directory: Path, block: str, *, tenants: int, gpns: int, pps: int) -> P
             tenant=i,
             tunnel=f"t{i}/hq",
             vni=1000 + i,
-            peer=f"{prefix}.{int(third) + 1}.{i}",
-            vtep=f"{prefix}.{int(third) + 2}.{i}",
-            vtep_mac=bytes((2, 0, 0, 0, 1, i)),
-            gateway_mac=bytes((2, 0x50, 0, 0, 1, i)),
+            peer=f"{prefix}.{int(third) + 1 + i // 256}.{i % 256}",
+            vtep=f"{prefix}.{int(third) + 8 + i // 256}.{i % 256}",
+            vtep_mac=bytes((2, 0, 0, 0, *i.to_bytes(2))),
+            gateway_mac=bytes((2, 0x50, 0, 0, *i.to_bytes(2))),
         )
         for i in range(1, tenants + 1)
     )

@@ -22,7 +22,6 @@ from protego_cli.lab.schedule import Schedule, next_gpn
 from protego_cli.lab.show import Show
 
 SETTLE = 2.0  # seconds that a packet may still be on its way after the last was sent
-_PATIENCE = 20.0  # seconds for the cluster, and for the tunnels, to come up
 _POLL = 0.05
 _LOOK = 0.25  # seconds between looks at the endpoints
 _STATUS = 1.0  # seconds between looks at the control node, which hears from the others as often
@@ -34,6 +33,8 @@ class Interrupted(ProtegoError):
 
 class Run:
     """The run's state: who takes part, and what has moved."""
+
+    patience = 20.0  # seconds for the cluster, and for the tunnels, to come up
 
     def __init__(self, cluster: Cluster, plan: Plan, timetable: Schedule, show: Show) -> None:
         self.cluster = cluster
@@ -94,7 +95,7 @@ class Run:
         return started["lab-peers"], started["lab-tenants"]
 
     async def until_nodes_up(self) -> None:
-        with trio.move_on_after(_PATIENCE):
+        with trio.move_on_after(self.patience):
             while True:
                 status = await self._status()
                 if status and len(status.nodes) == len(self.cluster.nodes) and not _down(status):
@@ -103,11 +104,11 @@ class Run:
                 await trio.sleep(_POLL)
         status = self.show.scene.status
         missing = ", ".join(_down(status)) if status else "the control node"
-        raise ProtegoError(f"not up within {_PATIENCE:.0f} s: {missing}")
+        raise ProtegoError(f"not up within {self.patience:.0f} s: {missing}")
 
     async def connect(self, peers: Child) -> None:
         self.show.scene.phase = "bringing tunnels up"
-        with trio.move_on_after(_PATIENCE):
+        with trio.move_on_after(self.patience):
             snapshot = await peers.ask("connect")
             while True:
                 self.show.scene.peers = snapshot
@@ -123,7 +124,7 @@ class Run:
                 snapshot = await peers.ask("look")
         late = [name for name, site in zip(self.tunnels, snapshot.sites, strict=True) if not site.up]
         raise ProtegoError(
-            f"not up within {_PATIENCE:.0f} s: {', '.join(late) or 'the gateway side of the tunnels'}"
+            f"not up within {self.patience:.0f} s: {', '.join(late) or 'the gateway side of the tunnels'}"
         )
 
     async def _under_load(self, peers: Child, tenants: Child) -> Receipt:
