@@ -17,6 +17,7 @@ from protego_cli import __version__
 from protego_cli.cli import asking
 from protego_cli.cli.app import main
 from protego_cli.cli.render import status_view
+from protego_cli.config.diff import FieldChange, Landed
 from protego_cli.config.model import Cluster
 from protego_cli.control.messages import (
     GetStatus,
@@ -24,6 +25,8 @@ from protego_cli.control.messages import (
     Migrated,
     NodeStatus,
     Noted,
+    Reload,
+    Reloaded,
     Reply,
     Request,
     Status,
@@ -380,3 +383,75 @@ def test_lab_endpoints_take_a_plan(run: Run, monkeypatch: pytest.MonkeyPatch, co
     monkeypatch.setattr(f"protego_cli.lab.{command.removeprefix('lab-')}.main", plans.append)
     assert run(command, "plan.json") == 0
     assert plans == [Path("plan.json")]
+
+
+# ---- reload
+
+CHANGES = (
+    Landed(
+        "tunnel", "acme/hq", "changed", "rekey", "The peer is offered the new selectors by a rekey.",
+        (FieldChange("remote_ts", "10.2.0.0/24", "10.2.0.0/24, 10.4.0.0/24"),), (), "under way",
+    ),
+    Landed(
+        "setting", "cluster.ingress", "changed", "restart", "A GIN or GEN reads it when it starts.",
+        (FieldChange("cluster.ingress", "mux", "nft"),), ("gin-1", "gen-1"), "at restart",
+    ),
+)  # fmt: skip
+
+
+def test_reload_shows_what_changed_and_how(run: Run, cluster: Path, answers: Any) -> None:
+    asked = answers(Reloaded("/etc/protego/cluster.toml", True, CHANGES, ()))
+    assert run("reload", "-c", cluster) == 0
+    assert asked == [Reload(dry_run=False)]
+    rows = [line.split() for line in run.out.splitlines()]
+    assert ["tunnel", "acme/hq", "changed", "rekey", "under", "way"] in rows
+    assert (
+        "tunnel acme/hq: remote_ts: 10.2.0.0/24 -> 10.2.0.0/24, 10.4.0.0/24. The peer is offered the new "
+        "selectors by a rekey." in run.out
+    )
+    assert "Restart: gin-1, gen-1." in run.out
+
+
+def test_reload_prints_json(run: Run, cluster: Path, answers: Any) -> None:
+    answers(Reloaded("cluster.toml", True, CHANGES, ()))
+    assert run("reload", "--json", "-c", cluster) == 0
+    document = json.loads(run.out)
+    assert (document["file"], document["applied"], document["problems"]) == ("cluster.toml", True, [])
+    assert document["changes"][0] == {
+        "what": "tunnel",
+        "name": "acme/hq",
+        "kind": "changed",
+        "lands": "rekey",
+        "note": "The peer is offered the new selectors by a rekey.",
+        "fields": [{"name": "remote_ts", "old": "10.2.0.0/24", "new": "10.2.0.0/24, 10.4.0.0/24"}],
+        "restart": [],
+        "outcome": "under way",
+        "reason": "",
+    }
+
+
+def test_a_dry_run_is_asked_for(run: Run, cluster: Path, answers: Any) -> None:
+    asked = answers(Reloaded("cluster.toml", False, (), ()))
+    assert run("reload", "--dry-run", "-c", cluster) == 0
+    assert asked == [Reload(dry_run=True)]
+    assert run.out == "cluster.toml: nothing has changed\n"
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_faults_of_the_file_are_all_shown(run: Run, cluster: Path, answers: Any, as_json: bool) -> None:
+    problems = ("cluster.toml: cluster.name: is missing", "cluster.toml: nodes: there is none")
+    answers(Reloaded("cluster.toml", False, (), problems))
+    assert run("reload", "-c", cluster, *(["--json"] if as_json else [])) == Exit.USAGE
+    if as_json:
+        assert json.loads(run.out)["problems"] == list(problems)
+    else:
+        assert run.out == ""
+        assert run.err == "\n".join((*problems, "protego: 2 problems: nothing has changed")) + "\n"
+
+
+def test_what_is_refused_says_why(run: Run, cluster: Path, answers: Any) -> None:
+    note, reason = "Is let in no more; stop it.", "it is busy"
+    refused = Landed("node", "gpn-2", "removed", "now", note, outcome="refused", reason=reason)
+    answers(Reloaded("cluster.toml", False, (refused,), ()))
+    assert run("reload", "-c", cluster) == Exit.FAILED
+    assert "node gpn-2: Is let in no more; stop it. Refused: it is busy." in run.out

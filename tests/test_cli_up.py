@@ -7,12 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from protego_cli.cli.node import choose
 from protego_cli.cli.serve import run_until_told, serve
@@ -98,6 +99,34 @@ def test_a_signal_ends_it_cleanly(cluster: Cluster, number: signal.Signals) -> N
         _, err = child.communicate(timeout=30)
         assert child.returncode == 0
         assert json.loads(err)["signal"] == number.name
+
+
+def test_a_hangup_stops_no_data_node(cluster: Cluster) -> None:
+    with process(cluster.file) as child:
+        child.send_signal(signal.SIGHUP)
+        assert child.stderr is not None
+        assert json.loads(child.stderr.readline())["message"] == "nothing to reload"
+        child.send_signal(signal.SIGTERM)
+        child.communicate(timeout=30)
+        assert child.returncode == 0
+
+
+async def test_hangups_reach_the_role_once_it_is_started(cluster: Cluster) -> None:
+    """One that comes before, too."""
+    heard = trio.Event()
+
+    async def run(
+        *_: object, task_status: trio.TaskStatus[Callable[[], None]] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        os.kill(os.getpid(), signal.SIGHUP)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        task_status.started(heard.set)
+        await heard.wait()
+        os.kill(os.getpid(), signal.SIGTERM)
+        await trio.sleep_forever()
+
+    with trio.fail_after(10):
+        await run_until_told(run, cluster, cluster.nodes[0], load_plugins(), lifeline=False)
 
 
 def test_the_lifeline_ends_it_cleanly(cluster: Cluster) -> None:

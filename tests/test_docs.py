@@ -10,6 +10,8 @@ import pytest
 import typer
 
 from protego_cli.cli.app import EPILOG, app
+from protego_cli.config import diff
+from protego_cli.config.diff import FieldChange, Landed
 from protego_cli.config.load import load
 from protego_cli.config.model import IkeSettings, Ports, TunAttach
 from protego_cli.control.events import KINDS
@@ -20,6 +22,7 @@ from protego_cli.control.messages import (
     ExplanationRow,
     IkeSaDetail,
     NodeStatus,
+    Reloaded,
     Status,
     TunnelDetail,
     TunnelStatus,
@@ -67,7 +70,7 @@ def section(command: str) -> str:
 
 def test_the_commands_are_those_that_were_meant() -> None:
     assert set(COMMANDS) == {
-        "up", "status", "migrate", "drain", "undrain", "rebalance", "events", "local",
+        "up", "status", "migrate", "reload", "drain", "undrain", "rebalance", "events", "local",
         "tunnel list", "tunnel show", "tunnel up",
         "tunnel down", "tunnel rekey", "explain", "plugins", "config check", "pki init", "psk generate",
     }  # fmt: skip
@@ -98,6 +101,7 @@ def test_every_exit_code_is_documented() -> None:
     ("command", "types"),
     [
         ("status", (Status, NodeStatus, TunnelStatus)),
+        ("reload", (Reloaded, Landed, FieldChange)),
         ("events", (Event,)),
         ("tunnel show", (TunnelDetail, IkeSaDetail, ChildSaDetail)),
         ("explain", (Explanation, ExplanationRow)),
@@ -117,6 +121,22 @@ def test_every_kind_of_event_is_documented() -> None:
         named, listed = re.findall(r"`(.+?)`", kinds), severities.split(", ")
         documented |= dict(zip(named, listed * len(named) if len(listed) == 1 else listed, strict=False))
     assert documented == dict(KINDS)
+
+
+def test_how_each_value_of_the_file_lands_is_documented() -> None:
+    _, _, text = (ROOT / "docs/operations.md").read_text().partition("## Changing a running cluster\n")
+    text = text.partition("\n## ")[0]
+    rows = re.findall(r"^\| (.+?) \| (now|rekey|reconnect|restart) \|", text, re.MULTILINE)
+    documented = {(name, lands) for row, lands in rows for name in re.findall(r"`(.+?)`", row)}
+    fields = {name: landing.lands for name, (landing, _) in diff.SETTINGS.items()}
+    assert {(name[8:], fields[name]) for name in fields if name.startswith("cluster.")} <= documented
+    assert {fields[name] for name in fields if name.startswith("ike.")} == {"now"}
+    assert {fields[name] for name in fields if name.startswith("plugins.")} == {"restart"}
+    assert {("[ike]", "now"), ("[plugins]", "restart")} <= documented
+    assert {(name, landing.lands) for name, landing in diff.TUNNEL.items() if name != "auth"} <= documented
+    assert {("file", "now"), ("vni", "reconnect")} <= documented
+    assert {(name, landing.lands) for name, landing in diff.NODE.items() if name != "group"} <= documented
+    assert {(name, landing.lands) for name, landing in diff.TENANT.items() if name != "vni"} <= documented
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

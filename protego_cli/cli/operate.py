@@ -1,4 +1,4 @@
-"""What an operator asks of the running cluster: its status, and migrations."""
+"""What an operator asks of the running cluster: its status, migrations, and to read its file again."""
 
 from __future__ import annotations
 
@@ -48,3 +48,31 @@ def migrate(
 
     loaded = load(find(cluster))
     print_migrated(ask_once(loaded, Migrate(tunnel=tunnel, to=to), Migrated), as_json=as_json)
+
+
+def reload(
+    cluster: ClusterFile = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", "-n", help="Only show what would change, and how it would land.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Let the control node read its cluster file again.
+
+    Shows each change and how it lands: now; by a rekey of its tunnel; by closing its IKE_SA, which is then
+    made anew; or when a process is restarted. What the file does not change is not touched. With an error in
+    the file, or a change that the running cluster cannot take, nothing changes at all.
+    """
+    from protego_cli.cli.asking import ask_once
+    from protego_cli.cli.render import print_reloaded
+    from protego_cli.config.load import find, load
+    from protego_cli.control.messages import Reload, Reloaded
+    from protego_cli.errors import Exit
+
+    loaded = load(find(cluster))
+    reloaded = ask_once(loaded, Reload(dry_run=dry_run), Reloaded)
+    print_reloaded(reloaded, as_json=as_json)
+    if reloaded.problems:
+        raise typer.Exit(Exit.USAGE)
+    if any(change.outcome == "refused" for change in reloaded.changes):
+        raise typer.Exit(Exit.FAILED)

@@ -11,7 +11,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from protego_cli.control.messages import Migrated, Status, TunnelStatus
+from protego_cli.config.diff import Landed
+from protego_cli.control.messages import Migrated, Reloaded, Status, TunnelStatus
 from protego_cli.control.pool_messages import JobStatus, Plan
 from protego_cli.plugins.manager import PluginInfo
 
@@ -128,6 +129,48 @@ def print_migrated(moved: Migrated, *, as_json: bool) -> None:
             markup=False,
             soft_wrap=True,
         )
+
+
+def print_reloaded(reloaded: Reloaded, *, as_json: bool) -> None:
+    """The changes; problems of the file go to stderr, as those of any other file."""
+    if as_json:
+        document = msgspec.to_builtins(reloaded)
+        document.pop("type", None)
+        print_json(document)
+        return
+    if reloaded.problems:
+        count = len(reloaded.problems)
+        lines = [
+            *reloaded.problems,
+            f"protego: {count} problem{'s' if count > 1 else ''}: nothing has changed",
+        ]
+        sys.stderr.write("\n".join(lines) + "\n")
+        return
+    console = wide_console()
+    if not reloaded.changes:
+        console.print(f"{reloaded.file}: nothing has changed", markup=False, soft_wrap=True)
+        return
+    table = _table("what", "change", "lands", "outcome")
+    for change in reloaded.changes:
+        colour = {"refused": "red", "done": "green"}.get(change.outcome, "yellow")
+        outcome = Text(change.outcome, style=colour)
+        table.add_row(f"{change.what} {change.name}", change.kind, change.lands, outcome)
+    console.print(table)
+    for change in reloaded.changes:
+        console.print(_explained(change), markup=False, soft_wrap=True)
+
+
+def _explained(change: Landed) -> Text:
+    """A change in a sentence or two."""
+    values = "; ".join(f"{field.name}: {field.old or NONE} -> {field.new or NONE}" for field in change.fields)
+    text = Text(f"{change.what} {change.name}: ")
+    text.append(f"{values}. " if values else "")
+    text.append(change.note)
+    if change.reason:
+        text.append(f" Refused: {change.reason}.", style="red")
+    elif change.restart:
+        text.append(f" Restart: {', '.join(change.restart)}.", style="yellow")
+    return text
 
 
 def print_drained(node: str, status: JobStatus, *, as_json: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import os
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-RunRole = Callable[..., Awaitable[None]]  # roles.*.run(cluster, node, plugins, *, task_status)
+RunRole = Callable[..., Awaitable[None]]
+"""roles.*.run(cluster, node, plugins, *, task_status): started with what a SIGHUP asks for, if anything."""
 
 
 def serve(cluster: Cluster, node: Node, plugins: Plugins, *, lifeline: bool = False) -> None:
@@ -42,7 +44,7 @@ def serve_instances(
 
     async def run() -> None:
         async with trio.open_nursery() as nursery:
-            await nursery.start(_cancel_on_signal, nursery.cancel_scope)
+            await nursery.start(_heed_signals, nursery.cancel_scope, _nothing_to_reload)
             if lifeline:
                 nursery.start_soon(_cancel_on_eof, nursery.cancel_scope)
             nursery.start_soon(supervise, instances, arguments)
@@ -55,24 +57,48 @@ async def run_until_told(
 ) -> None:
     """The role's nursery, and what cancels it."""
     async with trio.open_nursery() as nursery:
-        await nursery.start(_cancel_on_signal, nursery.cancel_scope)
+        hangups, hung_up = trio.open_memory_channel[None](1)
+
+        def hang_up() -> None:
+            with contextlib.suppress(trio.WouldBlock):  # one waits already
+                hangups.send_nowait(None)
+
+        await nursery.start(_heed_signals, nursery.cancel_scope, hang_up)
         if lifeline:
             nursery.start_soon(_cancel_on_eof, nursery.cancel_scope)
-        await nursery.start(run, cluster, node, plugins)
+        reload: Callable[[], None] | None = await nursery.start(run, cluster, node, plugins)
+        nursery.start_soon(_reload_when, hung_up, reload or _nothing_to_reload)
         logger.info("started node=%s address=%s", node.name, node.address)
         gc.collect()
         gc.freeze()  # what exists now lives on: keep later collections from walking it
 
 
-async def _cancel_on_signal(
-    scope: trio.CancelScope, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+async def _heed_signals(
+    scope: trio.CancelScope,
+    hang_up: Callable[[], None],
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    """SIGHUP asks for a reload; the others end it."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         task_status.started()
         async for number in signals:
+            if number == signal.SIGHUP:
+                hang_up()
+                continue
             logger.info("stopping signal=%s", signal.Signals(number).name)
             scope.cancel()
             return  # a second signal then ends the process at once
+
+
+async def _reload_when(hung_up: trio.MemoryReceiveChannel[None], reload: Callable[[], None]) -> None:
+    async for _ in hung_up:
+        reload()
+
+
+def _nothing_to_reload() -> None:
+    """A data node reads its own address and ports when it starts; all else comes from the GMN."""
+    logger.info("nothing to reload reason=%s", "what changes comes from the GMN")
 
 
 async def _cancel_on_eof(scope: trio.CancelScope) -> None:

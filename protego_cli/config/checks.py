@@ -13,6 +13,7 @@ from pathlib import Path
 from protego_cli.config.attach_checks import check_attachments
 from protego_cli.config.fields import join
 from protego_cli.config.model import Cluster, Node, TenantConfig, TunnelConfig
+from protego_cli.config.networks import inside, joined
 from protego_cli.config.secrets import read_secret
 from protego_cli.config.values import AnyNetwork
 from protego_cli.errors import EnvironmentFault, Problem
@@ -219,25 +220,15 @@ def _covered(tenant: TenantConfig, tunnel: TunnelConfig) -> Iterator[Problem]:
     prefixes = [vtep.prefix for vtep in tenant.vteps]
     if not prefixes or "" in prefixes:
         return
-    networks = _networks(prefixes)
-    reachable: list[AnyNetwork] = [
-        *ipaddress.collapse_addresses(net for net in networks if isinstance(net, ipaddress.IPv4Network)),
-        *ipaddress.collapse_addresses(net for net in networks if isinstance(net, ipaddress.IPv6Network)),
-    ]
+    reachable = joined(prefixes)
     for index, prefix in enumerate(tunnel.local_ts):
         network = ipaddress.ip_network(prefix)
-        if not any(_inside(network, other) for other in reachable):
+        if not any(inside(network, other) for other in reachable):
             yield Problem(
                 tunnel_key(tunnel, f"local_ts[{index}]"),
                 f"{network} is not inside the prefixes of tenants.{tenant.name}.attach.vteps "
                 f"({', '.join(prefixes)}), so its packets could not be delivered",
             )
-
-
-def _inside(network: AnyNetwork, other: AnyNetwork) -> bool:
-    if isinstance(network, ipaddress.IPv4Network):
-        return isinstance(other, ipaddress.IPv4Network) and network.subnet_of(other)
-    return isinstance(other, ipaddress.IPv6Network) and network.subnet_of(other)
 
 
 def _families(tunnel: TunnelConfig) -> Iterator[Problem]:

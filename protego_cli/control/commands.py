@@ -40,7 +40,11 @@ class Commands:
         for name in held:
             driver.bar(name, True)
             if (tunnel := sad.tunnels.get(name)) is not None:
-                tunnel.held = True
+                self.hold_again(tunnel)
+
+    def hold_again(self, tunnel: Tunnel) -> None:
+        """A tunnel that has been made anew is held as the one before it was."""
+        tunnel.held = tunnel.id in self._held
 
     async def up(self, name: str) -> str | None:
         """Bring a tunnel up, or let its peer do so; a note on what is left to be done. Raises NotFound, and

@@ -18,7 +18,7 @@ import trio
 
 from protego_cli.config.model import Role
 from protego_cli.control.fabric import NodeDown, NodeState
-from protego_cli.control.messages import AnyRecord, Key, Park, Steer
+from protego_cli.control.messages import AnyRecord, Key, Park, Route, Steer
 from protego_cli.control.records import route_record, rule_record, sa_record
 from protego_cli.control.tunnel import Placed, Tunnel
 from protego_cli.errors import ProtegoError
@@ -70,15 +70,27 @@ class Distribution:
         self._fabric = fabric
         self._gins = tuple(gins)
         self._gens = tuple(gens)
+        self._steers: dict[int, Steer] = {}  # what every GIN should hold
+        self._routes: dict[str, Route] = {}  # what every GEN should hold
+
+    def reach(self, gins: Sequence[str], gens: Sequence[str]) -> None:
+        """The GINs and GENs that there are from now on; what the others hold, the new ones shall hold."""
+        for gin in set(gins).difference(self._gins):
+            self._fabric.desire(gin, put=self._steers.values())
+        for gen in set(gens).difference(self._gens):
+            self._fabric.desire(gen, put=self._routes.values())
+        self._gins, self._gens = tuple(gins), tuple(gens)
 
     # ---- deciding, without an await
 
     def steer(self, spi: int, gpn: str, peer: tuple[str, int]) -> None:
         """Packets with this SPI go to this GPN; they are expected from `peer`."""
+        self._steers[spi] = record = Steer(spi, gpn, *peer)
         for gin in self._gins:
-            self._fabric.desire(gin, put=(Steer(spi, gpn, *peer),))
+            self._fabric.desire(gin, put=(record,))
 
     def unsteer(self, spi: int) -> None:
+        self._steers.pop(spi, None)
         for gin in self._gins:
             self._fabric.desire(gin, drop=(("steer", spi),))
 
@@ -109,10 +121,12 @@ class Distribution:
 
     def route(self, tunnel: Tunnel, placed: Placed) -> None:
         """The tunnel's packets go to this SA's GPN."""
+        self._routes[tunnel.id] = record = route_record(tunnel, placed)
         for gen in self._gens:
-            self._fabric.desire(gen, put=(route_record(tunnel, placed),))
+            self._fabric.desire(gen, put=(record,))
 
     def unroute(self, tunnel: Tunnel) -> None:
+        self._routes.pop(tunnel.id, None)
         for gen in self._gens:
             self._fabric.desire(gen, drop=(("route", tunnel.id),))
 
@@ -135,6 +149,10 @@ class Distribution:
         has been sealed and sent. A barrier that is not echoed holds nothing up: that GPN is gone.
         """
         await self._all(self._gens, () if behind is None else (behind,))
+
+    async def everywhere(self) -> None:
+        """Wait until every node that is there acts on all that is desired of it."""
+        await self._all([node.name for node in self._fabric.nodes() if node.connected])
 
     async def _all(self, nodes: Sequence[str], barriers: Sequence[str] = ()) -> None:
         if len(nodes) == 1:

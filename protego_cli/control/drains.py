@@ -64,7 +64,7 @@ class Drains:
         return True
 
     def _set(self, node: str, *, draining: bool) -> None:
-        """The one place where the set of draining GPNs changes."""
+        """The one place where the set changes, but for GPNs that leave the cluster (`Reloads`)."""
         if draining:
             self._seats.draining.add(node)
             self._sad.events.emit("draining", node=node)

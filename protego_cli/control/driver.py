@@ -69,7 +69,7 @@ class IkeEngine(Protocol):
     def handle_timer(self, now: float) -> None: ...
     def initiate(self, tunnel: str, path: Path, spi_in: int, now: float) -> int: ...
     def create_child(self, ike: int, spi_in: int, now: float) -> int: ...
-    def rekey_child(self, spi_in: int, new_spi: int, now: float) -> int: ...
+    def rekey_child(self, spi_in: int, new_spi: int, now: float, *, anew: bool = False) -> int: ...
     def delete_child(self, spi_in: int, now: float) -> int: ...
     def rekey_ike(self, ike: int, now: float) -> int: ...
     def check_alive(self, ike: int, now: float) -> int: ...
@@ -113,8 +113,8 @@ class Driver:
         self.listener: Callable[[Event], None] = _ignore
         self._engine = engine
         self._socket = socket
-        self._gins: Mapping[str, Node] = {gin.name: gin for gin in gins}
-        self._names = {(gin.address, gin.ports.fabric): gin.name for gin in gins}
+        self._gins: Mapping[str, Node] = {}
+        self._names: Mapping[Address, str] = {}
         self._key = envelope_key
         self._connected = connected
         self._counters = counters
@@ -124,6 +124,13 @@ class Driver:
         self._working = False
         self._armed: float | None = None
         self._rearm = trio.Event()
+        self.set_gins(gins)
+
+    def set_gins(self, gins: Sequence[Node]) -> None:
+        """The GINs there are from now on."""
+        self._gins = {gin.name: gin for gin in gins}
+        self._names = {(gin.address, gin.ports.fabric): gin.name for gin in gins}
+        self._came_by = {peer: name for peer, name in self._came_by.items() if name in self._gins}
 
     async def run(self) -> None:
         """Serve for ever."""
@@ -143,9 +150,11 @@ class Driver:
         token = self._engine.create_child(ike, spi_in, trio.current_time())
         return await self._outcome(token, ChildEstablished)
 
-    async def rekey_child(self, spi_in: int, new_spi: int) -> ChildEstablished:
-        """CREATE_CHILD_SA; the old CHILD_SA stays. Raises ExchangeError."""
-        token = self._engine.rekey_child(spi_in, new_spi, trio.current_time())
+    async def rekey_child(self, spi_in: int, new_spi: int, *, anew: bool = False) -> ChildEstablished:
+        """CREATE_CHILD_SA, `anew` under the tunnel's present policy; the old CHILD_SA stays. Raises
+        ExchangeError.
+        """
+        token = self._engine.rekey_child(spi_in, new_spi, trio.current_time(), anew=anew)
         return await self._outcome(token, ChildEstablished)
 
     async def delete_child(self, spi_in: int) -> None:

@@ -52,6 +52,9 @@ KINDS: Final[Mapping[str, Severity]] = {
     "node restarted": "warning",
     "marks missing": "warning",
     "policy failed": "error",
+    "changed by reload": "info",
+    "reloaded": "info",
+    "reload refused": "error",
 }
 """Every kind of event and how much it matters (docs/operations.md)."""
 

@@ -8,18 +8,21 @@
    `Neighbour` records for every pair of a GPN with a GIN or GEN, and `Tenant` records for GENs and GPNs,
    and the `Tun` records of GENs.
    A GIN gets the key of its envelopes with `Welcome`.
+5. `reload` takes up another cluster file: new pairs get keys, and no record changes that need not. A node
+   that has left may still be desired of and waited for by what was under way: that is as if it were down.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import trio
+from msgspec import structs
 
-from protego_cli.config.model import Cluster, Node, Role
+from protego_cli.config.model import Cluster, Node, Role, TenantConfig
 from protego_cli.control.attachments import known_to, tenant_record, tun_records
 from protego_cli.control.frames import NODE_LIMIT
 from protego_cli.control.listener import Listener
@@ -40,9 +43,11 @@ from protego_cli.control.messages import (
     Migrate,
     Neighbour,
     RekeyTunnel,
+    Reload,
     Reply,
     Report,
     ShowTunnel,
+    Tenant,
     UpTunnel,
     Welcome,
 )
@@ -61,6 +66,7 @@ log = logging.getLogger(__name__)
 OperatorRequest = (
     GetStatus
     | Migrate
+    | Reload
     | ListNames
     | GetEvents
     | Explain
@@ -124,16 +130,20 @@ class Fabric:
         self.observer: FabricObserver = _NoObserver()
         self.operator_handler: OperatorHandler | None = None
         self._silence = silence
+        self._random = random
+        self._deadline = deadline
         self._cluster = cluster
         self._node = node or cluster.nodes_of("gmn")[0]
-        data_nodes = [node for node in cluster.nodes if node.role != "gmn"]
-        self._members = {node.name: Member(node, epoch, deadline) for node in data_nodes}
+        self._listener: Listener | None = None
+        self._members: dict[str, Member] = {}
+        self._left: set[str] = set()  # members that were
         self._sessions: dict[str, Session] = {}
-        self._envelope_keys = {gin.name: random(_KEY_LENGTH) for gin in cluster.nodes_of("gin")}
+        self._envelope_keys: dict[str, bytes] = {}
+        self._tag_keys: dict[tuple[str, str], bytes] = {}  # (GIN or GEN, GPN)
         self._operators = 0
         self._operations = 0
-        for name, record in _static_records(cluster, random):
-            self._members[name].desire((record,), ())
+        self._admit(cluster.nodes)
+        self._serve_tenants(cluster, cluster, self._members)
 
     # ---- what the GMN asks
 
@@ -163,7 +173,8 @@ class Fabric:
 
     def desire(self, node: str, put: Iterable[AnyRecord] = (), drop: Iterable[Key] = ()) -> None:
         """Change what a node should hold; it hears of it with the next `apply` or Sync. Puts before drops."""
-        self._member(node).desire(put, drop)
+        if node not in self._left:
+            self._member(node).desire(put, drop)
 
     async def apply(
         self,
@@ -178,6 +189,8 @@ class Fabric:
         deadline (it is desired all the same, and comes with the next Sync); Refused when a record cannot be
         acted on or a barrier is not echoed; NotFound for a node that the cluster file does not have.
         """
+        if node in self._left:
+            raise NodeDown(f"{node}: has left the cluster")
         member = self._member(node)
         member.desire(put, drop)
         await member.flush(tuple(barriers))
@@ -210,6 +223,72 @@ class Fabric:
             raise NodeDown(str(failures[0])) from failures[0]
         return {spi: highest[spi] for spi in spis if spi in highest and spi not in unknown}
 
+    # ---- the cluster file
+
+    def reload(self, cluster: Cluster) -> None:
+        """Take up another cluster file: nodes and tenants come, change and go. What is equal stays."""
+        before, self._cluster = self._cluster, cluster
+        if self._listener is not None:
+            self._listener.cluster = cluster
+        stay = {node.name: node.role for node in cluster.nodes}
+        for name, member in list(self._members.items()):
+            if stay.get(name) != member.node.role:
+                self._dismiss(name)
+        self._serve_tenants(before, cluster, self._admit(cluster.nodes))
+
+    def _admit(self, nodes: Iterable[Node]) -> list[str]:
+        """The members from now on, each known to those that it speaks with; the names of the new ones."""
+        new: list[str] = []
+        members: dict[str, Member] = {}  # in the order of the file
+        for node in nodes:
+            if node.role == "gmn":
+                continue
+            member = self._members.get(node.name)
+            if member is None:
+                member = Member(node, self.epoch, self._deadline)
+                new.append(node.name)
+                self._left.discard(node.name)
+            member.node = node
+            members[node.name] = member
+            if node.role == "gin" and node.name not in self._envelope_keys:
+                self._envelope_keys[node.name] = self._random(_KEY_LENGTH)
+        self._members = members
+        gpns = [member for member in members.values() if member.node.role == "gpn"]
+        for edge in members.values():
+            for gpn in gpns if edge.node.role != "gpn" else ():
+                pair = edge.node.name, gpn.node.name
+                if pair not in self._tag_keys:
+                    self._tag_keys[pair] = self._random(_KEY_LENGTH)
+                key = self._tag_keys[pair]
+                edge.desire((_neighbour(gpn.node, key),), ())
+                gpn.desire((_neighbour(edge.node, key),), ())
+        return new
+
+    def _dismiss(self, name: str) -> None:
+        """A node has left the cluster."""
+        del self._members[name]
+        self._left.add(name)
+        self._envelope_keys.pop(name, None)
+        self._tag_keys = {pair: key for pair, key in self._tag_keys.items() if name not in pair}
+        for member in self._members.values():
+            member.desire((), (("neighbour", name),))
+        if name in self._sessions:
+            self._sessions[name].dismiss(f"{name} is no node of {self._cluster.file} any more")
+
+    def _serve_tenants(self, before: Cluster, cluster: Cluster, new: Collection[str]) -> None:
+        """The tenants' records for GENs and GPNs: the `new` ones get all, the others what differs."""
+        old, now = _tenants(before), _tenants(cluster)
+        changed = [entry for vni, entry in now.items() if entry != old.get(vni)]
+        drop: list[Key] = [("tenant", vni) for vni in old.keys() - now.keys()]
+        for member in self._members.values():
+            node = member.node
+            if node.role in ("gen", "gpn"):
+                known = now.values() if node.name in new else changed
+                member.desire([known_to(node, tenant, record) for tenant, record in known], drop)
+            if node.role == "gen":
+                tuns, was = tun_records(cluster, node), tun_records(before, node)
+                member.desire(tuns, {tun.key for tun in was} - {tun.key for tun in tuns})
+
     def _member(self, name: str) -> Member:
         try:
             return self._members[name]
@@ -233,12 +312,15 @@ class Fabric:
                     session = Session(member, self.observer, self._sessions, self._greet)
                     await session.run(stream, identity, self._silence)
 
-            listener = Listener(self._cluster, context, welcome)
+            self._listener = Listener(self._cluster, context, welcome)
             task_status.started(
-                await tasks.start(listener.serve, self._node.address, self._node.ports.control)
+                await tasks.start(self._listener.serve, self._node.address, self._node.ports.control)
             )
 
     def _greet(self, hello: Hello, node: Node) -> Reply:
+        member = self._members.get(node.name)
+        if member is None or member.node is not node:
+            raise Refused(f"{node.name} is no node of {self._cluster.file} any more")
         if hello.epoch > self.epoch:
             log.error(
                 "a node has seen an epoch above ours node=%s seen=%d ours=%d",
@@ -281,23 +363,6 @@ class Fabric:
             self._operations -= 1
 
 
-def _static_records(cluster: Cluster, random: RandomSource) -> Iterator[tuple[str, AnyRecord]]:
-    """(node, record) of what follows from the cluster file alone."""
-    tenants = [(tenant, tenant_record(cluster, tenant)) for tenant in cluster.tenants]
-    gpns = cluster.nodes_of("gpn")
-    for node in cluster.nodes_of("gen") + gpns:
-        for tenant, record in tenants:
-            yield node.name, known_to(node, tenant, record)
-    for node in cluster.nodes_of("gen"):
-        for tun in tun_records(cluster, node):
-            yield node.name, tun
-    for node in cluster.nodes_of("gin") + cluster.nodes_of("gen"):
-        for gpn in gpns:
-            key = random(_KEY_LENGTH)
-            yield node.name, _neighbour(gpn, key)
-            yield gpn.name, _neighbour(node, key)
-
-
 def _neighbour(node: Node, key: bytes) -> Neighbour:
     return Neighbour(
         name=node.name,
@@ -307,3 +372,11 @@ def _neighbour(node: Node, key: bytes) -> Neighbour:
         vxlan_port=node.ports.vxlan if node.role in ("gpn", "gen") else 0,
         tag_key=key,
     )
+
+
+def _tenants(cluster: Cluster) -> dict[int, tuple[TenantConfig, Tenant]]:
+    """What nodes hold of each VNI's tenant follows from this."""
+    return {
+        tenant.vni: (structs.replace(tenant, tunnels=()), tenant_record(cluster, tenant))
+        for tenant in cluster.tenants
+    }

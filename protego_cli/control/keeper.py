@@ -36,21 +36,34 @@ class Keeper:
         self._driver = driver
         self._random = random
         self._limit = trio.CapacityLimiter(DIALLING)
+        self._tasks: trio.Nursery | None = None
+        self._tended: set[Tunnel] = set()
 
     async def run(self) -> None:
         """Keep all such tunnels up, for ever."""
         async with trio.open_nursery() as nursery:
+            self._tasks = nursery
             for tunnel in self._sad.tunnels.values():
-                if tunnel.config.start == "auto" and tunnel.config.peer is not None:
-                    nursery.start_soon(self._keep, tunnel, tunnel.config.peer)
+                self.tend(tunnel)
+            await trio.sleep_forever()
 
-    async def _keep(self, tunnel: Tunnel, peer: str) -> None:
+    def tend(self, tunnel: Tunnel) -> None:
+        """Keep a tunnel up from now on, if it is one of those."""
+        if self._tasks is not None and tunnel not in self._tended and _kept(tunnel):
+            self._tended.add(tunnel)
+            self._tasks.start_soon(self._keep, tunnel)
+
+    async def _keep(self, tunnel: Tunnel) -> None:
         pause = FIRST_PAUSE
         while True:
-            await tunnel.until(lambda: self._lacks(tunnel))
+            await tunnel.until(lambda: not _kept(tunnel) or self._lacks(tunnel))
+            peer = tunnel.config.peer
+            if peer is None or not _kept(tunnel):
+                self._tended.discard(tunnel)
+                return
             try:
                 async with self._limit:
-                    if self._lacks(tunnel):
+                    if _kept(tunnel) and self._lacks(tunnel):
                         await self._attempt(tunnel, peer)
                 pause = FIRST_PAUSE
             except ProtegoError:
@@ -105,6 +118,7 @@ class Keeper:
             await together(partial(sad.nodes.holds, gpn), sad.nodes.steered)
             event = await self._driver.initiate(tunnel.id, path, spi)
             if event.ike not in tunnel.ikes:
+                await self._driver.close(event.ike)  # there is still one, when the tunnel was withdrawn
                 raise Refused("the IKE_SA was closed at once")
         except ProtegoError as error:
             sad.nodes.unpark(spi, gpn)
@@ -129,3 +143,8 @@ class Keeper:
         if not first:
             tunnel.successor = placed
             await self._tunnels.succeed(tunnel, placed)
+
+
+def _kept(tunnel: Tunnel) -> bool:
+    config = tunnel.config
+    return config.start == "auto" and config.peer is not None and not tunnel.withdrawn

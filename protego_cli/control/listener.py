@@ -42,7 +42,7 @@ class Listener:
         guests: int = GUESTS,
     ) -> None:
         """`welcome` runs for as long as the connection does."""
-        self._cluster = cluster
+        self.cluster = cluster  # whose nodes may connect; replaced when the file is read again
         self._context = context
         self._welcome = welcome
         self._handshake = handshake
@@ -108,11 +108,11 @@ class Listener:
         """Why the holder of this certificate may not connect; empty when it may."""
         if identity is None:
             return "the certificate states no identity of Protego"
-        if identity.cluster != self._cluster.name:
+        if identity.cluster != self.cluster.name:
             return f"{identity} is of another cluster"
         if identity.role == OPERATOR:
             return "" if identity.name == OPERATOR else f"{identity} is no operator"
-        node = self._cluster.node(identity.name)
+        node = self.cluster.node(identity.name)
         if node is None or node.role != identity.role or node.role == "gmn":
             return f"{identity} is no data node of the cluster file"
         return ""

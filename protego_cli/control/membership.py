@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from protego_cli.config.model import Cluster
 from protego_cli.control.ageing import Ageing
 from protego_cli.control.fabric import Reported
 from protego_cli.control.messages import FirstPacket, PeerAddress, RangeLow, Report
@@ -17,14 +16,12 @@ class Membership:
 
     def __init__(
         self,
-        cluster: Cluster,
         sad: Sad,
         tunnels: Tunnels,
         recovery: Recovery,
         renewals: Renewals,
         ageing: Ageing,
     ) -> None:
-        self._roles = {node.name: node.role for node in cluster.nodes}
         self._sad = sad
         self._tunnels = tunnels
         self._recovery = recovery
@@ -36,9 +33,10 @@ class Membership:
         if not restarted:
             return
         self._sad.events.emit("node restarted", node=node)
-        if self._roles[node] == "gin":
+        role = next((each.role for each in self._sad.fabric.nodes() if each.name == node), None)
+        if role == "gin":
             self._recovery.gin_restarted()
-        elif self._roles[node] == "gpn":
+        elif role == "gpn":
             self._restarted.add(node)
             self._sad.seats.loads.forget_gpn(node)
             await self._recovery.gpn_restarted(node)

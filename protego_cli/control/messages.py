@@ -15,6 +15,7 @@ from typing import Literal
 
 import msgspec
 
+from protego_cli.config.diff import Landed
 from protego_cli.control.message import SECRETS as SECRETS
 from protego_cli.control.message import Message as Message
 from protego_cli.control.message import Record as Record
@@ -510,6 +511,23 @@ class Events(Reply, frozen=True):
     events: tuple[Event, ...]
 
 
+class Reload(Request, frozen=True):
+    """Read the cluster file again: that of the GMN."""
+
+    dry_run: bool = False  # only say what would change
+
+
+class Reloaded(Reply, frozen=True):
+    """With `problems`, the file is not valid; with a change that is refused, the cluster cannot take it now.
+    Either way nothing has changed.
+    """
+
+    file: str
+    applied: bool
+    changes: tuple[Landed, ...]
+    problems: tuple[str, ...]
+
+
 class ListNames(Request, frozen=True):
     """For shell completion."""
 
@@ -531,6 +549,7 @@ AnyRequest = (
     | GetStatus
     | Migrate
     | PoolRequest
+    | Reload
     | ListNames
     | GetEvents
     | ShowTunnel
@@ -556,4 +575,5 @@ AnyReply = (
     | TunnelDetail
     | Acted
     | Explanations
+    | Reloaded
 )

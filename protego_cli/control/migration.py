@@ -120,20 +120,43 @@ class Migrations:
         does not seal any more.
         """
         async with tunnel.moving:
+            await self._renew(tunnel, placed)
+
+    async def renegotiate(self, tunnel: Tunnel, placed: Placed) -> None:
+        """Rekey what of a tunnel is outdated, under its present policy; the IKE_SA first, its keys make those
+        of the CHILD_SA. Nothing happens when this SA does not seal any more.
+        """
+        async with tunnel.moving:
             if tunnel.sealing is not placed:
                 return
-            if placed.gpn not in self._sad.fabric.connected("gpn"):
-                raise Refused(f"{placed.gpn} is down")
-            to = self._sad.seat(tunnel) or placed.gpn
-            times = await self._move(tunnel, to)
-            self._sad.events.emit(
-                "rekeyed",
-                tunnel=tunnel.id,
-                node=to,
-                spi=tunnel.sealing.spi if tunnel.sealing else None,
-                initiator="gateway",
-                total_ms=round(times.total * 1e3, 1),
-            )
+            config, outdated = tunnel.config, set(tunnel.outdated)
+            if "ike" in outdated:
+                try:
+                    await self._driver.rekey_ike(placed.ike)
+                except ExchangeError as error:
+                    raise Refused(f"the IKE_SA of {tunnel.id} cannot be rekeyed: {error}") from error
+                if tunnel.config == config:
+                    tunnel.outdated.discard("ike")
+            if "child" in outdated:
+                await self._renew(tunnel, placed, anew=True)
+                if tunnel.config == config:
+                    tunnel.outdated.discard("child")
+
+    async def _renew(self, tunnel: Tunnel, placed: Placed, *, anew: bool = False) -> None:
+        if tunnel.sealing is not placed:
+            return
+        if placed.gpn not in self._sad.fabric.connected("gpn"):
+            raise Refused(f"{placed.gpn} is down")
+        to = self._sad.seat(tunnel) or placed.gpn
+        times = await self._move(tunnel, to, anew=anew)
+        self._sad.events.emit(
+            "rekeyed",
+            tunnel=tunnel.id,
+            node=to,
+            spi=tunnel.sealing.spi if tunnel.sealing else None,
+            initiator="gateway",
+            total_ms=round(times.total * 1e3, 1),
+        )
 
     async def rekey(self, tunnel: Tunnel) -> None:
         """The same, as the operator asks. Raises Refused, saying why."""
@@ -179,18 +202,18 @@ class Migrations:
 
     # ---- the procedure
 
-    async def _move(self, tunnel: Tunnel, to: str) -> Times:
+    async def _move(self, tunnel: Tunnel, to: str, *, anew: bool = False) -> Times:
         tunnel.target = to
         try:
-            return await self._rekey_onto(tunnel, to)
+            return await self._rekey_onto(tunnel, to, anew)
         finally:
             tunnel.target = None
 
-    async def _rekey_onto(self, tunnel: Tunnel, to: str) -> Times:
+    async def _rekey_onto(self, tunnel: Tunnel, to: str, anew: bool) -> Times:
         start = trio.current_time()
         spi = self._sad.spis.allocate()
         try:
-            old, event = await self._rekey(tunnel, to, spi)
+            old, event = await self._rekey(tunnel, to, spi, anew)
         except ProtegoError:
             await self._undo(spi, to)
             raise
@@ -224,7 +247,9 @@ class Migrations:
         peer = old.peer if path == old.child.path else (path.remote, path.remote_port)
         return self._sad.place(tunnel, event.child, event.ike, to, peer)
 
-    async def _rekey(self, tunnel: Tunnel, to: str, spi: int) -> tuple[Placed, ChildEstablished | None]:
+    async def _rekey(
+        self, tunnel: Tunnel, to: str, spi: int, anew: bool
+    ) -> tuple[Placed, ChildEstablished | None]:
         """Steps 1 and 2: the SA that is replaced, and what replaces it; None when a rekey of the peer has put
         the tunnel on `to`.
         """
@@ -239,7 +264,7 @@ class Migrations:
             if tunnel.sealing is not old or not tunnel.settled:
                 continue
             try:
-                return old, await self._driver.rekey_child(old.spi, spi)
+                return old, await self._driver.rekey_child(old.spi, spi, anew=anew)
             except ExchangeError as error:
                 if error.notify == ChildSaNotFound.notify and missing and tunnel.sealing is old:
                     return old, await self._create(tunnel, old, spi)

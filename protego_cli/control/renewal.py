@@ -1,4 +1,5 @@
-"""Rekeys in place that the gateway needs: after a GPN's restart, for a range that runs low, for an SA's age.
+"""Rekeys in place that the gateway needs: after a GPN's restart, for a range that runs low, for an SA's age,
+and for new terms in the cluster file.
 
 At most `AT_ONCE` run side by side, those SAs first that open nothing. One that fails is tried again, later
 and later, for as long as its SA seals.
@@ -6,13 +7,14 @@ and later, for as long as its SA seals.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 import trio
 
 from protego_cli.control.migration import Migrations
 from protego_cli.control.sad import Sad
-from protego_cli.control.tunnel import Placed, Tunnel
+from protego_cli.control.tunnel import Placed, Terms, Tunnel
 from protego_cli.errors import ProtegoError
 
 AT_ONCE: Final = 50
@@ -52,3 +54,35 @@ class Renewals:
                 )
                 await trio.sleep(pause)
                 pause = min(pause * 2, LAST_PAUSE)
+
+    def renegotiate(self, tunnel: Tunnel, terms: Iterable[Terms]) -> None:
+        """Rekey what of a tunnel has new terms. Until its peer accepts them, the old ones hold."""
+        begun = bool(tunnel.outdated)
+        tunnel.outdated.update(terms)
+        if not begun:
+            self._tasks.start_soon(self._renegotiate, tunnel)
+
+    async def _renegotiate(self, tunnel: Tunnel) -> None:
+        pause = FIRST_PAUSE
+        while tunnel.outdated:
+            await tunnel.until(lambda: _decided(tunnel))
+            placed = tunnel.sealing
+            if placed is None:  # the next IKE_SA begins with the new terms
+                tunnel.outdated.clear()
+                return
+            try:
+                async with self._limit:
+                    await self._migrations.renegotiate(tunnel, placed)
+            except ProtegoError as error:
+                tunnel.error = f"goes on under its old terms: {error}"
+                self._sad.events.emit(
+                    "rekey failed", tunnel=tunnel.id, node=placed.gpn, spi=placed.spi, reason=error
+                )
+                await trio.sleep(pause)
+                pause = min(pause * 2, LAST_PAUSE)
+
+
+def _decided(tunnel: Tunnel) -> bool:
+    """Whether it is plain on which SA the tunnel seals, if on any."""
+    sealing = tunnel.sealing
+    return tunnel.settled and not tunnel.dialling and (sealing is None or not sealing.retiring)

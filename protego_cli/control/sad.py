@@ -58,11 +58,7 @@ class Sad:
         }
         self.fabric = fabric
         self.spis = spis
-        self.nodes = Distribution(
-            fabric,
-            [gin.name for gin in cluster.nodes_of("gin")],
-            [gen.name for gen in cluster.nodes_of("gen")],
-        )
+        self.nodes = Distribution(fabric, *_edges(cluster))
         self.strangers = Strangers()
         self._ranges = SealingRanges()
         self._linger = cluster.ike.linger
@@ -71,6 +67,36 @@ class Sad:
         self._load: Counter[str] = Counter()  # SAs that do not retire, by GPN
         self.seats = Seats(fabric, replace(packer, told=self._policy_failed), self.tunnels, self._load)
         self._membership = trio.Event()
+
+    def reload(self, cluster: Cluster, packer: Packer) -> None:
+        """Hold the tunnels of another cluster file, and place them by another policy. A tunnel that is in
+        both goes on under its new terms; one that goes was withdrawn before.
+        """
+        tunnels: dict[str, Tunnel] = {}
+        for tenant in cluster.tenants:
+            for config in tenant.tunnels:
+                tunnel = self.tunnels.get(config.id) or Tunnel(config, tenant.vni)
+                tunnel.config = config
+                tunnels[config.id] = tunnel
+        self.tunnels.clear()
+        self.tunnels.update(tunnels)
+        self.seats.packer = replace(packer, told=self._policy_failed)
+        self._linger = cluster.ike.linger
+        self.nodes.reach(*_edges(cluster))
+
+    def withdraw(self, tunnel: Tunnel) -> list[int]:
+        """A tunnel is no more: nothing of it is to be left on any node. Returns its IKE_SAs, which are to be
+        closed. What was being done for it ends as if the peer had closed them.
+        """
+        tunnel.withdrawn = True
+        if self.tunnels.get(tunnel.id) is tunnel:
+            del self.tunnels[tunnel.id]
+        ikes = sorted(tunnel.ikes)
+        tunnel.ikes.clear()
+        for placed in list(tunnel.sas.values()):
+            self.forget(tunnel, placed)
+        tunnel.changed()
+        return ikes
 
     def _policy_failed(self, fault: PolicyFault, tunnel: str | None) -> None:
         self.events.emit("policy failed", tunnel=tunnel, reason=fault)
@@ -286,3 +312,8 @@ class Sad:
         tunnel.remove(placed)
         self._ranges.forget(placed.spi)
         self.spis.release(placed.spi)
+
+
+def _edges(cluster: Cluster) -> tuple[list[str], list[str]]:
+    """The names of the GINs and of the GENs."""
+    return [gin.name for gin in cluster.nodes_of("gin")], [gen.name for gen in cluster.nodes_of("gen")]

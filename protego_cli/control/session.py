@@ -89,6 +89,11 @@ class Session:
             self._greeted.set()
             self._say.close()
 
+    def dismiss(self, reason: str) -> None:
+        """End it: the node has no place here any more."""
+        if self._link is not None:
+            self._link.close(reason)
+
     def _handle(self, request: AnyRequest) -> Reply:
         node = self._member.node
         if isinstance(request, Hello):
@@ -134,8 +139,7 @@ class Session:
                 del self._newest[name]
 
     async def _end(self, reason: str) -> None:
-        if self._link is not None:
-            self._link.close(reason)
+        self.dismiss(reason)
         await self._finished.wait()
 
     async def _tell(self, link: Link, name: str, boot: str) -> None:

@@ -1,4 +1,4 @@
-"""What an operator may ask of the GMN: its status and events, and things to do with tunnels."""
+"""What an operator may ask of the GMN: its status and events, things to do with tunnels, a reload."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from protego_cli.control.messages import (
     Names,
     NodeStatus,
     RekeyTunnel,
+    Reload,
     Reply,
     ShowTunnel,
     Status,
@@ -32,6 +33,7 @@ from protego_cli.control.messages import (
 )
 from protego_cli.control.migration import Migrations
 from protego_cli.control.pool import Pool
+from protego_cli.control.reload import Reloads
 from protego_cli.control.sad import Sad
 from protego_cli.control.tunnel import Tunnel
 from protego_cli.counters import Counters
@@ -50,6 +52,7 @@ class Operations:
         pool: Pool,
         counters: Counters,
         cpu: Callable[[], float],
+        reloads: Reloads,
     ) -> None:
         """`node` is this GMN; `cpu`, the CPU seconds per second of this process."""
         self._node = node
@@ -60,6 +63,7 @@ class Operations:
         self._pool = pool
         self._counters = counters
         self._cpu = cpu
+        self._reloads = reloads
 
     async def answer(self, request: OperatorRequest) -> Reply:
         match request:
@@ -79,6 +83,8 @@ class Operations:
                 return await self._sad.events.answer(request)
             case Migrate():
                 return await self._migrations.migrate(request.tunnel, request.to)
+            case Reload():
+                return await self._reloads.reload(dry_run=request.dry_run)
             case _:
                 return await self._pool.answer(request)
 

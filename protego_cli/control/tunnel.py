@@ -11,7 +11,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import trio
 
@@ -22,6 +22,9 @@ from protego_cli.ike.events import ChildSa
 from protego_cli.ike.record import Negotiation
 
 MOVES: Final = 64  # remembered of one tunnel
+
+Terms = Literal["ike", "child"]
+"""Whose proposals and selectors: the IKE_SA's, the CHILD_SA's."""
 
 
 class Totals(NamedTuple):
@@ -114,6 +117,8 @@ class Tunnel:
         self.dialling = False
         self.held = False  # taken down by the operator, until he lets it up again
         self.negotiations: dict[str, tuple[float, Negotiation]] = {}  # the last of each sort, with wall time
+        self.outdated: set[Terms] = set()  # what was negotiated under a policy that has changed since
+        self.withdrawn = False  # the cluster file does not have it any more
         self.error: str | None = None  # why the last negotiation failed
         self.moves: deque[float] = deque(maxlen=MOVES)  # when it was moved lately
         self.moving = trio.Lock()  # held by a rekey of ours, from its first step to its last

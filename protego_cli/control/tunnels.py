@@ -86,8 +86,13 @@ class Tunnels:
             case IkeEstablished():
                 if tunnel := self._sad.tunnels.get(event.tunnel):
                     self._ike_established(tunnel, event)
+                else:
+                    self._tasks.start_soon(self._driver.close, event.ike)
             case ChildOffered():
-                if tunnel := self._sad.tunnels.get(event.child.tunnel):
+                tunnel = self._sad.tunnels.get(event.child.tunnel)
+                if tunnel is None or event.ike not in tunnel.ikes:
+                    self._driver.reject(event.ticket, TemporaryFailure("the IKE_SA is about to be closed"))
+                else:
                     tunnel.offers += 1
                     tunnel.changed()
                     self._tasks.start_soon(self._offered, tunnel, event)
@@ -235,6 +240,8 @@ class Tunnels:
             self._driver.reject(event.ticket, error)
             if not tunnel.children(event.ike):  # it is of no use so: let the peer dial anew
                 await self._driver.close(event.ike)
+        else:  # void, unless the tunnel was withdrawn: then the IKE_SA waits for this answer, to be closed
+            self._driver.reject(event.ticket, TemporaryFailure("the tunnel is no more"))
         await self._sad.nodes.steered()
 
     def stand(self, tunnel: Tunnel, placed: Placed) -> None:

@@ -70,13 +70,25 @@ class Engine:
         self._timers = _Timers()
 
     def set_policies(self, policies: Iterable[Policy]) -> None:
-        """Replace all tunnels. IKE_SAs that stand go on, under their tunnel's new policy if it has one."""
+        """Replace all tunnels. IKE_SAs that stand go on, under their tunnel's new policy if it has one.
+
+        Raises ValueError, and changes nothing, when a policy's proposals or identities do not parse.
+        """
         context = self._context
-        context.policies = Policies(policies, context.registry)
+        context.policies = Policies(policies, context.registry, context.policies)
         for sa in context.by_spi.values():
             tunnel = context.policies.get(sa.name)
             if tunnel is not None:
                 sa.tunnel = tunnel
+
+    def check_policies(self, policies: Iterable[Policy]) -> None:
+        """Raises ValueError when `set_policies` would."""
+        Policies(policies, self._context.registry, self._context.policies)
+
+    def set_settings(self, settings: IkeSettings) -> None:
+        """Other times and limits from now on; the IKE_SAs that stand retransmit as they began."""
+        self._context.settings = settings
+        self._context.half_open.maximum = settings.half_open_max
 
     def bar(self, tunnel: str, barred: bool) -> None:
         """From now on refuse the peer that dials, or no longer. IKE_SAs that stand go on."""
@@ -192,13 +204,15 @@ class Engine:
             return self._failed(token, "no such IKE_SA")
         return self._start(sa, CreateChild(token, spi_in, selectors), token, now)
 
-    def rekey_child(self, spi_in: int, new_spi: int, now: float) -> int:
-        """ChildEstablished or ExchangeFailed; the old CHILD_SA stays until it is deleted."""
+    def rekey_child(self, spi_in: int, new_spi: int, now: float, *, anew: bool = False) -> int:
+        """ChildEstablished or ExchangeFailed; the old CHILD_SA stays until it is deleted. `anew`: with the
+        proposals and selectors of the tunnel's policy, rather than with what was negotiated.
+        """
         token = self._context.number()
         sa = self._context.by_child.get(spi_in)
         if sa is None:
             return self._failed(token, f"no CHILD_SA {spi_in:08x}")
-        return self._start(sa, RekeyChild(token, sa.children[spi_in], new_spi), token, now)
+        return self._start(sa, RekeyChild(token, sa.children[spi_in], new_spi, anew=anew), token, now)
 
     def delete_child(self, spi_in: int, now: float) -> int:
         """ChildDeleted, at once when the peer has deleted it already, or ExchangeFailed."""

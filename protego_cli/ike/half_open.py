@@ -13,7 +13,7 @@ from collections import Counter
 
 class HalfOpen:
     def __init__(self, maximum: int) -> None:
-        self._maximum = maximum
+        self.maximum = maximum
         self._by_address: Counter[bytes] = Counter()
         self._total = 0
 
@@ -23,10 +23,10 @@ class HalfOpen:
 
     @property
     def wants_cookie(self) -> bool:
-        return self._total >= self._maximum / 10
+        return self._total >= self.maximum / 10
 
     def admits(self, address: str) -> bool:
-        return self._total < self._maximum and self._by_address[_site(address)] < self._maximum / 4
+        return self._total < self.maximum and self._by_address[_site(address)] < self.maximum / 4
 
     def add(self, address: str) -> None:
         self._total += 1

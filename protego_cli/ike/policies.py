@@ -31,11 +31,15 @@ class Tunnel:
 
 
 class Policies:
-    def __init__(self, policies: Iterable[Policy], registry: Registry) -> None:
+    def __init__(
+        self, policies: Iterable[Policy], registry: Registry, before: Policies | None = None
+    ) -> None:
+        """What is as it was `before` is taken over from there, ready as it is."""
         self._by_name: dict[str, Tunnel] = {}
         self._by_remote: dict[str | None, list[Tunnel]] = {}
         for policy in policies:
-            tunnel = _prepare(policy, registry)
+            known = before.get(policy.tunnel) if before else None
+            tunnel = known if known and known.policy == policy else _prepare(policy, registry)
             self._by_name[tunnel.name] = tunnel
             self._by_remote.setdefault(policy.remote, []).append(tunnel)
 

@@ -11,7 +11,10 @@ once; the data nodes forward until then.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import closing
+from functools import partial
+from pathlib import Path
 
 import trio
 
@@ -30,6 +33,7 @@ from protego_cli.control.migration import Migrations
 from protego_cli.control.placement import Packer
 from protego_cli.control.pool import Pool
 from protego_cli.control.recovery import Recovery
+from protego_cli.control.reload import Intent, Reloads
 from protego_cli.control.renewal import Renewals
 from protego_cli.control.sad import Sad
 from protego_cli.control.spis import SpiAllocator
@@ -43,6 +47,7 @@ from protego_cli.ike.engine import Engine
 from protego_cli.ike.events import Policy
 from protego_cli.net.udp import UdpSocket
 from protego_cli.plugins.manager import Plugins
+from protego_cli.roles.clusters import read_cluster
 from protego_cli.roles.cpu import CpuMeter
 from protego_cli.wire.selectors import TrafficSelector
 
@@ -54,11 +59,12 @@ async def run(
     node: Node,
     plugins: Plugins,
     *,
-    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    task_status: trio.TaskStatus[Callable[[], None]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Run until cancelled. Raises EnvironmentFault when a port or a file is not to be had."""
-    packer = packing_policy(cluster, plugins)
-    policies = [policy_of(tunnel) for tunnel in cluster.tunnels()]
+    """Run until cancelled; started with what SIGHUP asks for. Raises EnvironmentFault when a port or a file
+    is not to be had.
+    """
+    intent = intent_of(cluster, plugins)
     with (
         closing(open_vault(cluster, state_store(cluster, plugins))) as vault,
         closing(UdpSocket.bind(node.address, node.ports.fabric)) as socket,
@@ -72,7 +78,9 @@ async def run(
         held = Held(records, vault.commit)
         counters = Counters()
         spis = SpiAllocator(os.urandom, trio.current_time)
-        engine = Engine(policies, plugins.registry(), cluster.ike, os.urandom, spis.allocate, epoch, counters)
+        engine = Engine(
+            intent.policies, plugins.registry(), cluster.ike, os.urandom, spis.allocate, epoch, counters
+        )
         fabric = Fabric(cluster, epoch, os.urandom, node=node)
         driver = Driver(
             engine,
@@ -84,17 +92,21 @@ async def run(
         )
         async with trio.open_nursery() as outer, trio.open_nursery() as services:
             services.cancel_scope.shield = True  # until the farewell is over
-            sad = Sad(cluster, fabric, packer, spis, services, EventLog(epoch))
+            sad = Sad(cluster, fabric, intent.packing, spis, services, EventLog(epoch))
             tunnels = Tunnels(sad, driver, services)
             recovery = Recovery(sad)
             migrations = Migrations(sad, driver, recovery)
             renewals = Renewals(sad, migrations, services)
             ageing = Ageing(sad, tunnels, renewals, os.urandom, services)
-            fabric.observer = Membership(cluster, sad, tunnels, recovery, renewals, ageing)
+            fabric.observer = Membership(sad, tunnels, recovery, renewals, ageing)
             keeper = Keeper(sad, tunnels, driver, os.urandom)
             commands = Commands(sad, driver, tunnels, keeper, migrations, held)
             pool = Pool(epoch, sad, migrations, plugins.packing_policies(), services)
-            operations = Operations(node, epoch, sad, migrations, commands, pool, counters, CpuMeter())
+            read = partial(trio.to_thread.run_sync, partial(read_intent, cluster.file, plugins))
+            reloads = Reloads(intent, read, engine, fabric, driver, sad, keeper, renewals, commands, services)
+            operations = Operations(
+                node, epoch, sad, migrations, commands, pool, counters, CpuMeter(), reloads
+            )
             fabric.operator_handler = operations.answer
             services.start_soon(driver.run)
             services.start_soon(ageing.run)
@@ -102,7 +114,7 @@ async def run(
             await services.start(fabric.serve)
             services.start_soon(keeper.run)
             outer.start_soon(_part, tunnels, services.cancel_scope)
-            task_status.started()
+            task_status.started(reloads.hang_up)
 
 
 async def _part(tunnels: Tunnels, services: trio.CancelScope) -> None:
@@ -113,6 +125,17 @@ async def _part(tunnels: Tunnels, services: trio.CancelScope) -> None:
         with trio.move_on_after(FAREWELL, shield=True):
             await tunnels.close_all()
         services.cancel()
+
+
+def read_intent(file: Path, plugins: Plugins) -> Intent:
+    """The cluster file as it is now. Raises ConfigError with every problem of it and of the secrets."""
+    return intent_of(read_cluster(file, plugins, secrets=True), plugins)
+
+
+def intent_of(cluster: Cluster, plugins: Plugins) -> Intent:
+    """What the GMN needs of a cluster file. Raises EnvironmentFault without a secret, and UsageError."""
+    policies = tuple(policy_of(tunnel) for tunnel in cluster.tunnels())
+    return Intent(cluster, policies, packing_policy(cluster, plugins))
 
 
 def packing_policy(cluster: Cluster, plugins: Plugins) -> Packer:

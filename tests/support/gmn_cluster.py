@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path as FilePath
 from typing import Literal
 
@@ -39,17 +40,21 @@ def make_cluster(
         pki=FilePath("pki"),
         state=FilePath("state"),
         nodes=tuple(nodes),
-        tenants=tuple(
-            TenantConfig(
-                name=_tenant(i),
-                vni=1001 + i,
-                gateway_mac=bytes(6),
-                attach=VxlanAttach(()),
-                tunnels=(_tunnel(i, start, lifetimes or Lifetimes()),),
-            )
-            for i in range(tunnels)
-        ),
+        tenants=tuple(make_tenant(i, start, lifetimes) for i in range(tunnels)),
         ike=IkeSettings(**settings),  # type: ignore[arg-type]
+    )
+
+
+def make_tenant(
+    i: int, start: Literal["wait", "auto"] = "wait", lifetimes: Lifetimes | None = None
+) -> TenantConfig:
+    """The tenant of this number, with one tunnel."""
+    return TenantConfig(
+        name=_tenant(i),
+        vni=1001 + i,
+        gateway_mac=bytes(6),
+        attach=VxlanAttach(()),
+        tunnels=(_tunnel(i, start, lifetimes or Lifetimes()),),
     )
 
 
@@ -87,4 +92,17 @@ def policy_of(tunnel: TunnelConfig) -> Policy:
         esp=tunnel.esp,
         ike_lifetime=tunnel.lifetimes.ike,
         jitter=tunnel.lifetimes.jitter,
+    )
+
+
+def mirrored(tunnel: TunnelConfig) -> Policy:
+    """A tunnel as its peer has it."""
+    ours = policy_of(tunnel)
+    return replace(
+        ours,
+        remote=tunnel.vip,
+        local_id=ours.remote_id,
+        remote_id=ours.local_id,
+        local_ts=ours.remote_ts,
+        remote_ts=ours.local_ts,
     )

@@ -46,6 +46,7 @@ class DataNodes:
         self.tap: Callable[[tuple[object, ...]], None] = lambda entry: None
         self.observer: FabricObserver
         self.all = {node.name: DataNode(node.name, node.role) for node in cluster.nodes if node.role != "gmn"}
+        self.left: set[str] = set()
         self.mark: dict[int, int] = {}  # what the GINs have passed on
         self.granted: dict[tuple[int, int], tuple[str, int]] = {}  # (SPI, lo) -> process
 
@@ -73,6 +74,9 @@ class DataNodes:
         return [node.name for node in self.all.values() if node.up and node.role == role]
 
     def desire(self, node: str, put: Iterable[AnyRecord] = (), drop: Iterable[Key] = ()) -> None:
+        member = self.all.get(node)
+        if member is None and node in self.left:
+            return
         member = self.all[node]
         for record in put:
             if member.desired.get(record.key) != record:
@@ -89,6 +93,8 @@ class DataNodes:
         barriers: Sequence[str] = (),
     ) -> None:
         self.desire(node, put, drop)
+        if node in self.left:
+            raise NodeDown(f"{node}: has left the cluster")
         member = self.all[node]
         if not member.linked:
             raise NodeDown(f"{node}: not connected")
@@ -108,6 +114,14 @@ class DataNodes:
             self.note("acknowledged", node, *changes)
         finally:
             member.on_the_way -= 1
+
+    def reload(self, cluster: Cluster) -> None:
+        """The nodes of another file. Neighbours and tenants are for `tests/test_fabric.py`."""
+        before, names = self.all, {node.name: node.role for node in cluster.nodes if node.role != "gmn"}
+        self.left |= before.keys() - names.keys()
+        self.left -= names.keys()
+        self.all = {name: before.get(name) or DataNode(name, role) for name, role in names.items()}
+        self.note("reload", *self.all)
 
     async def marks(self, spis: Sequence[int]) -> dict[int, int]:
         await trio.sleep(self.random.uniform(*self.delay))

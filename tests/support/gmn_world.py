@@ -33,6 +33,7 @@ from protego_cli.control.migration import Migrations
 from protego_cli.control.placement import Packer
 from protego_cli.control.pool import Pool
 from protego_cli.control.recovery import Recovery
+from protego_cli.control.reload import Intent, Reloads
 from protego_cli.control.renewal import Renewals
 from protego_cli.control.sad import Sad
 from protego_cli.control.spis import SpiAllocator
@@ -41,7 +42,7 @@ from protego_cli.control.tunnel import Tunnel
 from protego_cli.control.tunnels import Tunnels
 from protego_cli.counters import Counters
 from protego_cli.crypto.mac import hmac_sha256
-from protego_cli.errors import ProtocolError
+from protego_cli.errors import ProtegoError, ProtocolError
 from protego_cli.ike.engine import Engine
 from protego_cli.ike.events import (
     ChildDeleted,
@@ -60,7 +61,7 @@ from protego_cli.plugins.packing_policies import FirstFitDecreasing, Spread
 from protego_cli.wire.envelope import Envelope, open_envelope, seal_envelope
 from protego_cli.wire.ike import parse_header_untrusted
 from protego_cli.wire.payloads import ExchangeType
-from tests.support.gmn_cluster import VIP, make_cluster, policy_of
+from tests.support.gmn_cluster import VIP, make_cluster, mirrored, policy_of
 from tests.support.gmn_fabric import DataNodes
 from tests.support.network import REGISTRY
 
@@ -125,19 +126,10 @@ class Peer:
 
     def __post_init__(self) -> None:
         source = Random(self.seed)
-        ours = policy_of(self.config)
-        mirrored = replace(
-            ours,
-            remote=self.config.vip,
-            local_id=ours.remote_id,
-            remote_id=ours.local_id,
-            local_ts=ours.remote_ts,
-            remote_ts=ours.local_ts,
-        )
         self.address = self.config.peer or ""
         self.random = source
         self.engine = Engine(
-            [mirrored],
+            [mirrored(self.config)],
             REGISTRY,
             self.world.cluster.ike,
             source.randbytes,
@@ -145,6 +137,12 @@ class Peer:
             1,
             Counters(),
         )
+
+    def configure(self, config: TunnelConfig, psk: bytes | None = None) -> None:
+        """Its operator has changed it to match."""
+        self.config = config
+        policy = mirrored(config)
+        self.engine.set_policies([policy if psk is None else replace(policy, psk=psk)])
 
     def spi(self) -> int:
         return self.random.randrange(256, 1 << 32)
@@ -254,10 +252,12 @@ class World:
     ) -> None:
         self.cluster = cluster
         self.tasks = tasks
+        self.seed = seed
         self.random = Random(seed)
         self.nodes = DataNodes(cluster, seed, delay)
         self.nodes.watch = self.watch
         self.watching = True
+        self.interrupted: set[str] = set()  # tunnels that are not watched: a reload makes them anew
         self.wire_delay = (0.0005, 0.003)
         self.lost: Callable[[str, int, bool], bool] = lambda sender, exchange, response: False
         self.counters = Counters()
@@ -294,13 +294,26 @@ class World:
         self.renewals = Renewals(self.sad, self.migrations, tasks)
         self.keeper = Keeper(self.sad, self.tunnels, self.driver, self.random.randbytes)
         self.ageing = Ageing(self.sad, self.tunnels, self.renewals, self.random.randbytes, tasks)
-        self.nodes.observer = Membership(
-            cluster, self.sad, self.tunnels, self.recovery, self.renewals, self.ageing
-        )
+        self.nodes.observer = Membership(self.sad, self.tunnels, self.recovery, self.renewals, self.ageing)
         packers = {policy.name: Packer(policy, "test") for policy in (Spread(), FirstFitDecreasing())}
         self.pool = Pool(1, self.sad, self.migrations, packers, tasks)
         self.held = Held((), lambda changes: None)
         self.commands = Commands(self.sad, self.driver, self.tunnels, self.keeper, self.migrations, self.held)
+        self.file = cluster  # as it would be read
+        self.secrets: dict[str, bytes] = {}  # those that are not PSK
+        self.fault: ProtegoError | None = None  # of the file
+        self.reloads = Reloads(
+            self._intent(),
+            self._read,
+            self.engine,
+            self.nodes,
+            self.driver,
+            self.sad,
+            self.keeper,
+            self.renewals,
+            self.commands,
+            tasks,
+        )
         self.operations = Operations(
             cluster.nodes[0],
             1,
@@ -310,17 +323,35 @@ class World:
             self.pool,
             self.counters,
             lambda: 0.0,
+            self.reloads,
         )
-        self.peers = {
-            tunnel.peer or "": Peer(self, tunnel, seed * 1000 + i)
-            for i, tunnel in enumerate(cluster.tunnels())
-        }
+        self.peers: dict[str, Peer] = {}
         self._timers: dict[Peer, trio.Event] = {}
         tasks.start_soon(self.driver.run)
         tasks.start_soon(self.ageing.run)
         tasks.start_soon(self.pool.run)
-        for peer in self.peers.values():
-            tasks.start_soon(self._keep_time, peer)
+        for tunnel in cluster.tunnels():
+            self.add_peer(tunnel)
+
+    def add_peer(self, tunnel: TunnelConfig) -> Peer:
+        """The gateway of a tunnel's other side."""
+        peer = self.peers[tunnel.peer or ""] = Peer(self, tunnel, self.seed * 1000 + len(self.peers))
+        self.tasks.start_soon(self._keep_time, peer)
+        return peer
+
+    def _intent(self) -> Intent:
+        secrets = self.secrets
+        policies = [policy_of(tunnel) for tunnel in self.file.tunnels()]
+        return Intent(
+            self.file,
+            tuple(replace(policy, psk=secrets.get(policy.tunnel, policy.psk)) for policy in policies),
+            Packer(Spread(), "test"),
+        )
+
+    async def _read(self) -> Intent:
+        if self.fault is not None:
+            raise self.fault
+        return self._intent()
 
     # ---- shorthand
 
@@ -365,6 +396,10 @@ class World:
             self.tasks.start_soon(self.keeper.run)
         await self.until(lambda: self.is_up() and all(peer.opens for peer in self.peers.values()))
         await self.until(lambda: all(tunnel.settled for tunnel in self.sad.tunnels.values()))
+
+    def tunnels_of_engine(self) -> set[str]:
+        """The tunnels that the gateway's engine has an IKE_SA for."""
+        return {sa.name for sa in self.engine._context.by_handle.values()}
 
     async def tunnel_status(self) -> TunnelStatus:
         return (await self.status()).tunnels[0]
@@ -441,7 +476,8 @@ class World:
         self.nodes.note("wire", "peer", Exchange(header.exchange).name, header.response)
         gins = self.nodes.connected("gin")
         if gins and not self.lost("peer", header.exchange, header.response):
-            gin = self.cluster.node(self.random.choice(gins))
+            name = self.random.choice(gins)
+            gin = self.file.node(name) or self.cluster.node(name)
             assert gin is not None
             envelope = Envelope(path.remote, path.remote_port, path.local, path.local_port, data)
             sealed = seal_envelope(KEY, envelope, hmac_sha256)
@@ -459,7 +495,7 @@ class World:
         await trio.sleep(self.random.uniform(*self.wire_delay))
         for gin in self.nodes.connected("gin"):
             steer = self.nodes.all[gin].held.get(("steer", spi))
-            if isinstance(steer, Steer):
+            if isinstance(steer, Steer) and steer.gpn in self.nodes.all:
                 await self._open(self.nodes.all[steer.gpn].name, spi)
                 return
 
@@ -492,7 +528,7 @@ class World:
         if not self.watching:
             return
         for peer in self.peers.values():
-            for spi in peer.seals:
+            for spi in peer.seals if peer.config.id not in self.interrupted else ():
                 self._check_inbound(spi)
         for node in self.nodes.all.values():
             if node.up:
@@ -513,6 +549,8 @@ class World:
                 )
 
     def _check_rule(self, gpn: str, tunnel: str) -> None:
+        if tunnel in self.interrupted:
+            return
         node = self.nodes.all[gpn]
         config = self.sad.tunnels[tunnel].config
         peer = self.peers[config.peer or ""]

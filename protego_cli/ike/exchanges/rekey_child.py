@@ -33,11 +33,16 @@ if TYPE_CHECKING:
 
 
 class RekeyChild(CreateChild):
-    """Our rekey of `old` by a CHILD_SA under `spi_in`, with the selectors and group `old` has."""
+    """Our rekey of `old` by a CHILD_SA under `spi_in`, with the selectors and group `old` has.
 
-    def __init__(self, token: int, old: Child, spi_in: int) -> None:
+    `anew`: with those of the tunnel's policy, which has changed since. Its selectors must hold all that `old`
+    has (RFC 7296 2.9.2); an SA whose policy has become narrower is closed instead, by whoever changed it.
+    """
+
+    def __init__(self, token: int, old: Child, spi_in: int, *, anew: bool = False) -> None:
         super().__init__(token, spi_in)
         self._old = old
+        self._anew = anew
 
     def obstacle(self, sa: IkeSa) -> str | None:
         old = self._old
@@ -49,6 +54,8 @@ class RekeyChild(CreateChild):
         return None
 
     def wishes(self, sa: IkeSa) -> tuple[tuple[EspProposal, ...], Selectors]:
+        if self._anew:
+            return super().wishes(sa)
         old = self._old
         offered = sa.tunnel.esp
         first = next((suite for suite in offered if old.proposal in suite.settled()), old.proposal)
