@@ -258,7 +258,7 @@ async def test_new_proposals_that_the_peer_does_not_have_change_nothing_until_it
 
         w.peer.configure(after)
         await w.until(lambda: not w.tunnel.outdated)
-        assert sealing(w).child.suite == "aes128gcm16"
+        assert sealing(w).child.suite.startswith("aes128gcm16")
         assert sealing(w).gpn == "gpn-2"
         assert w.tunnel.error is None
         await w.settle(10)
@@ -289,7 +289,7 @@ async def test_terms_that_change_again_meanwhile_are_the_last_ones(autojump_cloc
         edited(w, esp=("chacha20poly1305",))
         await applied(w)
         await w.until(lambda: not w.tunnel.outdated)
-        assert sealing(w).child.suite == "chacha20poly1305"
+        assert sealing(w).child.suite.startswith("chacha20poly1305")
 
 
 async def test_terms_of_a_tunnel_that_is_down_are_for_its_next_negotiation(autojump_clock: MockClock) -> None:
@@ -297,7 +297,7 @@ async def test_terms_of_a_tunnel_that_is_down_are_for_its_next_negotiation(autoj
         w.peer.configure(edited(w, esp=("aes128gcm16",)))
         assert await applied(w) == ["tunnel acme/hq changed rekey: done"]
         await w.up()
-        assert sealing(w).child.suite == "aes128gcm16"
+        assert sealing(w).child.suite.startswith("aes128gcm16")
 
 
 @pytest.mark.parametrize("start", ["wait", "auto"])

@@ -35,6 +35,7 @@ from protego_cli.errors import ProtegoError, Refused
 from protego_cli.ike.events import Policy
 
 CLOSING: Final = 64  # IKE_SAs side by side
+TOLD: Final = 100  # changes that have an event of their own; the number of all is in the last one
 RENEGOTIATED: Final = ("ike", "esp", "local_ts", "remote_ts")
 
 
@@ -175,10 +176,13 @@ class Reloads:
             self._engine.set_policies(intent.policies)
             sad.reload(cluster, intent.packing)
             self._intent = intent
+            for gpn in going:
+                sad.seats.loads.forget_gpn(gpn)
         finally:
             sad.seats.draining -= going
-        for change in changes:
+        for change in changes[:TOLD]:
             self._tell(change)
+        for change in changes:
             tunnel = sad.tunnels.get(change.name) if change.what == "tunnel" else None
             if tunnel is not None:
                 self._commands.hold_again(tunnel)

@@ -95,6 +95,7 @@ class Sad:
         tunnel.ikes.clear()
         for placed in list(tunnel.sas.values()):
             self.forget(tunnel, placed)
+        self.seats.loads.forget(tunnel.id)
         tunnel.changed()
         return ikes
 
