@@ -278,6 +278,26 @@ async def test_new_ike_proposals_rekey_the_ike_sa(autojump_clock: MockClock) -> 
         assert sealing(w) is old
 
 
+async def test_another_window_comes_with_a_rekey_and_not_before(autojump_clock: MockClock) -> None:
+    async with world() as w:
+        await w.up()
+        old = sealing(w)
+        edited(w, window=4096)
+        assert await applied(w) == ["tunnel acme/hq changed rekey: under way"]
+        await w.until(lambda: not w.tunnel.outdated)
+        windows = {
+            record.spi_in: record.window
+            for record in w.nodes.all[old.gpn].held.values()
+            if isinstance(record, Sa)
+        }
+        assert windows == {old.spi: 1024, sealing(w).spi: 4096}
+        old.peer = ("198.51.100.7", 4501)
+        w.sad.nodes.put_sa(w.tunnel, old)
+        record = w.nodes.all[old.gpn].desired["sa", old.spi]
+        assert isinstance(record, Sa)
+        assert record.window == 1024
+
+
 async def test_terms_that_change_again_meanwhile_are_the_last_ones(autojump_clock: MockClock) -> None:
     async with world() as w:
         w.wire_delay = (0.05, 0.05)

@@ -28,7 +28,7 @@ def sa_record(tunnel: Tunnel, placed: Placed) -> Sa:
         seal_hi=placed.numbers.hi,
         floor=placed.floor,
         opens=placed.opens,
-        window=tunnel.config.window,
+        window=placed.window,
         expires=None if math.isinf(placed.expires) else placed.expires,
         integrity=child.integrity,
         esn=child.esn,

@@ -36,7 +36,7 @@ from protego_cli.ike.events import Policy
 
 CLOSING: Final = 64  # IKE_SAs side by side
 TOLD: Final = 100  # changes that have an event of their own; the number of all is in the last one
-RENEGOTIATED: Final = ("ike", "esp", "local_ts", "remote_ts")
+RENEGOTIATED: Final = ("ike", "esp", "local_ts", "remote_ts", "window")
 
 
 class Intent(NamedTuple):

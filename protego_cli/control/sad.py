@@ -148,7 +148,9 @@ class Sad:
         """
         peer = peer or (child.path.remote, child.path.remote_port)
         numbers = self._ranges.grant(child.spi_in, esn=child.esn)
-        placed = Placed(child, ike, gpn, numbers, peer, since=self.events.clock())
+        placed = Placed(
+            child, ike, gpn, numbers, peer, window=tunnel.config.window, since=self.events.clock()
+        )
         placed.expires = placed.since + tunnel.config.lifetimes.child
         self.spis.hold(child.spi_in)
         self._by_spi[child.spi_in] = tunnel, placed

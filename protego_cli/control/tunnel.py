@@ -84,6 +84,7 @@ class Placed:
     numbers: SealingRange
     peer: tuple[str, int]  # where its ESP goes: the IKE_SA's path, unless packets have proven another
     since: float = 0.0  # wall time
+    window: int = 1024  # of the replay check, for as long as the SA lives
     floor: int = 0
     opens: bool = True
     marks_complete: bool = True  # whether the GINs' marks and the last report cover all that was opened
