@@ -132,9 +132,13 @@ class Migrations:
             config, outdated = tunnel.config, set(tunnel.outdated)
             if "ike" in outdated:
                 try:
-                    await self._driver.rekey_ike(placed.ike)
+                    rekeyed = await self._driver.rekey_ike(placed.ike)
                 except ExchangeError as error:
                     raise Refused(f"the IKE_SA of {tunnel.id} cannot be rekeyed: {error}") from error
+                initiator = "gateway" if rekeyed.initiator else "peer"
+                self._sad.events.emit(
+                    "IKE_SA rekeyed", tunnel=tunnel.id, suite=rekeyed.suite, initiator=initiator
+                )
                 if tunnel.config == config:
                     tunnel.outdated.discard("ike")
             if "child" in outdated:
