@@ -91,8 +91,9 @@ class InboundSa:
         plaintexts, forged = self._transform.open(data, size, numbers)
         if forged:
             counters["gpn_drop_auth"] += len(forged)
+            wrong = frozenset(forged)
             for place, number in enumerate(numbers):
-                if place not in forged:
+                if place not in wrong:
                     window.commit(number)
         else:
             window.commit_row(numbers)
@@ -106,7 +107,8 @@ class InboundSa:
         admitted = [place for place, number in enumerate(numbers) if window.check(number)]
         row = b"".join([data[place * size : (place + 1) * size] for place in admitted])
         opened, forged = self._transform.open(row, size, [numbers[place] for place in admitted])
-        good = (place for index, place in enumerate(admitted) if index not in forged)
+        wrong = frozenset(forged)
+        good = (place for index, place in enumerate(admitted) if index not in wrong)
         texts = dict(zip(good, opened, strict=True))
         plaintexts = []
         for place, number in enumerate(numbers):
