@@ -23,11 +23,27 @@ if TYPE_CHECKING:
 
 NONCE_LENGTH = 32
 NO_SPI = bytes(IKE_SPI_LENGTH)
+COMPLAINTS_PER_SECOND = 10  # answers to what belongs to no IKE_SA (RFC 7296 2.5)
 _REPORTS_PER_SECOND = 10
 _NUMBERS = 32  # bits below the epoch's in a handle, ticket or token
 
 RequestKey = tuple[bytes, str, int]
 """What tells one IKE_SA_INIT request from another: the initiator's SPI, address and port."""
+
+
+class Ration:
+    """So much in a second, and no more."""
+
+    def __init__(self, per_second: int) -> None:
+        self._limit = per_second
+        self._second = 0
+        self._count = 0
+
+    def allow(self, now: float) -> bool:
+        if int(now) != self._second:
+            self._second, self._count = int(now), 0
+        self._count += 1
+        return self._count <= self._limit
 
 
 @dataclass
@@ -55,7 +71,8 @@ class Context:
     touched: dict[IkeSa, None] = field(default_factory=dict)  # in this call, in order
     changed: dict[bytes, IkeSa | None] = field(default_factory=dict)  # our SPI; not yet told by `changes`
     _numbers: itertools.count[int] = field(init=False)
-    _reports: tuple[int, int] = (0, 0)  # (second, reports in it)
+    complaints: Ration = field(default_factory=lambda: Ration(COMPLAINTS_PER_SECOND))
+    _reports: Ration = field(default_factory=lambda: Ration(_REPORTS_PER_SECOND))
 
     def __post_init__(self) -> None:
         self.cookies = Cookies(self.random)
@@ -88,9 +105,5 @@ class Context:
 
     def report_untrusted(self, event: NegotiationFailed, record: Negotiation, now: float) -> None:
         """Emit what an unproven peer caused, no more often than a person could want to read."""
-        second, reports = self._reports
-        if int(now) != second:
-            second, reports = int(now), 0
-        if reports < _REPORTS_PER_SECOND:
+        if self._reports.allow(now):
             self.events += (event, Negotiated(record))
-        self._reports = (second, reports + 1)

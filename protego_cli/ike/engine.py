@@ -6,7 +6,7 @@ fresh engine go on where this one was (`ike.snapshot`).
 
 Flow of a datagram: the header is parsed; an IKE_SA_INIT request goes to the responder's exchange, everything
 else by our SPI to its IKE_SA (`ike.inbound`). What does not parse, is of another version or bears no SPI of
-ours is dropped and counted: no answer, so nothing to amplify, and no state.
+ours is dropped and counted: no state, and no answer but to a later version, rarely, so nothing to amplify.
 """
 
 from __future__ import annotations
@@ -148,6 +148,7 @@ class Engine:
             header = parse_header_untrusted(data)
             if header.major != MAJOR_VERSION:
                 context.counters["ike_drop_version"] += 1
+                init.refuse_version_untrusted(context, header, path, now)
             elif _opens_handshake(header):
                 init.answer_untrusted(context, header, data, path, now)
             else:

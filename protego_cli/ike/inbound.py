@@ -7,7 +7,8 @@
 5. Law: a new request must be legal in the state; else dropped, and the window stays.
 6. Only now the window moves and the message is authentic: the peer is alive, and perhaps elsewhere.
 7. Payloads are parsed and checked; the exchange answers, or processes the response. INVALID_SYNTAX in either
-   direction is the end of the IKE_SA (RFC 7296 2.21.3).
+   direction is the end of the IKE_SA (RFC 7296 2.21.3). Payloads and notifications that we do not know change
+   nothing; but a critical payload, or an error in a response, is a refusal (2.5, 3.10.1).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from protego_cli.ike.exchanges.init import Dial
 from protego_cli.ike.message import Payloads
 from protego_cli.ike.protect import NotAuthentic
 from protego_cli.ike.sa import IkeSa
-from protego_cli.ike.transitions import TAKES
+from protego_cli.ike.transitions import TAKES, State
 from protego_cli.ike.window import Verdict
 from protego_cli.wire.ike import Header, parse_message_untrusted
 from protego_cli.wire.notifies import NotifyType
@@ -93,6 +94,8 @@ def _answer(sa: IkeSa, header: Header, inner: tuple[int, bytes], now: float) -> 
         _end_by_syntax(sa, fault, now)
     except ProtocolError as fault:
         sa.refuse(fault)
+        if sa.state is State.HALF_OPEN:  # in IKE_AUTH there is no second try (2.21.2)
+            sa.finish(str(fault), now)
         if isinstance(fault, NoProposalChosen | TsUnacceptable):
             sa.context.emit(NegotiationFailed(sa.name, sa.path, fault.notify, str(fault)))
 

@@ -29,7 +29,7 @@ from protego_cli.ike.record import Failure, Story, bid, unanswered
 from protego_cli.ike.sa import Handshake, IkeSa
 from protego_cli.ike.transitions import State, Trigger
 from protego_cli.ike.window import ReceiveWindow
-from protego_cli.wire.ike import Header, build_message, parse_message_untrusted
+from protego_cli.wire.ike import MAJOR_VERSION, Header, build_message, parse_message_untrusted
 from protego_cli.wire.notifies import NotifyType, notify_name
 from protego_cli.wire.payloads import ExchangeType, Ke, Nonce, Notify, Payload, Sa
 from protego_cli.wire.proposals import Proposal
@@ -297,6 +297,17 @@ def _derive(sa: IkeSa, suite: IkeProposal, handshake: Handshake, shared: bytes) 
     nonces = (handshake.nonce_i, handshake.nonce_r)
     seed = skeyseed(suite.prf, *nonces, shared)
     sa.secure(suite, ike_keys(suite, seed, nonces, (sa.spi_i, sa.spi_r)))
+
+
+def refuse_version_untrusted(context: Context, header: Header, path: Path, now: float) -> None:
+    """A request of a later version: name ours, rarely, and at no greater length (RFC 7296 1.5, 2.5)."""
+    if header.major < MAJOR_VERSION or header.response:
+        return
+    spis = header.spi_i, header.spi_r
+    answer = Header(*spis, header.exchange, not header.initiator, True, header.message_id)
+    data = build_message(answer, (Notify(NotifyType.INVALID_MAJOR_VERSION),))
+    if len(data) <= header.length and context.complaints.allow(now):
+        context.send(path, data)
 
 
 def _reply(context: Context, header: Header, path: Path, notify: Notify) -> None:
