@@ -20,7 +20,7 @@ from protego_cli.control.messages import (
     TunnelDetail,
     UpTunnel,
 )
-from protego_cli.errors import NoAdditionalSas, NotFound, ProtegoError, Refused
+from protego_cli.errors import NoAdditionalSas, NotFound, ProtegoError, Refused, TemporaryFailure
 from protego_cli.ike.events import ExchangeFailed
 from tests.support.gmn_world import TUNNEL, World, world
 
@@ -186,6 +186,17 @@ async def test_rekey_of_the_ike_sa(autojump_clock: MockClock) -> None:
         assert acted.tunnel.spi_in == before.status.spi_in
         assert after.ike_sas[0].spi_i != before.ike_sas[0].spi_i
         assert "IKE_SA rekeyed" in await kinds(w)
+
+
+async def test_a_rekey_of_the_ike_sa_waits_for_what_the_peer_is_at(autojump_clock: MockClock) -> None:
+    async with world() as w:
+        await w.up()
+        await w.settle()
+        w.peer.create()  # crosses: each side has the other try again later
+        await act(w, RekeyTunnel(TUNNEL, ike=True))
+        failed = [event for event in w.peer.events if isinstance(event, ExchangeFailed)]
+        assert [event.notify for event in failed] == [TemporaryFailure.notify]
+        assert (await kinds(w)).count("IKE_SA rekeyed") == 1
 
 
 async def test_a_rekey_that_the_peer_refuses_is_told(autojump_clock: MockClock) -> None:

@@ -12,14 +12,14 @@ from typing import Final
 
 import trio
 
-from protego_cli.control.driver import Driver
+from protego_cli.control.driver import Driver, ExchangeError
 from protego_cli.control.held import Held
 from protego_cli.control.keeper import Keeper
-from protego_cli.control.migration import Migrations
+from protego_cli.control.migration import RETRIES, Migrations
 from protego_cli.control.sad import Sad
 from protego_cli.control.tunnel import Tunnel
 from protego_cli.control.tunnels import Tunnels
-from protego_cli.errors import Refused
+from protego_cli.errors import Refused, TemporaryFailure
 from protego_cli.ike.view import IkeSaView
 
 CLOSING: Final = 5.0  # seconds for the peer's answer to the DELETE
@@ -101,7 +101,16 @@ class Commands:
         sealing = tunnel.sealing
         if sealing is None or sealing.retiring:
             raise Refused(f"{name} is not up, so there is no IKE_SA to rekey")
-        self._tunnels.ike_rekeyed(await self._driver.rekey_ike(sealing.ike))
+        for pause in (*RETRIES, None):
+            try:
+                rekeyed = await self._driver.rekey_ike(sealing.ike)
+            except ExchangeError as error:  # the peer may be at an exchange of its own (RFC 7296 2.25)
+                if pause is None or error.notify != TemporaryFailure.notify:
+                    raise
+                await trio.sleep(pause)
+            else:
+                self._tunnels.ike_rekeyed(rekeyed)
+                return
 
     def _release(self, tunnel: Tunnel) -> None:
         if not tunnel.held:

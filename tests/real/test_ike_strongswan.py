@@ -19,8 +19,10 @@ from protego_cli.ike.events import (
     ExchangeFailed,
     IkeClosed,
     IkeEstablished,
+    IkeRekeyed,
     NegotiationFailed,
 )
+from protego_cli.ike.transitions import State
 from protego_cli.wire.selectors import TrafficSelector
 from tests.support.ike_live import LiveSite, live_site
 from tests.support.ike_pairs import GATEWAY_POLICY, SPI, TUNNEL, crowd
@@ -74,7 +76,9 @@ def during(site: LiveSite, command: Callable[[], object]) -> str:
 def finish(site: LiveSite, token: int) -> Any:
     """Serve until the token has its outcome."""
     site.run(
-        lambda: isinstance(site.outcome(token), ChildEstablished | ChildDeleted | Alive | ExchangeFailed),
+        lambda: isinstance(
+            site.outcome(token), ChildEstablished | ChildDeleted | IkeRekeyed | Alive | ExchangeFailed
+        ),
         "outcome of our exchange",
     )
     return site.outcome(token)
@@ -158,6 +162,105 @@ def test_crossing_rekeys_leave_one_child(tmp_path: Path) -> None:
         site.run(lambda: len(site.children) == 1, "one CHILD_SA left")
         assert (site.child.spi_in != NEW_SPI) == established.redundant
         assert same_child(site, swan)
+
+
+def one_of_each(site: LiveSite, swan: StrongSwan) -> bool:
+    """Whether both ends have one IKE_SA and one CHILD_SA, and the same ones."""
+    live = [sa for sa in site.context.by_spi.values() if sa.state is State.ESTABLISHED]
+    return (
+        len(site.children) == len(live) == 1
+        and swan.ike_spis() == [(live[0].spi_i.hex(), live[0].spi_r.hex())]
+        and swan.installed_spis() == [f"{site.child.spi_out:08x}"]
+    )
+
+
+@pytest.mark.parametrize("esp", ["aes256gcm16-x25519", "aes256gcm16"])
+@pytest.mark.parametrize("dialler", ["gateway", "strongswan"])
+def test_rekeys_of_everything_from_either_side(tmp_path: Path, dialler: str, esp: str) -> None:
+    with meeting(tmp_path, {"esp": (esp,)}, esp=esp) as (site, swan):
+        site.tidy = True
+        if dialler == "gateway":
+            assert isinstance(finish(site, site.dial(TUNNEL, PEER, SPI)), ChildEstablished)
+        else:
+            assert not during(site, swan.initiate)
+        handle, spis = site.ike, iter(range(0x40000000, 0x50000000))
+
+        def fresh(before: int) -> None:
+            site.run(
+                lambda: before not in site.children and one_of_each(site, swan), "a fresh CHILD_SA alone"
+            )
+
+        for _ in range(2):
+            assert isinstance(finish(site, site.rekey_ike()), IkeRekeyed)
+            site.run(lambda: one_of_each(site, swan), "our new IKE_SA alone")
+            before = site.child.spi_in
+            assert isinstance(finish(site, site.rekey(before, next(spis))), ChildEstablished)
+            fresh(before)
+            seen = len(site.of(IkeRekeyed))
+            assert not during(site, swan.rekey_ike)
+            site.run(
+                lambda seen=seen: len(site.of(IkeRekeyed)) > seen and one_of_each(site, swan),  # type: ignore[misc]
+                "strongSwan's new IKE_SA alone",
+            )
+            before = site.child.spi_in
+            assert not during(site, swan.rekey_child)
+            fresh(before)
+        assert site.child.suite == esp
+        assert (site.ike, len(site.of(IkeRekeyed))) == (handle, 4)
+        assert not site.counters.nonzero()
+        site.close()
+        site.run(lambda: not site.ikes and not swan.sas().strip(), "close")
+
+
+def test_new_children_from_either_side(tmp_path: Path) -> None:
+    with meeting(tmp_path) as (site, swan):
+        assert not during(site, swan.initiate)
+        first = site.child.spi_in
+        assert isinstance(finish(site, site.create(NEW_SPI)), ChildEstablished)
+        theirs = [f"{child.spi_out:08x}" for child in site.children.values()]
+        site.run(lambda: sorted(swan.installed_spis()) == sorted(theirs), "both installed")
+        for spi_in in (NEW_SPI, first):
+            assert isinstance(finish(site, site.delete(spi_in)), ChildDeleted)
+        assert not site.children
+        assert not during(site, swan.initiate)  # in the same IKE_SA
+        site.run(lambda: one_of_each(site, swan), "a CHILD_SA of strongSwan's asking")
+        assert len(site.of(IkeEstablished)) == 1
+
+
+CROSSINGS = 25  # of each kind: fifty collisions in all
+
+
+@pytest.mark.parametrize("what", ["child", "ike"])
+def test_rekeys_that_cross_leave_one_of_each(tmp_path: Path, what: str) -> None:
+    """Ours leaves when strongSwan's is in our socket, unread: so they cross, every time."""
+    with meeting(tmp_path) as (site, swan):
+        site.tidy = True
+        assert not during(site, swan.initiate)
+        site.run(lambda: one_of_each(site, swan), "the beginning")
+        asked = "generating CREATE_CHILD_SA request"
+        for number in range(CROSSINGS):
+            before, keys = site.child.spi_in, site.context.by_handle[site.ike].keys
+            requests = swan.log.count(asked)
+            (swan.rekey_child if what == "child" else swan.rekey_ike)()
+            wait_until(lambda requests=requests: swan.log.count(asked) > requests, "its request", every=0.005)  # type: ignore[misc]
+            token = site.rekey(before, 0x40000000 + number) if what == "child" else site.rekey_ike()
+            outcome = finish(site, token)
+            assert isinstance(outcome, ChildEstablished | IkeRekeyed)
+            site.run(lambda: one_of_each(site, swan), f"one of each after collision {number}", timeout=20)
+            if what == "child":
+                assert site.child.spi_in != before
+            else:
+                assert site.context.by_handle[site.ike].keys != keys
+        assert not site.of(IkeClosed)
+        assert isinstance(finish(site, site.check_alive()), Alive)
+        ours = [
+            not event.redundant if isinstance(event, ChildEstablished) else event.initiator
+            for event in site.events
+            if isinstance(event, ChildEstablished | IkeRekeyed)
+        ]
+        assert len(ours) == CROSSINGS
+        print(what, "rekeys won by us:", sum(ours), "of", CROSSINGS)
+        assert 0 < sum(ours) < CROSSINGS
 
 
 @pytest.mark.parametrize("ours", ["x25519", "ecp256"])

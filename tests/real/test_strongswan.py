@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ WINDOW = "256"
 LEAST_PPS = 5000  # each way, on a machine at rest
 STILL = 0.2  # seconds a TCP transfer may stand still there
 ATTEMPTS = 3
+COLLISIONS = 5
 
 
 def traffic(place: Site, action: Any) -> dict[str, Any]:
@@ -351,3 +353,49 @@ def test_a_hundred_thousand_hostile_datagrams_stop_nothing(tmp_path: Path) -> No
         ):
             assert counters.get(reason, 0) > 0, (reason, counters)
         assert all("Traceback" not in place.log(node) for node in place.roles)
+
+
+@pytest.mark.parametrize("what", ["child", "ike"])
+def test_rekeys_that_cross_under_traffic_without_loss(tmp_path: Path, what: str) -> None:
+    """Ours waits for a charon that is asleep, and so does the word to rekey by itself: mostly they cross."""
+    with site(tmp_path) as place:
+        place.swan.load(swanctl_conf())
+        place.swan.initiate()
+        place.wait_tunnel()
+        ours = ("tunnel", "rekey", "acme/hq", *(["--ike"] if what == "ike" else []))
+        theirs = place.swan.rekey_ike if what == "ike" else place.swan.rekey_child
+
+        def asked(sent: int) -> bool:
+            return place.counters("gmn-1")["gmn_ike_out"] > sent
+
+        def collide() -> None:
+            for _ in range(COLLISIONS):
+                children, ikes = place.swan.installed_spis(), place.swan.ike_spis()
+                sent = place.counters("gmn-1")["gmn_ike_out"]
+                threads = [
+                    threading.Thread(target=place.protego, args=ours, kwargs={"check": False}),
+                    threading.Thread(target=theirs),
+                ]
+                with place.swan.asleep():
+                    for thread in threads:
+                        thread.start()
+                    wait_until(lambda sent=sent: asked(sent), "our request", every=0)
+                for thread in threads:
+                    thread.join()
+                wait_until(
+                    lambda children=children, ikes=ikes: (
+                        len(now := place.swan.ike_spis()) == len(place.swan.installed_spis()) == 1
+                        and (now != ikes if what == "ike" else place.swan.installed_spis() != children)
+                    ),
+                    "one of each, and fresh",
+                    every=0.1,
+                )
+
+        without_loss(place, collide)
+        crossed = place.swan.log.count(f"detected {what.upper()}_REKEY collision with {what.upper()}_REKEY")
+        print(what, "rekeys crossed:", crossed)
+        assert crossed > 0
+        wait_until(
+            lambda: [place.tunnel()["spi_out"]] == place.swan.installed_spis(), "both ends agree", every=0.2
+        )
+        place.ping()

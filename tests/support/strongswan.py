@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,10 +48,20 @@ charon {{
 class StrongSwan:
     """One charon; `load` takes the text of a swanctl.conf."""
 
-    def __init__(self, space: Namespace, directory: Path) -> None:
+    def __init__(self, space: Namespace, directory: Path, process: subprocess.Popen[str]) -> None:
         self.space = space
+        self._process = process
         self.directory = directory
         self.uri = f"unix://{directory}/vici"
+
+    @contextmanager
+    def asleep(self) -> Iterator[None]:
+        """Stop charon: what is sent to it, and what it is told, waits until it goes on."""
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
 
     @property
     def log(self) -> str:
@@ -70,11 +81,28 @@ class StrongSwan:
     def rekey_child(self, child: str = "lan") -> None:
         self.swanctl("--rekey", "--child", child)
 
+    def rekey_ike(self, ike: str = "gateway") -> None:
+        self.swanctl("--rekey", "--ike", ike)
+
     def terminate(self, ike: str = "gateway") -> None:
         self.swanctl("--terminate", "--ike", ike, check=False)
 
     def sas(self) -> str:
         return self.swanctl("--list-sas")
+
+    def ike_spis(self) -> list[tuple[str, str]]:
+        """SPIs of the initiator and of the responder of every IKE_SA there is, in whatever state."""
+        return re.findall(
+            r"^\S+: #\d+, \w+, IKEv2, ([0-9a-f]{16})_i\*? ([0-9a-f]{16})_r", self.sas(), re.MULTILINE
+        )
+
+    def installed_spis(self) -> list[str]:
+        """Inbound SPIs of the CHILD_SAs in use, without those that it keeps for late packets."""
+        return re.findall(
+            r"^\s+\S+: #\d+, reqid \d+, (?:INSTALLED|REKEYED),[^#]*?^\s+in\s+([0-9a-f]{8})",
+            self.sas(),
+            re.MULTILINE,
+        )
 
     def child_spis(self) -> list[str]:
         """Inbound SPIs of the installed CHILD_SAs, as eight hexadecimal digits."""
@@ -101,6 +129,6 @@ def strongswan(space: Namespace, directory: Path) -> Iterator[StrongSwan]:
             f"charon up (see {directory}/charon.log)",
         )
         run("ip", "-n", space.name, "link", "set", "ipsec0", "txqueuelen", "10000")
-        yield StrongSwan(space, directory)
+        yield StrongSwan(space, directory, process)
     finally:
         stop(process)
