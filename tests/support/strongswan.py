@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,20 +47,28 @@ charon {{
 class StrongSwan:
     """One charon; `load` takes the text of a swanctl.conf."""
 
-    def __init__(self, space: Namespace, directory: Path, process: subprocess.Popen[str]) -> None:
+    def __init__(self, space: Namespace, directory: Path) -> None:
         self.space = space
-        self._process = process
         self.directory = directory
         self.uri = f"unix://{directory}/vici"
 
     @contextmanager
-    def asleep(self) -> Iterator[None]:
-        """Stop charon: what is sent to it, and what it is told, waits until it goes on."""
-        self._process.send_signal(signal.SIGSTOP)
+    def deaf(self) -> Iterator[None]:
+        """No IKE message reaches charon; ESP does."""
+        self.space.run("nft", "add table ip deaf")
         try:
+            self.space.run("nft", "add chain ip deaf in { type filter hook input priority 0; }")
+            self.space.run("nft", "add rule ip deaf in udp sport 4500 @th,64,32 0 drop")  # non-ESP marker
             yield
         finally:
-            self._process.send_signal(signal.SIGCONT)
+            self.space.run("nft", "delete table ip deaf")
+
+    def configure(self, **settings: float) -> None:
+        """Settings of charon itself, for the IKE_SAs that are yet to be."""
+        conf = self.directory / "strongswan.conf"
+        lines = "".join(f"  {name} = {value}\n" for name, value in settings.items())
+        conf.write_text(conf.read_text().replace("charon {\n", "charon {\n" + lines, 1))
+        self.swanctl("--reload-settings")
 
     @property
     def log(self) -> str:
@@ -129,6 +136,6 @@ def strongswan(space: Namespace, directory: Path) -> Iterator[StrongSwan]:
             f"charon up (see {directory}/charon.log)",
         )
         run("ip", "-n", space.name, "link", "set", "ipsec0", "txqueuelen", "10000")
-        yield StrongSwan(space, directory, process)
+        yield StrongSwan(space, directory)
     finally:
         stop(process)
