@@ -131,6 +131,28 @@ async def test_a_lying_gmn_of_a_lower_epoch_changes_nothing(cluster: Cluster) ->
         nursery.cancel_scope.cancel()
 
 
+async def test_a_change_is_confirmed_when_the_data_path_acts_on_it(cluster: Cluster) -> None:
+    async with running_gmn(cluster) as gmn:
+        plane = FakePlane()
+        agent, _ = await gmn.start("gpn-1", plane)
+        await until(lambda: agent.connected)
+        plane.slow = trio.Event()
+        confirmed: list[int] = []
+
+        async def change(number: int) -> None:
+            await gmn.fabric.apply("gpn-1", put=[Park(number)])
+            confirmed.append(number)
+
+        async with trio.open_nursery() as nursery:
+            for number in (301, 302):
+                nursery.start_soon(change, number)
+            await until(lambda: ("park", 302) in plane.records)
+            assert confirmed == []
+            plane.slow.set()
+        assert sorted(confirmed) == [301, 302]
+        assert agent.connected
+
+
 async def test_the_log_has_a_line_for_each_change(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")

@@ -255,6 +255,18 @@ def test_backends_are_checked_where_the_file_names_them(tmp_path: Path) -> None:
         load(file, ingress=["mux"])
 
 
+def test_a_gin_may_have_a_backend_of_its_own(tmp_path: Path) -> None:
+    text = changed(('address = "10.10.0.2"', 'address = "10.10.0.2"\ningress = "nft"'))
+    file = write_cluster(tmp_path, text)
+    cluster = load(file, ingress=["mux", "nft"])
+    assert [(node.name, node.ingress) for node in cluster.nodes if node.ingress] == [("gin-1", "nft")]
+    with pytest.raises(ConfigError, match=r'nodes\.gin-1\.ingress: .*a steering backend: "mux", got "nft"'):
+        load(file, ingress=["mux"])
+    text = changed(('address = "10.10.0.11"', 'address = "10.10.0.11"\ningress = "mux"'))
+    with pytest.raises(ConfigError, match=r"nodes\.gpn-1\.ingress: is not a known key"):
+        load(write_cluster(tmp_path, text))
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -461,6 +461,47 @@ def test_two_neighbours_may_share_an_address(w: World) -> None:
         assert open_tag(key, bytes(echo.data), hmac_sha256).nonce == 3
 
 
+# ---- straight from a peer, as a GIN's kernel passes it on
+
+
+def test_a_peer_is_followed_where_the_kernel_steers(w: World) -> None:
+    sa = w.sa()
+    first, second, third, fourth = esp(sa, IN, IN, IN, IN)
+    assert datagrams(w.receive_esp(first, source=sa.peer)) == [(VTEP, frame(IN))]
+    assert w.gateway.take_events() == [FirstPacket(sa.spi_in)]
+    forged = third[:-1] + bytes([third[-1] ^ 1])
+    assert w.receive_esp(forged, source=("192.0.2.66", 1)) == []
+    assert datagrams(w.receive_esp(third, source=("192.0.2.44", 60000))) == [(VTEP, frame(IN))]
+    assert datagrams(w.receive_esp(second, source=("192.0.2.66", 1))) == [(VTEP, frame(IN))]
+    assert w.gateway.take_events() == [PeerMoved(sa.spi_in, "192.0.2.44", 60000)], "only by the newest"
+    w.receive_esp(fourth)
+    assert w.gateway.take_events() == [], "what a GIN sends says nothing of the peer's place"
+
+
+def test_an_unknown_spi_goes_back_to_the_gin_once(w: World) -> None:
+    sa = w.sa()
+    (known,) = esp(sa, IN)
+    stray = (0x7777).to_bytes(4) + known[4:]
+    assert w.receive_esp(stray, source=sa.peer) == []
+    assert w.counters.nonzero() == {"gpn_drop_unknown_spi": 1}, "no GIN has been heard of yet"
+    w.receive_esp(seal_tag(GIN_KEY, Tag(TagKind.PROBE, 9), hmac_sha256))
+
+    sends = w.receive_esp(stray, known, stray, source=sa.peer)
+    returned = [(send.way, bytes(send.data[: send.size])) for send in sends if send.way.port is Port.ESP]
+    assert [(way.dest, way.counter) for way, _ in returned] == [(GIN, "gpn_esp_returned")]
+    assert sum(send.packets for send in sends if send.way.port is Port.ESP) == 2
+    tag = open_tag(GIN_KEY, returned[0][1], hmac_sha256)
+    assert tag == Tag(TagKind.RETURN, 0, bytes((198, 51, 100, 7)), sa.peer[1], stray)
+    assert (VTEP, frame(IN)) in datagrams(sends)
+
+    assert w.receive_esp(stray) == w.receive_esp(origin(stray)) == [], "what a GIN sent never goes back"
+    assert w.receive_esp(bytes(4) + known[4:], source=sa.peer) == [], "nor IKE"
+    assert w.counters["gpn_drop_unknown_spi"] == 4
+    w.gateway.drop_neighbour("gin-1")
+    assert w.receive_esp(stray, source=sa.peer) == []
+    assert w.counters["gpn_drop_unknown_spi"] == 5
+
+
 # ---- nothing shows
 
 

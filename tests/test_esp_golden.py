@@ -24,6 +24,7 @@ GEN = (SA["gen"], 4789)
 
 def gateway(counters: Counters) -> Gateway:
     made = Gateway(counters, bytes)
+    made.put_neighbour("gin-1", Neighbour(GIN[0], None, bytes(32)))
     made.put_neighbour("gen-1", Neighbour(SA["gen"], GEN, bytes(32)))
     vteps = [
         Vtep(prefix, SA["vtep"], 4789, bytes.fromhex(SA["vtep_mac"]))

@@ -1,98 +1,115 @@
-"""A whole GIN but its control channel, on loopback addresses: peers, a GMN and GPNs around it."""
+"""A whole GIN but its control channel, by each of the steering backends: peers, a GMN and GPNs around it."""
 
 from __future__ import annotations
 
 import random
+import socket
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import trio
-import trio.testing
 
 from protego_cli.config.model import Cluster, Node, Ports
-from protego_cli.control.messages import Neighbour, Park, Steer, Tenant, Welcome
+from protego_cli.control.messages import Park, Steer, Tenant, Welcome
 from protego_cli.crypto.mac import hmac_sha256
 from protego_cli.errors import EnvironmentFault, Refused
+from protego_cli.net.udp import Address
 from protego_cli.plugins.steering_backends import Mux
 from protego_cli.roles.gin import GinPlane
 from protego_cli.wire.envelope import Envelope, open_envelope, seal_envelope
 from protego_cli.wire.tags import Tag, TagKind, open_tag, seal_tag
 from tests.support.datagrams import Station, esp, station
+from tests.support.gin_world import ENVELOPE_KEY, SPI, SPI2, TAG_KEY, TAG_KEY2, World, gin_world, serving
 
-ENVELOPE_KEY = bytes(range(32))
-TAG_KEY = bytes(range(32, 64))
-SPI = 0xC0FFEE01
 IKE = bytes(range(1, 90))
 
 
-class World:
-    """The GIN and everything it talks to. Ports are the kernel's choice, so tests never collide."""
-
-    def __init__(self, stack: ExitStack) -> None:
-        self.peer = stack.enter_context(station("127.20.0.7"))
-        self.stranger = stack.enter_context(station("127.20.0.8"))
-        self.gmn = stack.enter_context(station("127.10.0.1"))
-        self.gpn = stack.enter_context(station("127.10.0.21"))
-        gmn = Node("gmn-1", "gmn", self.gmn.address[0], Ports(fabric=self.gmn.address[1]))
-        gin = Node("gin-1", "gin", "127.10.0.11", Ports(ike=0, natt=0, fabric=0))
-        cluster = Cluster(
-            "test", Path("cluster.toml"), ("127.30.0.10",), Path("pki"), Path("state"), (gmn, gin), ()
-        )
-        self.plane = GinPlane(cluster, gin, Mux(), stack)
-        self.vip = self.plane.natt[0].address
-        self.fabric = self.plane.fabric.address
-        address, port = self.gpn.address
-        self.plane.welcome(Welcome(1, ENVELOPE_KEY))
-        self.plane.put(Neighbour("gpn-1", "gpn", address, port, 4789, TAG_KEY))
-        self.plane.put(Steer(SPI, "gpn-1", *self.peer.address))
-
-    async def counted(self, **expected: int) -> None:
-        """Wait until these counters stand so."""
-        with trio.fail_after(10):
-            while any(self.plane.counters[name] < count for name, count in expected.items()):
-                await trio.testing.wait_all_tasks_blocked(0.001)
-        assert self.plane.counters.nonzero() == expected
-
-    async def hear_at_gpn(self) -> bytes:
-        """The next packet at the GPN; probes are not packets."""
-        while True:
-            data, source = await self.gpn.hear()
-            assert source == self.fabric
-            if int.from_bytes(data[:4]) != TagKind.PROBE:
-                return data
+@pytest.fixture(params=["mux", pytest.param("nftables", marks=pytest.mark.root)])
+async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
+    with gin_world(request.param) as (world, _):
+        async with serving(world):
+            yield world
 
 
 @pytest.fixture
-async def world() -> AsyncIterator[World]:
-    with ExitStack() as stack:
-        world = World(stack)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(world.plane.serve, lambda: None)
+async def mux_world() -> AsyncIterator[World]:
+    with gin_world("mux") as (world, _):
+        async with serving(world):
             yield world
-            nursery.cancel_scope.cancel()
 
 
-async def hear(at: Station, kind: TagKind) -> Tag:
-    """The next tag of one kind at the GPN."""
+async def hear(at: Station, kind: TagKind, key: bytes = TAG_KEY) -> Tag:
+    """The next tag of one kind at a GPN."""
     while True:
         data, _ = await at.hear()
-        tag = open_tag(TAG_KEY, data, hmac_sha256)
+        tag = open_tag(key, data, hmac_sha256)
         if tag.kind is kind:
             return tag
 
 
-async def test_esp_goes_to_its_gpn_from_the_fabric_socket(world: World) -> None:
+async def hear_from(at: Station, source: Address) -> bytes:
+    """The next packet at a GPN from there that is no probe."""
+    while True:
+        data, where = await at.hear()
+        if where == source and int.from_bytes(data[:4]) != TagKind.PROBE:
+            return data
+
+
+async def test_esp_goes_to_its_gpn(world: World) -> None:
     packets = [esp(SPI, seq) for seq in range(1, 45)]
     world.peer.say_batch(world.vip, *packets)
     assert [await world.hear_at_gpn() for _ in packets] == packets
-    assert world.plane.marks((SPI, 7)) == {SPI: 44, 7: 0}
-    await world.counted(gin_esp_forwarded=44)
+    assert world.plane.marks((SPI, 7)) == ({} if world.in_kernel else {SPI: 44, 7: 0})
+    await world.counted(gin_esp_forwarded=1 if world.in_kernel else 44)  # it sees the batch as one packet
+
+
+async def test_what_is_steered_anew_goes_the_new_way_at_once(world: World) -> None:
+    for number in range(1, 41):
+        gpn, name = (world.gpn, "gpn-1") if number % 2 else (world.gpn2, "gpn-2")
+        await world.put(Steer(SPI, name, *world.peer.address))
+        world.peer.say(world.vip, esp(SPI, number))
+        assert await world.hear_at_gpn(gpn) == esp(SPI, number)
+    await world.counted(gin_esp_forwarded=40)
+
+
+async def test_a_batch_of_several_spis_and_ike_reaches_all_in_the_end(world: World) -> None:
+    """The kernel passes on all of it by the first SPI; a GPN sends back what is none of its own."""
+    await world.put(Steer(SPI2, "gpn-2", *world.peer.address))
+    world.peer.say_batch(world.vip, esp(SPI, 1), esp(SPI2, 1), esp(SPI, 2), esp(SPI2, 2))
+    heard = [await world.hear_at_gpn() for _ in range(2 + 2 * world.in_kernel)]
+    for packet in heard:
+        if packet[:4] != SPI.to_bytes(4):
+            source = socket.inet_aton(world.peer.address[0]), world.peer.address[1]
+            tag = Tag(TagKind.RETURN, 0, *source, packet)
+            world.gpn.say(world.fabric, seal_tag(TAG_KEY, tag, hmac_sha256))
+    assert [packet for packet in heard if packet[:4] == SPI.to_bytes(4)] == [esp(SPI, 1), esp(SPI, 2)]
+    for number in (1, 2):
+        assert await hear_from(world.gpn2, world.fabric) == esp(SPI2, number)
+    if world.in_kernel:
+        await world.counted(gin_esp_forwarded=3, gin_esp_returned=2)
+    else:
+        await world.counted(gin_esp_forwarded=4)
+
+
+async def test_what_comes_back_for_nobody_is_dropped(world: World) -> None:
+    source = socket.inet_aton("127.20.0.9"), 1234
+    for packet in (esp(SPI2, 1), esp(7, 1), esp(0, 1)):
+        tag = Tag(TagKind.RETURN, 0, *source, packet)
+        world.gpn.say(world.fabric, seal_tag(TAG_KEY, tag, hmac_sha256))
+    tag = Tag(TagKind.RETURN, 0, bytes(16), 1, esp(SPI, 1))
+    world.gpn.say(world.fabric, seal_tag(TAG_KEY, tag, hmac_sha256))
+    await world.counted(gin_drop_unknown_spi=3, gin_drop_tag=1)
 
 
 async def test_a_rebound_peer_is_told_to_the_gpn(world: World) -> None:
     world.stranger.say(world.vip, esp(SPI, 1))
+    if world.in_kernel:
+        while (heard := await world.gpn.hear())[1] == world.fabric:
+            pass
+        assert heard == (esp(SPI, 1), world.stranger.address)
+        return
     tag = await hear(world.gpn, TagKind.ORIGIN)
     assert (tag.address, tag.port) == (bytes([127, 20, 0, 8]), world.stranger.address[1])
     assert tag.packet == esp(SPI, 1)
@@ -117,21 +134,23 @@ async def test_a_new_envelope_key_replaces_the_old(world: World) -> None:
     await world.counted(gin_drop_envelope=1)
 
 
-async def test_gpns_are_probed_and_the_silent_reported(world: World, autojump_clock: object) -> None:
+async def test_gpns_are_probed_and_the_silent_reported(mux_world: World, autojump_clock: object) -> None:
     for _ in range(10):
-        probe = await hear(world.gpn, TagKind.PROBE)
-        assert world.plane.report().silent == ()
-        world.gpn.say(world.fabric, seal_tag(TAG_KEY, probe.echo(), hmac_sha256))
+        probe = await hear(mux_world.gpn, TagKind.PROBE)
+        assert mux_world.plane.report().silent == ()
+        mux_world.gpn.say(mux_world.fabric, seal_tag(TAG_KEY, probe.echo(), hmac_sha256))
+        other = await hear(mux_world.gpn2, TagKind.PROBE, TAG_KEY2)
+        mux_world.gpn2.say(mux_world.fabric, seal_tag(TAG_KEY2, other.echo(), hmac_sha256))
     await trio.sleep(2)
-    assert world.plane.report().silent == ("gpn-1",)
+    assert mux_world.plane.report().silent == ("gpn-1", "gpn-2")
 
 
 async def test_the_desired_state_goes_away_again(world: World) -> None:
-    world.plane.drop(("steer", SPI))
+    await world.drop(("steer", SPI))
     world.peer.say(world.vip, esp(SPI, 1))
     await world.counted(gin_drop_unknown_spi=1)
-    world.plane.put(Steer(SPI, "gpn-1", *world.peer.address))
-    world.plane.drop(("neighbour", "gpn-1"))
+    await world.put(Steer(SPI, "gpn-1", *world.peer.address))
+    await world.drop(("neighbour", "gpn-1"))
     world.peer.say(world.vip, esp(SPI, 2))
     await world.counted(gin_drop_unknown_spi=2)
 
@@ -177,7 +196,7 @@ async def test_garbage_on_every_port_stops_nothing(world: World) -> None:
         if number % 50 == 0:
             await trio.lowlevel.checkpoint()
     world.peer.say(world.vip, esp(SPI, 0xFFFFFFFF, 444))
-    while await world.hear_at_gpn() != esp(SPI, 0xFFFFFFFF, 444):
+    while (await world.gpn.hear())[0] != esp(SPI, 0xFFFFFFFF, 444):
         pass
 
 

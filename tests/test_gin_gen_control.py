@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import pytest
@@ -107,7 +108,7 @@ async def test_a_route_with_a_barrier(cluster: Cluster, gpn_vxlan: Station) -> N
 
 
 class Unfit(Mux):
-    def unavailable(self) -> str | None:
+    def unavailable(self, role: Literal["gin", "gen"]) -> str | None:
         return 'this kernel lacks it; use ingress = "mux"'
 
 

@@ -177,6 +177,7 @@ async def test_concurrent_barriers(bench: Bench, autojump_clock: Clock) -> None:
         seal_tag(KEY, Tag(TagKind.PROBE, 1), hmac_sha256),  # no GPN probes us
         seal_tag(KEY, Tag(TagKind.BARRIER, 1), hmac_sha256),
         seal_tag(KEY, Tag(TagKind.ORIGIN, 1, bytes(4), 1, bytes(16)), hmac_sha256),
+        seal_tag(KEY, Tag(TagKind.RETURN, 1, bytes(4), 1, bytes(16)), hmac_sha256),  # a GEN expects none
         bytes([0, 0, 0, 4]),
         bytes([0, 0, 0, 200]) + bytes(60),
     ],
@@ -184,6 +185,22 @@ async def test_concurrent_barriers(bench: Bench, autojump_clock: Clock) -> None:
 async def test_forged_and_misplaced_tags_are_counted(bench: Bench, datagram: bytes) -> None:
     assert bench.receive(datagram) == []
     assert bench.counters.nonzero() == {"gen_drop_tag": 1}
+
+
+async def test_what_a_gpn_returns_is_handed_on(bench: Bench) -> None:
+    returned: list[tuple[bytes, Address]] = []
+    bench.link = TagLink(
+        bench.fabric, bench.counters, "gin_drop_tag", lambda packet, source: returned.append((packet, source))
+    )
+    bench.link.put_gpn(GPN)
+    packet = bytes(range(1, 60))
+    tag = Tag(TagKind.RETURN, 0, bytes([192, 0, 2, 1]), 4500, packet)
+    assert bench.receive(seal_tag(KEY, tag, hmac_sha256)) == []
+    assert returned == [(packet, ("192.0.2.1", 4500))]
+    assert bench.receive(seal_tag(bytes(32), tag, hmac_sha256)) == []
+    assert bench.receive(seal_tag(KEY, tag._replace(address=bytes(16)), hmac_sha256)) == []
+    assert len(returned) == 1
+    assert bench.counters.nonzero() == {"gin_drop_tag": 2}
 
 
 async def test_packets_beside_tags_and_other_sources_are_left_to_others(

@@ -16,7 +16,7 @@ from protego_cli.control.placement import GpnView, PackingView, TunnelView
 from protego_cli.counters import Counters
 from protego_cli.crypto.proposal import parse_esp, parse_ike
 from protego_cli.errors import InvalidSyntax
-from protego_cli.net.steering import Gpn
+from protego_cli.net.steering import Door, Gpn
 from protego_cli.net.udp import Buffer
 from protego_cli.plugins.manager import PluginInfo, Plugins, load_plugins
 from tests.support.plugins import install, write
@@ -117,8 +117,8 @@ class Silent:
 def test_its_backend_leaves_an_audit_trail(example: Plugins, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     backend = example.steering_backends()["audited-mux"]
-    assert backend.unavailable() is None
-    ingress = backend.ingress(Silent(), Counters())
+    assert backend.unavailable("gin") is None
+    ingress = backend.ingress(Silent(), Counters(), Door("demo.gin-1", ("192.0.2.10",), 4500))
     ingress.put_gpn(Gpn("gpn-1", ("192.0.2.1", 4500), bytes(32)))
     ingress.steer(0xC0FFEE01, "gpn-1", ("198.51.100.7", 4500))
     assert [record.getMessage() for record in caplog.records] == ["steered spi=c0ffee01 node=gpn-1"]

@@ -13,6 +13,7 @@ from protego_cli.control.placement import GpnView, PackingView, TunnelView
 from protego_cli.counters import Counters
 from protego_cli.crypto.proposal import parse_esp
 from protego_cli.errors import PluginError
+from protego_cli.net.steering import Door
 from tests.support.plugins import load, write
 
 ENCRYPTION = """
@@ -117,16 +118,16 @@ from protego_cli.hookspecs import hookimpl
 
 class Tunnel:
     name = "tunnel"
-    def unavailable(self):
+    def unavailable(self, role):
         return "this machine has no tunnel; dig one"
-    def ingress(self, fabric, counters):
+    def ingress(self, fabric, counters, door):
         return "ingress"
     def egress(self, fabric, counters, own):
         return "egress"
 
 class Half:
     name = "half"
-    def unavailable(self):
+    def unavailable(self, role):
         return None
 
 @hookimpl
@@ -139,11 +140,11 @@ def test_steering_backends_are_found_by_name(tmp_path: Path) -> None:
     """The hook is protego_steering_backends."""
     path = write(tmp_path / "steering.py", BACKEND.replace("{returned}", "(Tunnel(),)"))
     backends = load(path).steering_backends()
-    assert set(backends) == {"mux", "tunnel"}
-    assert backends["mux"].unavailable() is None
-    assert backends["tunnel"].unavailable() == "this machine has no tunnel; dig one"
-    fabric = object()
-    assert backends["tunnel"].ingress(fabric, Counters()) == "ingress"  # type: ignore[arg-type,comparison-overlap]
+    assert set(backends) == {"mux", "nftables", "tunnel"}
+    assert backends["mux"].unavailable("gin") is None
+    assert backends["tunnel"].unavailable("gin") == "this machine has no tunnel; dig one"
+    door = Door("demo.gin-1", ("192.0.2.10",), 4500)
+    assert backends["tunnel"].ingress(object(), Counters(), door) == "ingress"  # type: ignore[arg-type,comparison-overlap]
 
 
 def test_steering_backends_are_checked(tmp_path: Path) -> None:

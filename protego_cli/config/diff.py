@@ -98,6 +98,7 @@ NODE: Final[dict[str, Landing]] = {
     "role": _BOUND,
     "address": _BOUND,
     "ports": _BOUND,
+    "ingress": Landing("restart", "It is chosen when the node starts."),
     "capacity": Landing("now", "Placement counts with it from now on."),
     "group": Landing("now", "Says which `protego up` starts it."),
 }

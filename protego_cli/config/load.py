@@ -173,7 +173,7 @@ def _read(path: Path, plugged: _Plugged) -> tuple[Cluster, list[Problem]]:
     store = section.take("store", _named(plugged.store, "a state store"), "sqlite")
     state_key = section.take("state_key", values.path(base), None)
     section.done()
-    nodes = _nodes(top.table("nodes", needed="a table [nodes.NAME] for each node"))
+    nodes = _nodes(top.table("nodes", needed="a table [nodes.NAME] for each node"), plugged)
     gens = [node.name for node in nodes if node.role == "gen"]
     ike = _ike(top.table("ike"))
     cluster = Cluster(
@@ -203,7 +203,7 @@ def _named(known: Collection[str] | None, what: str) -> Callable[[object], str]:
     return values.name if known is None else values.choice(sorted(known), what=what)
 
 
-def _nodes(collection: Table) -> tuple[Node, ...]:
+def _nodes(collection: Table, plugged: _Plugged) -> tuple[Node, ...]:
     nodes = []
     for name, table in collection.named():
         _check_name(table, name)
@@ -213,7 +213,10 @@ def _nodes(collection: Table) -> tuple[Node, ...]:
         address = table.need("address", values.address, "", example='an IP address such as "10.10.0.1"')
         ports = _ports(table.table("ports"))
         capacity = table.take("capacity", values.number(0.01, 1024), 1.0) if role in ("gpn", "") else 1.0
-        nodes += _instances(Node(name, cast("Role", role), address, ports, capacity), table)
+        own = _named(plugged.ingress, "a steering backend")
+        ingress = table.take("ingress", own, "") if role in ("gin", "") else ""
+        node = Node(name, cast("Role", role), address, ports, ingress=ingress, capacity=capacity)
+        nodes += _instances(node, table)
         table.done()
     return tuple(nodes)
 

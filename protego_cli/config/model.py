@@ -11,6 +11,7 @@ from typing import Literal
 import msgspec
 
 Role = Literal["gmn", "gin", "gen", "gpn"]
+AUTO = "auto"  # as a steering backend: the best that can run
 ROLES: tuple[Role, ...] = ("gmn", "gin", "gen", "gpn")
 
 
@@ -30,6 +31,7 @@ class Node(msgspec.Struct, frozen=True):
     role: Role
     address: str
     ports: Ports = Ports()
+    ingress: str = ""  # GIN: its steering backend, where it is not that of the cluster
     capacity: float = 1.0  # GPN: CPU seconds per second that its tunnels may take; 1.0 is one core
     group: str = ""  # the entry of the file, where `instances` made several nodes of it
 
@@ -148,7 +150,7 @@ class Cluster(msgspec.Struct, frozen=True):
     state: Path
     nodes: tuple[Node, ...]
     tenants: tuple[TenantConfig, ...]
-    ingress: str = "mux"  # steering backend
+    ingress: str = "mux"  # steering backend, or "auto"
     packing: str = "spread"  # packing policy
     store: str = "sqlite"  # state store
     state_key: Path | None = None  # what the GMN's state is sealed under; None: `state.key` in `pki`

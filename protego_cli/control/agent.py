@@ -3,7 +3,8 @@
 1. Dial the GMNs of the cluster file in turn, for ever, with a growing pause (0.1-2 s); prove who they are.
 2. `Hello`, `Welcome`; then the GMN's `Sync`, and `Update`s. `desired.Holding` refuses an epoch below the
    highest this process has ever seen and turns the rest into `put` and `drop` of the role's `DataPlane`.
-3. An Update's barriers are awaited beside the link's other traffic, and its answer comes after their echoes.
+3. An answer comes when the data path acts on what was told (`settle`), and after the echoes of an Update's
+   barriers; both are awaited beside the link's other traffic.
 4. A `Report` every second; notices (`notify`) at once. A notice that meets no GMN is kept, one for each
    kind and SPI, and sent after the next Sync.
 5. When the connection goes, the data plane keeps all it has: nothing here ever stops forwarding.
@@ -61,7 +62,7 @@ _BACKOFF: Final = (0.1, 2.0)
 
 
 class DataPlane(Protocol):
-    """What a role gives the agent. All but `barrier` are plain calls and act before they return."""
+    """What a role gives the agent. What is put and dropped acts by the time `settle` returns."""
 
     def welcome(self, welcome: Welcome) -> None:
         """A GMN was reached: its epoch and, for a GIN, the envelope key (a new one when the GMN is)."""
@@ -77,6 +78,10 @@ class DataPlane(Protocol):
 
     def drop(self, key: Key) -> None:
         """Forget the record of this key; it was put before."""
+        ...
+
+    async def settle(self) -> None:
+        """Return once the data path acts on all that was put and dropped so far."""
         ...
 
     async def barrier(self, gpn: str) -> None:
@@ -235,12 +240,9 @@ class Agent:
                     self._holding.epoch == request.epoch
                 ):  # a record that was refused keeps the others from nothing
                     self.informed.set()
-                return reply
+                return self._settle(reply)
             case Update():
-                applied = self._holding.update(request)
-                if request.barriers and isinstance(applied, Applied):
-                    return self._pass_barriers(request.barriers, applied)
-                return applied
+                return self._settle(self._holding.update(request), request.barriers)
             case GetMarks():
                 return Marks(self._plane.marks(request.spis))
         return Failed(f"{self._node.name} is a data node: no {type(request).__name__} here")
@@ -251,6 +253,13 @@ class Agent:
         if self._tasks is not None:
             for notice in self._notices.values():
                 self._tasks.start_soon(self._deliver, notice)
+
+    async def _settle(self, reply: Reply, barriers: tuple[str, ...] = ()) -> Reply:
+        """The reply to a message of desired state, when the data path acts on it."""
+        await self._plane.settle()
+        if barriers and isinstance(reply, Applied):
+            return await self._pass_barriers(barriers, reply)
+        return reply
 
     async def _pass_barriers(self, gpns: tuple[str, ...], applied: Applied) -> Reply:
         missing: list[str] = []

@@ -8,7 +8,10 @@
 2. `receive_*` take a GRO batch and return what to send; packets of one SA leave in the order they came.
 3. Tags are answered behind everything received before them: PROBE and BARRIER with their echoes, an ORIGIN
    by opening its packet. Only neighbours of the desired state are believed, by the key of the pair.
-4. `take_events` returns what the control plane must hear.
+4. ESP whose source is no neighbour comes straight from a peer: a GIN's kernel has passed it on. Its source is
+   its origin. When its SPI is none of ours, it goes back to a GIN in a RETURN, once: what a GIN itself sends
+   has the GIN's address, and never goes back.
+5. `take_events` returns what the control plane must hear.
 
 An SA that is dropped and put again goes on where it was: no number is sealed or opened twice, whatever the
 control plane does (RFC 4303 3.3.3, 3.4.3).
@@ -69,21 +72,25 @@ class Gateway:
         self._pairs: dict[int, Pair] = {}
         self._tenants: dict[int, Tenant] = {}
         self._neighbours: dict[str, Neighbour] = {}
+        self._fabric: frozenset[str] = frozenset()  # their addresses
+        self._gin: tuple[Address, bytes] | None = None  # that probed last: its address and key
         self._rules: dict[str, int] = {}
         self._retired: dict[tuple[int, int], Used] = {}
         tables = counters, self._pairs, self._tenants
-        self._inbound = Inbound(*tables, self._parking, self._outbox, self._events, self._esp_tag)
+        self._inbound = Inbound(
+            *tables, self._parking, self._outbox, self._events, self._esp_tag, self._give_back
+        )
         self._outbound = Outbound(*tables, self._outbox, self._events)
 
     # ---- desired state
 
     def put_neighbour(self, name: str, neighbour: Neighbour) -> None:
         self._neighbours[name] = neighbour
-        self._tell_gens()
+        self._learn_neighbours()
 
     def drop_neighbour(self, name: str) -> None:
         self._neighbours.pop(name, None)
-        self._tell_gens()
+        self._learn_neighbours()
 
     def put_tenant(self, vni: int, gateway_mac: bytes, vteps: Sequence[Vtep]) -> None:
         """Raises ValueError for addresses that are none."""
@@ -152,7 +159,10 @@ class Gateway:
         ruled = pair is not None and pair.entry.tunnel == tunnel and pair.entry.vni == vni
         self._outbound.rule(vni, tunnel, pair if ruled else None)
 
-    def _tell_gens(self) -> None:
+    def _learn_neighbours(self) -> None:
+        self._fabric = frozenset(neighbour.address for neighbour in self._neighbours.values())
+        if self._gin and all(each.tag_key != self._gin[1] for each in self._neighbours.values()):
+            self._gin = None
         self._outbound.set_gens(n.vxlan for _, n in sorted(self._neighbours.items()) if n.vxlan)
 
     def _forget(self, vni: int) -> None:
@@ -169,11 +179,12 @@ class Gateway:
         if not size:
             self._counters["gpn_drop_short"] += 1
             return []
+        origin = None if source[0] in self._fabric else source
         whole = len(view) - len(view) % size
         if whole:
-            self._inbound.receive(view[:whole], size, source, now)
+            self._inbound.receive(view[:whole], size, source, now, origin)
         if whole < len(view):
-            self._inbound.receive(view[whole:], len(view) - whole, source, now)
+            self._inbound.receive(view[whole:], len(view) - whole, source, now, origin)
         return self._outbox.take()
 
     def receive_vxlan(self, view: memoryview, size: int, source: Address, now: float) -> list[Send]:
@@ -236,6 +247,7 @@ class Gateway:
             return
         tag, key = opened
         if tag.kind is not TagKind.ORIGIN:
+            self._gin = source, key
             self._echo(tag, key, Port.ESP, source)
             return
         packet = memoryview(tag.packet)
@@ -244,6 +256,16 @@ class Gateway:
             return
         origin = ".".join(map(str, tag.address)), tag.port
         self._inbound.receive(packet, len(packet), source, now, origin)
+
+    def _give_back(self, packet: memoryview | bytes, source: Address) -> None:
+        """Return ESP of an unknown SPI to a GIN, whose kernel may have sent it here by another packet's."""
+        if self._gin is None:
+            self._counters["gpn_drop_unknown_spi"] += 1
+            return
+        gin, key = self._gin
+        tag = Tag(TagKind.RETURN, 0, bytes(map(int, source[0].split("."))), source[1], bytes(packet))
+        datagram = seal_tag(key, tag, hmac_sha256)
+        self._outbox.add(Way(Port.ESP, gin, None, "gpn_esp_returned"), len(datagram), datagram)
 
     def _vxlan_tag(self, datagram: memoryview, source: Address) -> None:
         opened = self._open_tag(datagram, source)

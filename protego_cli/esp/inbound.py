@@ -29,6 +29,7 @@ from protego_cli.wire.tags import MAX_RESERVED_SPI
 MIN_PACKET = 28  # the least of any suite: SPI, number and IV, four bytes of ciphertext, an ICV of eight
 
 TagHandler = Callable[[memoryview, Address, float], None]
+GiveBack = Callable[[memoryview | bytes, Address], None]
 
 
 class Inbound:
@@ -43,6 +44,7 @@ class Inbound:
         outbox: Outbox,
         events: list[Event],
         tag: TagHandler,
+        give_back: GiveBack,
     ) -> None:
         self._counters = counters
         self._pairs = pairs
@@ -51,11 +53,13 @@ class Inbound:
         self._outbox = outbox
         self._events = events
         self._tag = tag
+        self._give_back = give_back
 
     def receive(
         self, view: memoryview, size: int, source: Address, now: float, origin: Address | None = None
     ) -> None:
-        """ESP packets, or tags, of one size. `now` is wall-clock time, `origin` what a tag told."""
+        """ESP packets, or tags, of one size. `now` is wall-clock time, `origin` what a tag told, or `source`
+        itself where that is the peer."""
         count = len(view) // size
         if size < MIN_PACKET:
             self._counters["gpn_drop_short"] += count
@@ -68,7 +72,7 @@ class Inbound:
                 for at in range(0, len(view), size):
                     self._tag(view[at : at + size], source, now)
             else:
-                self._one_spi(spi, numbers, view, size, now, origin)
+                self._one_spi(spi, numbers, view, size, source, now, origin)
         elif min(spis) <= MAX_RESERVED_SPI:  # a tag speaks of what came before it
             for at in range(0, len(view), size):
                 self.receive(view[at : at + size], size, source, now, origin)
@@ -78,7 +82,7 @@ class Inbound:
                 places.setdefault(spi, []).append(place)
             for spi, found in places.items():
                 part = b"".join([view[place * size : (place + 1) * size] for place in found])
-                self._one_spi(spi, [numbers[place] for place in found], part, size, now, origin)
+                self._one_spi(spi, [numbers[place] for place in found], part, size, source, now, origin)
 
     def _one_spi(
         self,
@@ -86,6 +90,7 @@ class Inbound:
         numbers: Sequence[int],
         data: memoryview | bytes,
         size: int,
+        source: Address,
         now: float,
         origin: Address | None,
     ) -> None:
@@ -95,6 +100,9 @@ class Inbound:
             if spi in self._parking:
                 packets = [bytes(data[at : at + size]) for at in range(0, count * size, size)]
                 self._parking.park(spi, packets, origin, now)
+            elif spi and origin == source:
+                for at in range(0, count * size, size):
+                    self._give_back(data[at : at + size], source)
             else:
                 self._counters["gpn_drop_unknown_spi"] += count
             return

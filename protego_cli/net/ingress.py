@@ -43,7 +43,9 @@ class _Steered:
 
 
 class MuxIngress:
-    """`steering.Ingress` in user space."""
+    """`steering.Ingress` in user space: every change acts at once."""
+
+    in_kernel = False
 
     def __init__(self, fabric: Sender, counters: Counters) -> None:
         self._send = fabric.send
@@ -72,6 +74,9 @@ class MuxIngress:
     def unsteer(self, spi: int) -> None:
         self._steered.pop(spi, None)
 
+    async def settle(self) -> None:
+        """Nothing is left to do."""
+
     def forward(
         self,
         spi: int,
@@ -99,6 +104,12 @@ class MuxIngress:
     def marks(self, spis: Iterable[int]) -> dict[int, int]:
         found = {spi: self._steered.get(spi) for spi in spis}
         return {spi: steered.mark if steered else 0 for spi, steered in found.items()}
+
+    def refresh(self) -> None:
+        """All is counted already."""
+
+    def close(self) -> None:
+        """There is nothing but memory."""
 
 
 def _tagged(key: bytes, data: memoryview | bytes, size: int, source: Address) -> bytes:

@@ -1,8 +1,9 @@
 """What a steering backend is: the way packets are passed on inside a GIN and a GEN.
 
 A backend is named in the cluster file (`cluster.ingress`), handed out by a plugin, and makes one steering
-object per role. The roles keep it at the desired state (`put_*`, `steer`, ... are effective when they return)
-and give it what their sockets received. A backend that steers in the kernel gets here only what the kernel
+object per role. The roles keep it at the desired state and give it what their sockets received. An `Egress`
+acts on a change when the method returns, an `Ingress` on all changes so far when `settle` returns: one
+message of the control channel is one step. A backend that steers in the kernel gets here only what the kernel
 passed up, and may know no marks.
 
 The sockets, IKE, tags and barriers are the roles' own, whatever the backend.
@@ -10,12 +11,20 @@ The sockets, IKE, tags and barriers are the roles' own, whatever the backend.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import logging
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
+from protego_cli.config.model import AUTO
 from protego_cli.counters import Counters
+from protego_cli.errors import EnvironmentFault
 from protego_cli.net.udp import Address, Batch, Buffer
+
+log = logging.getLogger(__name__)
+
+BEST = ("nftables", "mux")
+"""What "auto" takes the first of that can run; `mux` always can."""
 
 HERE = ""
 """The address of a VTEP inside this node, which no datagram can come from."""
@@ -30,6 +39,15 @@ class Gpn:
     tag_key: bytes = field(repr=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Door:
+    """Where peers' ESP arrives at a GIN."""
+
+    owner: str  # CLUSTER.NODE: names what the backend keeps outside of this process
+    vips: tuple[str, ...]
+    port: int
+
+
 class Sender(Protocol):
     """The part of `UdpSocket` that steering needs."""
 
@@ -41,6 +59,10 @@ class Sender(Protocol):
 class Ingress(Protocol):
     """A GIN's table: inbound SPI -> GPN."""
 
+    in_kernel: bool
+    """Whether packets are passed on before they reach a socket. Then no socket may ask the kernel to merge
+    them: it would pass on all of a batch by the SPI of the first."""
+
     def put_gpn(self, gpn: Gpn) -> None: ...
 
     def drop_gpn(self, name: str) -> None: ...
@@ -50,6 +72,11 @@ class Ingress(Protocol):
         ...
 
     def unsteer(self, spi: int) -> None: ...
+
+    async def settle(self) -> None:
+        """Return once every packet goes by the changes made so far. Called after each message's changes, and
+        now and then without."""
+        ...
 
     def forward(
         self,
@@ -70,6 +97,14 @@ class Ingress(Protocol):
 
     def marks(self, spis: Iterable[int]) -> dict[int, int]:
         """The highest sequence number passed on for each SPI, 0 for none. Leaves out what it cannot know."""
+        ...
+
+    def refresh(self) -> None:
+        """Count what was passed on elsewhere. Called before the counters are reported."""
+        ...
+
+    def close(self) -> None:
+        """Leave nothing behind."""
         ...
 
 
@@ -108,10 +143,26 @@ class SteeringBackend(Protocol):
     @property
     def name(self) -> str: ...
 
-    def unavailable(self) -> str | None:
-        """Why this machine cannot run the backend, as one clear sentence; None when it can."""
+    def unavailable(self, role: Literal["gin", "gen"]) -> str | None:
+        """Why this machine cannot run that role by this backend, as one clear sentence; None when it can."""
         ...
 
-    def ingress(self, fabric: Sender, counters: Counters) -> Ingress: ...
+    def ingress(self, fabric: Sender, counters: Counters, door: Door) -> Ingress: ...
 
     def egress(self, fabric: Sender, counters: Counters, own: Own) -> Egress: ...
+
+
+def choose(
+    backends: Mapping[str, SteeringBackend], name: str, role: Literal["gin", "gen"]
+) -> SteeringBackend:
+    """The backend that a node of this role runs. Raises EnvironmentFault when the one named cannot."""
+    reason = None
+    for candidate in BEST if name == AUTO else (name,):
+        backend = backends[candidate]
+        reason = backend.unavailable(role)
+        if reason is None:
+            log.info("steering backend=%s", candidate)
+            return backend
+        if name == AUTO:
+            log.warning("steering backend passed over backend=%s reason=%s", candidate, reason)
+    raise EnvironmentFault(f"steering backend {name}: {reason}")

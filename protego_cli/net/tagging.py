@@ -7,13 +7,16 @@ for a while has sent none, and blames nobody.
 Barriers: sent behind everything forwarded so far. The echo says that the GPN has sent all of that on. A
 barrier or its echo may be lost like any datagram, so the same one is sent again every 20 ms.
 
-Only an echo from a GPN's own address, with a good MAC and a nonce that waits for it, counts; anything else
-that claims to be a tag is dropped and counted.
+Returns: ESP that the kernel steered to the wrong GPN comes back once, for the GIN to steer by its own table.
+
+Only a tag from a GPN's own address with a good MAC counts, an echo only with a nonce that waits for it;
+anything else that claims to be a tag is dropped and counted.
 """
 
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Iterator
 
 import trio
@@ -82,14 +85,17 @@ class TagLink:
         fabric: Sender,
         counters: Counters,
         dropped: str,
+        returned: Callable[[bytes, Address], None] | None = None,
         *,
         random: RandomSource = os.urandom,
         clock: Callable[[], float] = trio.current_time,
     ) -> None:
-        """`dropped`: the counter of tags that are malformed, forged or foreign."""
+        """`dropped`: the counter of tags that are malformed, forged or foreign; `returned` takes the packet
+        and outer source of a RETURN, where there may be any."""
         self._fabric = fabric
         self._counters = counters
         self._dropped = dropped
+        self._returned = returned
         self._random = random
         self._clock = clock
         self._pulses: dict[str, _Pulse] = {}
@@ -179,6 +185,8 @@ class TagLink:
             waiting = self._barriers.get((pulse.gpn.name, tag.nonce))
             if waiting is not None:
                 waiting.set()
+        elif tag.kind is TagKind.RETURN and self._returned is not None and len(tag.address) == 4:
+            self._returned(tag.packet, (socket.inet_ntoa(tag.address), tag.port))
         else:
             self._counters[self._dropped] += 1
 

@@ -96,8 +96,11 @@ class UdpSocket:
         self.address: Address = (address, port)
 
     @classmethod
-    def bind(cls, address: str, port: int, *, buffer: int = 8 << 20) -> UdpSocket:
-        """Bind, with `buffer` bytes of kernel buffer each way. Raises EnvironmentFault with the remedy."""
+    def bind(cls, address: str, port: int, *, buffer: int = 8 << 20, merge: bool = True) -> UdpSocket:
+        """Bind, with `buffer` bytes of kernel buffer each way. Raises EnvironmentFault with the remedy.
+
+        Without `merge` the kernel is not asked for merged datagrams; then it merges none on their way here.
+        """
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         try:
             sock.setblocking(False)
@@ -108,7 +111,7 @@ class UdpSocket:
         except OSError as error:
             sock.close()
             raise EnvironmentFault(_bind_fault(address, port, error)) from error
-        gro = _supports(sock, UDP_GRO, 1)
+        gro = not merge or _supports(sock, UDP_GRO, 1)
         gso = _supports(sock, UDP_SEGMENT, 0)  # 0: no default size, each send brings its own
         if not (gro and gso):
             logger.warning(

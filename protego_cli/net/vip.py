@@ -13,6 +13,7 @@ On the IKE port everything is IKE.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 
 from protego_cli.counters import Counters
@@ -25,6 +26,8 @@ NON_ESP_MARKER = bytes(4)
 MAX_SEQUENCE = (1 << 32) - 1
 MIN_ESP = 16  # SPI, sequence number and the least that can follow them
 MIN_IKE = 28  # the IKE header (RFC 7296 3.1)
+
+_HEADER = struct.Struct("!II")
 
 Ike = Callable[[memoryview | bytes, Address], None]
 """Takes one IKE message and where it came from."""
@@ -64,6 +67,15 @@ class VipPort:
         for spi, part, packets in grouped(view, size, [head >> 32 for head in heads]):
             if not (spi and self._forward(spi, part, size, packets, tops[spi], source, tos)):
                 self._not_steered(spi, part, size, packets, source)
+
+    def receive_returned(self, packet: bytes, source: Address) -> None:
+        """An ESP packet that a GPN did not know: it is steered by our own table, or nobody's."""
+        spi, number = _HEADER.unpack_from(packet)
+        view = memoryview(packet)
+        if spi > MAX_RESERVED_SPI and self._forward(spi, view, len(view), 1, number, source, 0):
+            self._counters["gin_esp_returned"] += 1
+        else:
+            self._counters["gin_drop_unknown_spi"] += 1
 
     def receive_ike(self, batch: Batch) -> None:
         """A batch on the IKE port."""

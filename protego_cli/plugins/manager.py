@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pluggy
 
 from protego_cli import hookspecs
-from protego_cli.config.model import PluginsConfig
+from protego_cli.config.model import AUTO, PluginsConfig
 from protego_cli.control.placement import Packer
 from protego_cli.crypto.algorithms import Algorithm, Registry
 from protego_cli.errors import PluginError
@@ -98,9 +98,7 @@ def load_plugins(config: PluginsConfig | None = None) -> Plugins:
     for found in chain(built_in(BUILT_IN_MODULES), installed(), from_paths(paths)):
         _register(manager, plugins, found)
     policies = _offers(manager, plugins, "protego_packing_policies", _provides("place", "plan"))
-    backends = _offers(
-        manager, plugins, "protego_steering_backends", _provides("unavailable", "ingress", "egress")
-    )
+    backends = _offers(manager, plugins, "protego_steering_backends", _backend_fault)
     stores = _offers(manager, plugins, "protego_state_stores", _provides("open"))
     return Plugins(
         [
@@ -245,6 +243,13 @@ def _provides(*methods: str) -> Callable[[object], str | None]:
         missing = [method for method in methods if not callable(getattr(item, method, None))]
         return f"lacks {', '.join(f'{method}()' for method in missing)}" if missing else None
 
+    return fault
+
+
+def _backend_fault(item: object) -> str | None:
+    fault = _provides("unavailable", "ingress", "egress")(item)
+    if fault is None and getattr(item, "name", None) == AUTO:
+        return f'has the name "{AUTO}", by which a cluster file asks for the best backend'
     return fault
 
 

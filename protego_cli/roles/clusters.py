@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from protego_cli.config.load import CheckProposal, check, load
-from protego_cli.config.model import Cluster
+from protego_cli.config.model import AUTO, Cluster
 from protego_cli.crypto.algorithms import Registry
 from protego_cli.crypto.proposal import parse_esp, parse_ike
 from protego_cli.plugins.manager import Plugins
@@ -20,7 +20,7 @@ def read_cluster(path: Path, plugins: Plugins, *, secrets: bool = False) -> Clus
     return judge(
         path,
         check_proposal=proposal_checker(plugins.registry()),
-        ingress=plugins.steering_backends(),
+        ingress=[*plugins.steering_backends(), AUTO],
         packing=plugins.packing_policies(),
         store=plugins.state_stores(),
     )

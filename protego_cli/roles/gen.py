@@ -22,12 +22,12 @@ from protego_cli.control.agent import Agent
 from protego_cli.control.attachments import tun_records
 from protego_cli.control.messages import AnyRecord, Key, Neighbour, Report, Route, Tenant, Tun, Welcome
 from protego_cli.counters import Counters
-from protego_cli.errors import EnvironmentFault, Refused
+from protego_cli.errors import Refused
 from protego_cli.net import answers
 from protego_cli.net.answers import Answers
 from protego_cli.net.attachment import Attachments, Spec
 from protego_cli.net.pump import pump
-from protego_cli.net.steering import HERE, Egress, Gpn, SteeringBackend
+from protego_cli.net.steering import HERE, Egress, Gpn, SteeringBackend, choose
 from protego_cli.net.tagging import TagLink
 from protego_cli.net.udp import Batch, UdpSocket
 from protego_cli.plugins.manager import Plugins
@@ -112,6 +112,9 @@ class GenPlane:
         addresses = [HERE] if here else [vtep.address for vtep in vteps]
         self._steering.put_tenant(record.vni, addresses, tenant.heard())
 
+    async def settle(self) -> None:
+        """All acts at once."""
+
     async def barrier(self, gpn: str) -> None:
         await self._tags.barrier(gpn)
 
@@ -145,9 +148,7 @@ async def run(
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve as this GEN until cancelled; started once its socket is bound."""
-    backend = plugins.steering_backends()[cluster.ingress]
-    if reason := backend.unavailable():
-        raise EnvironmentFault(f"steering backend {backend.name}: {reason}")
+    backend = choose(plugins.steering_backends(), cluster.ingress, "gen")
     with ExitStack() as stack:
         plane = GenPlane(node, backend, stack)
         for tun in tun_records(cluster, node):

@@ -4,6 +4,7 @@
             VIP:ike  ─┴─ IKE ─▶ relay ───▶ GMN address:fabric
     address:fabric ◀─ envelopes of the GMN ─▶ VIP ─▶ peer;  echoes of the GPNs ─▶ tags
 
+With a backend that steers in the kernel, only what that does not know comes to VIP:natt.
 It holds no keys of tunnels. Desired state: Neighbour (GPNs) and Steer. What peers send before the first Sync
 waits in the sockets.
 """
@@ -20,15 +21,17 @@ from protego_cli.config.model import Cluster, Node
 from protego_cli.control.agent import Agent
 from protego_cli.control.messages import AnyRecord, Key, Neighbour, Report, Steer, Welcome
 from protego_cli.counters import Counters
-from protego_cli.errors import EnvironmentFault, Refused
+from protego_cli.errors import Refused
 from protego_cli.net.pump import pump
 from protego_cli.net.relay import IkeRelay
-from protego_cli.net.steering import Gpn, Ingress, SteeringBackend
+from protego_cli.net.steering import Door, Gpn, Ingress, SteeringBackend, choose
 from protego_cli.net.tagging import TagLink
 from protego_cli.net.udp import Address, Batch, UdpSocket
 from protego_cli.net.vip import VipPort
 from protego_cli.plugins.manager import Plugins
 from protego_cli.roles.cpu import CpuMeter
+
+TEND_INTERVAL = 1.0
 
 
 class GinPlane:
@@ -37,18 +40,22 @@ class GinPlane:
     def __init__(self, cluster: Cluster, node: Node, backend: SteeringBackend, stack: ExitStack) -> None:
         """Bind everything; `stack` closes it. Raises EnvironmentFault."""
 
-        def bind(address: str, port: int) -> UdpSocket:
-            return stack.enter_context(closing(UdpSocket.bind(address, port)))
+        def bind(address: str, port: int, merge: bool = True) -> UdpSocket:
+            return stack.enter_context(closing(UdpSocket.bind(address, port, merge=merge)))
 
         self.counters = Counters()
         ports, gmn = node.ports, cluster.nodes_of("gmn")[0]
         self.fabric = bind(node.address, ports.fabric)
-        self.natt = [bind(vip, ports.natt) for vip in cluster.vips]
+        door = Door(f"{cluster.name}.{node.name}", cluster.vips, ports.natt)
+        self._steering: Ingress = backend.ingress(self.fabric, self.counters, door)
+        stack.callback(self._steering.close)
+        merge = not self._steering.in_kernel
+        self.natt = [bind(vip, ports.natt, merge) for vip in cluster.vips]
         self._ike = [bind(vip, ports.ike) for vip in cluster.vips] if ports.ike else []
-        self._steering: Ingress = backend.ingress(self.fabric, self.counters)
-        self._tags = TagLink(self.fabric, self.counters, "gin_drop_tag")
         self._relay = IkeRelay(self.fabric, (gmn.address, gmn.ports.fabric), self.counters)
         self._relay.attach(self.natt, self._ike)
+        returned = self._port(self.natt[0].address).receive_returned
+        self._tags = TagLink(self.fabric, self.counters, "gin_drop_tag", returned)
         self._cpu = CpuMeter()
 
     async def serve(self, noticed: Callable[[], None]) -> None:
@@ -56,10 +63,17 @@ class GinPlane:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(pump, self.fabric, self._from_fabric)
             nursery.start_soon(self._tags.probe, noticed)
+            nursery.start_soon(self._tend)
             for sock in self.natt:
                 nursery.start_soon(pump, sock, self._port(sock.address).receive_natt)
             for sock in self._ike:
                 nursery.start_soon(pump, sock, self._port(sock.address).receive_ike)
+
+    async def _tend(self) -> None:
+        """Let the steering mend what has gone wrong outside of this process."""
+        while True:
+            await trio.sleep(TEND_INTERVAL)
+            await self._steering.settle()
 
     def _port(self, local: Address) -> VipPort:
         return VipPort(partial(self._relay.from_peer, local), self._steering, self.counters)
@@ -93,6 +107,9 @@ class GinPlane:
             case "steer", int(spi):
                 self._steering.unsteer(spi)
 
+    async def settle(self) -> None:
+        await self._steering.settle()
+
     async def barrier(self, gpn: str) -> None:
         raise Refused(f"a GIN sends no barriers, so none to {gpn}")
 
@@ -100,6 +117,7 @@ class GinPlane:
         return self._steering.marks(spis)
 
     def report(self) -> Report:
+        self._steering.refresh()
         sockets = self.fabric, *self.natt, *self._ike
         self.counters["gin_drop_overflow"] = sum(sock.overflow() for sock in sockets)
         return Report(self._cpu(), counters=self.counters.nonzero(), silent=self._tags.silent())
@@ -113,9 +131,7 @@ async def run(
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve as this GIN until cancelled; started once its sockets are bound."""
-    backend = plugins.steering_backends()[cluster.ingress]
-    if reason := backend.unavailable():
-        raise EnvironmentFault(f"steering backend {backend.name}: {reason}")
+    backend = choose(plugins.steering_backends(), node.ingress or cluster.ingress, "gin")
     with ExitStack() as stack:
         plane = GinPlane(cluster, node, backend, stack)
         agent = Agent(cluster, node, plane)

@@ -113,6 +113,9 @@ class GpnPlane:
             case "rule", str(tunnel):
                 self._gateway.drop_rule(tunnel)
 
+    async def settle(self) -> None:
+        """All acts at once."""
+
     async def barrier(self, gpn: str) -> None:
         raise Refused(f"a GPN sends no barriers, so none to {gpn}")
 

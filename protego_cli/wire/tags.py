@@ -7,12 +7,14 @@ VXLAN). Layout, network order:
      0        4         12       14     16         32
      | kind   | nonce   | length | port | MAC (16) | address (length) | packet
 
-`length` is that of the address (0, 4 or 16); `port` and address are the outer source for ORIGIN, else 0.
+`length` is that of the address (0, 4 or 16); `port` and address are the outer source for ORIGIN and RETURN,
+else 0.
 The MAC is HMAC-SHA-256 under the pair's key, truncated to 16 bytes, over the header without the MAC, the
 address and the first 16 bytes of the packet (its ESP header: the rest is authenticated by ESP itself).
 
 Kinds: PROBE and PROBE_ECHO (the heartbeat), BARRIER and BARRIER_ECHO (all before it has been sent on),
-ORIGIN (a packet follows whose outer source differs from the one steered).
+ORIGIN (a packet follows whose outer source differs from the one steered), RETURN (a packet follows that a
+GIN's kernel passed on by another packet's SPI; again with its outer source).
 
 This layer has no cryptography: the callers pass `mac` in, which is `crypto.mac.hmac_sha256`.
 """
@@ -45,6 +47,7 @@ class TagKind(IntEnum):
     BARRIER = 3
     BARRIER_ECHO = 4
     ORIGIN = 5
+    RETURN = 6
 
 
 class Tag(NamedTuple):
@@ -88,9 +91,9 @@ def open_tag(key: bytes, data: bytes | bytearray | memoryview, mac: Mac) -> Tag:
         kind = TagKind(number)
     except ValueError:
         raise Malformed("tag of an unknown kind") from None
-    if kind is TagKind.ORIGIN:
+    if kind in (TagKind.ORIGIN, TagKind.RETURN):
         if not length or len(data) < body + COVERED:
-            raise Malformed("ORIGIN tag without address or packet")
+            raise Malformed(f"{kind.name} tag without address or packet")
     elif length or port or len(data) != body:
         raise Malformed("tag with an address or packet that its kind does not bear")
     return Tag(kind, nonce, address, port, bytes(data[body:]))

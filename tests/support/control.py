@@ -70,6 +70,7 @@ class FakePlane:
         self.bad: set[Key] = set()
         self.echo: trio.Event | None = None  # barriers wait for it
         self.silent: tuple[str, ...] = ()
+        self.slow: trio.Event | None = None  # changes act only then
 
     def welcome(self, welcome: Welcome) -> None:
         self.welcomes.append(welcome)
@@ -83,6 +84,10 @@ class FakePlane:
     def drop(self, key: Key) -> None:
         del self.records[key]
         self.log.append(("drop", key))
+
+    async def settle(self) -> None:
+        if self.slow is not None:
+            await self.slow.wait()
 
     async def barrier(self, gpn: str) -> None:
         self.log.append(("barrier", gpn))

@@ -1,0 +1,309 @@
+"""Steering by the kernel where it can go wrong: nft missing, refused, killed or slow; fragments."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from protego_cli.control.messages import Steer
+from protego_cli.counters import Counters
+from protego_cli.errors import EnvironmentFault
+from protego_cli.net import nft, nftables
+from protego_cli.net.nft import Nft, NftFailed
+from protego_cli.net.nftables import NftIngress
+from protego_cli.net.steering import Door, Gpn, choose
+from protego_cli.plugins.steering_backends import Mux, Nftables
+from tests.support.datagrams import esp
+from tests.support.gin_world import SPI, SPI2, World, gin_world, serving
+from tests.support.ike_live import inside
+from tests.support.netns import Namespace, namespaces
+from tests.support.senders import RecordingSender
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(60)]
+
+BACKENDS = {"mux": Mux(), "nftables": Nftables()}
+DOOR = Door("demo.gin-1", ("203.0.113.10", "203.0.113.11"), 4500)
+TABLE = "table ip protego.demo.gin-1"
+PEER = ("198.51.100.7", 4500)
+
+
+@pytest.fixture
+def space() -> Iterator[Namespace]:
+    with namespaces("nft") as (made,), inside(made):
+        yield made
+
+
+@pytest.fixture
+def ingress(space: Namespace) -> Iterator[NftIngress]:
+    with ExitStack() as stack:
+        made = NftIngress(RecordingSender(), Counters(), DOOR)
+        stack.callback(made.close)
+        for number in (1, 2):
+            made.put_gpn(Gpn(f"gpn-{number}", (f"10.10.0.2{number}", 4500), bytes(32)))
+        yield made
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[tuple[World, Namespace]]:
+    with gin_world("nftables") as (made, space):
+        assert space is not None
+        async with serving(made):
+            yield made, space
+
+
+def ruleset(space: Namespace) -> str:
+    return space.run("nft", "list", "ruleset")
+
+
+def elements(space: Namespace) -> dict[int, str]:
+    """The kernel's map."""
+    listed = space.run("nft", "-nn", "list", "map", "ip", "protego.demo.gin-1", "spis")
+    if "elements" not in listed:
+        return {}
+    pairs = listed.split("elements = {")[1].split("}")[0].split(",")
+    return {int(spi, 0): address.strip() for spi, address in (pair.split(" : ") for pair in pairs)}
+
+
+def child() -> int:
+    """The nft that this process runs."""
+    (own,) = [
+        int(status.parent.name)
+        for status in Path("/proc").glob("[0-9]*/status")
+        if f"\nPPid:\t{os.getpid()}\n" in (text := _read(status)) and text.startswith("Name:\tnft\n")
+    ]
+    return own
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text()
+    except OSError:  # it has ended
+        return ""
+
+
+# ---- the map
+
+
+async def test_the_map_follows_every_kind_of_change(space: Namespace, ingress: NftIngress) -> None:
+    ingress.steer(SPI, "gpn-1", PEER)
+    ingress.steer(SPI2, "gpn-3", PEER)  # not known yet
+    await ingress.settle()
+    assert elements(space) == {SPI: "10.10.0.21"}
+    ingress.put_gpn(Gpn("gpn-3", ("10.10.0.23", 4500), bytes(32)))
+    ingress.steer(SPI, "gpn-2", PEER)
+    await ingress.settle()
+    assert elements(space) == {SPI: "10.10.0.22", SPI2: "10.10.0.23"}
+    ingress.put_gpn(Gpn("gpn-2", ("10.10.0.29", 4500), bytes(32)))
+    ingress.put_gpn(Gpn("gpn-3", ("10.10.0.23", 4600), bytes(32)))  # another port: this process sends there
+    await ingress.settle()
+    assert elements(space) == {SPI: "10.10.0.29"}
+    ingress.drop_gpn("gpn-2")
+    ingress.unsteer(SPI2)
+    await ingress.settle()
+    assert elements(space) == {}
+    with pytest.raises(ValueError, match="reserved"):
+        ingress.steer(255, "gpn-1", PEER)
+    ingress.unsteer(0xDEAD0000)
+    ingress.steer(SPI, "gpn-1", PEER)
+    ingress.unsteer(SPI)
+    await ingress.settle()
+    assert elements(space) == {}
+
+
+async def test_many_changes_at_once_are_one_transaction(space: Namespace, ingress: NftIngress) -> None:
+    for spi in range(1000, 21000):
+        ingress.steer(spi, f"gpn-{1 + spi % 2}", PEER)
+    await ingress.settle()
+    generation = int(space.run("nft", "-a", "list", "tables") and _generation())
+    for spi in range(1000, 21000):
+        ingress.steer(spi, f"gpn-{2 - spi % 2}", PEER)
+    await ingress.settle()
+    assert _generation() == generation + 1
+    found = elements(space)
+    assert len(found) == 20000
+    assert all(found[spi] == f"10.10.0.2{2 - spi % 2}" for spi in found)
+
+
+def _generation() -> int:
+    """How many transactions the kernel has taken in this namespace (NFT_MSG_GETGEN)."""
+    request = nft._HEADER.pack(20, 10 << 8 | 16, 1, 1, 0) + bytes(4)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12) as sock:
+        sock.send(request)
+        answer = sock.recv(4096)
+    return int.from_bytes(nft._attributes(answer[20:])[1])
+
+
+async def test_changes_of_several_messages_at_once(space: Namespace, ingress: NftIngress) -> None:
+    async def change(spi: int) -> None:
+        ingress.steer(spi, "gpn-1", PEER)
+        await ingress.settle()
+        assert spi in ingress._there
+
+    async with trio.open_nursery() as nursery:
+        for spi in range(300, 400):
+            nursery.start_soon(change, spi)
+    assert set(elements(space)) == set(range(300, 400))
+
+
+async def test_a_message_that_is_given_up_leaves_no_half(space: Namespace, ingress: NftIngress) -> None:
+    ingress.steer(SPI, "gpn-1", PEER)
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await ingress.settle()
+    ingress.steer(SPI2, "gpn-2", PEER)
+    await ingress.settle()
+    assert elements(space) == {SPI: "10.10.0.21", SPI2: "10.10.0.22"}
+
+
+# ---- packets
+
+
+async def test_fragments_arrive_whole(world: tuple[World, Namespace]) -> None:
+    gin, space = world
+    space.ip("link", "set", "lo", "mtu", "1500")
+    large = esp(SPI, 1, 4000)
+    gin.peer.say(gin.vip, large)
+    while (heard := await gin.gpn.hear())[0][:4] != SPI.to_bytes(4):
+        pass
+    assert heard == (large, gin.fabric), "through the socket, which has it whole"
+    names, values = [
+        line.split()[1:] for line in space.run("cat", "/proc/net/snmp").splitlines() if line[:3] == "Ip:"
+    ]
+    assert int(dict(zip(names, values, strict=True))["ReasmOKs"]) >= 1
+    await gin.counted(gin_esp_forwarded=1)
+
+
+async def test_it_goes_on_without_nft_and_then_with_another(
+    world: tuple[World, Namespace], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    gin, space = world
+    monkeypatch.setattr(nftables, "RETRY", 0.3)
+    gin.peer.say(gin.vip, esp(SPI, 1))
+    assert await gin.hear_at_gpn() == esp(SPI, 1)
+    await gin.counted(gin_esp_forwarded=1)
+    os.kill(child(), signal.SIGKILL)
+    with trio.fail_after(10):
+        while "protego" in ruleset(space):
+            await trio.testing.wait_all_tasks_blocked(0.01)
+    gin.peer.say(gin.vip, esp(SPI, 2))
+    while (heard := await gin.gpn.hear())[0][:4] != SPI.to_bytes(4):
+        pass
+    assert heard == (esp(SPI, 2), gin.fabric), "this process passes it on"
+    with trio.fail_after(10):
+        while "protego.test.gin-1" not in ruleset(space):
+            await trio.testing.wait_all_tasks_blocked(0.01)
+    assert "the kernel steers no longer" in caplog.text
+    assert "nft has ended" in caplog.text
+    await gin.put(Steer(SPI, "gpn-2", *gin.peer.address))
+    gin.peer.say(gin.vip, esp(SPI, 3))
+    assert await gin.hear_at_gpn(gin.gpn2) == esp(SPI, 3)
+    await gin.counted(gin_esp_forwarded=3)
+
+
+async def test_nft_that_hangs_is_ended(
+    space: Namespace, ingress: NftIngress, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    await ingress.settle()
+    assert TABLE in ruleset(space)
+    monkeypatch.setattr(nft, "ANSWER_TIMEOUT", 0.2)
+    monkeypatch.setattr(nft, "END_TIMEOUT", 0.2)
+    os.kill(child(), signal.SIGSTOP)
+    ingress.steer(SPI, "gpn-1", PEER)
+    await ingress.settle()
+    assert "nft has not answered for 0.2 s" in caplog.text
+    assert ruleset(space) == ""
+    assert ingress.forward(SPI, esp(SPI, 1), 100, 1, 1, PEER, 0)
+
+
+# ---- what is left behind, and what is not touched
+
+
+async def test_the_table_is_ours_and_goes_with_us(space: Namespace, ingress: NftIngress) -> None:
+    other = "table inet filter {\n\tchain in {\n\t}\n}\n"
+    space.run("nft", "add table inet filter; add chain inet filter in")
+    ingress.steer(SPI, "gpn-1", PEER)
+    await ingress.settle()
+    assert other in ruleset(space)
+    space.run("nft", "flush", "ruleset")  # as a firewall does that starts again
+    assert elements(space) == {SPI: "10.10.0.21"}
+    space.run("nft", "add table inet filter; add chain inet filter in")
+    again = NftIngress(RecordingSender(), Counters(), DOOR)
+    await again.settle()  # a second of the same name takes nothing away
+    assert elements(space) == {SPI: "10.10.0.21"}
+    again.close()
+    ingress.close()
+    assert ruleset(space) == other
+
+
+async def test_it_reads_the_kernels_counter(space: Namespace, ingress: NftIngress) -> None:
+    assert nft.counted("protego.demo.gin-1", "forwarded") is None
+    ingress.refresh()
+    await ingress.settle()
+    assert nft.counted("protego.demo.gin-1", "forwarded") == 0
+    assert nft.counted("protego.demo.gin-1", "other") is None
+    space.run("nft", "add table ip t; add counter ip t c { packets 7 bytes 8 ; }")
+    assert nft.counted("t", "c") == 7
+
+
+async def test_a_refused_script_is_told_and_changes_nothing(space: Namespace) -> None:
+    program = Nft()
+    await program.run("add table ip t\nadd map ip t m { type ipv4_addr : ipv4_addr; }\n")
+    with pytest.raises(NftFailed, match="No such file or directory"):
+        await program.run("add element ip t m { 10.0.0.1 : 10.0.0.2 }\ndelete element ip t m { 10.0.0.9 }\n")
+    with pytest.raises(NftFailed, match="syntax error"):
+        await program.run("add elephant\nand more\n")
+    await program.run("add element ip t m { 10.0.0.1 : 10.0.0.3 }\n")
+    assert "10.0.0.1 : 10.0.0.3" in ruleset(space)
+    program.close()
+    assert not program.alive
+
+
+# ---- whether this machine can
+
+
+def test_it_runs_here_and_leaves_nothing(space: Namespace) -> None:
+    space.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
+    assert nftables.fault() is None
+    assert ruleset(space) == ""
+    assert choose(BACKENDS, "auto", "gin").name == "nftables"
+
+
+def test_without_forwarding_it_says_so(space: Namespace, caplog: pytest.LogCaptureFixture) -> None:
+    space.run("sysctl", "-qw", "net.ipv4.ip_forward=0")
+    with pytest.raises(EnvironmentFault, match=r"nftables: .*`sysctl -w net.ipv4.ip_forward=1`"):
+        choose(BACKENDS, "nftables", "gin")
+    assert choose(BACKENDS, "nftables", "gen").name == "nftables"
+    assert choose(BACKENDS, "auto", "gin").name == "mux"
+    (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert "backend=nftables reason=the kernel passes no packets on" in line
+
+
+def test_without_nft_it_says_so(space: Namespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(nft, "SEARCHED", str(tmp_path))
+    assert "`apt install nftables`" in str(nftables.fault())
+    with pytest.raises(NftFailed, match="not installed"):
+        Nft()
+
+
+def test_without_privilege_it_says_so(space: Namespace) -> None:
+    program = "from protego_cli.net.nftables import fault\nprint(fault())"
+    said = space.run(
+        *("setpriv", "--bounding-set=-all", "--inh-caps=-all", os.sys.executable, "-c", program),  # type: ignore[attr-defined]
+    )
+    assert "run as root or with CAP_NET_ADMIN" in said
+
+
+def test_a_rule_that_is_refused_is_told(space: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nftables, "_TABLE", nftables._TABLE.replace("notrack", "nothing"))
+    said = str(nftables.fault())
+    assert "nft or the kernel refuses the rule: syntax error" in said
+    assert 'set ingress = "mux"' in said
