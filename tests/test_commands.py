@@ -8,8 +8,6 @@ import trio
 from trio.testing import MockClock
 
 from protego_cli.control import commands
-from protego_cli.control.commands import Commands
-from protego_cli.control.held import Held
 from protego_cli.control.messages import (
     Acted,
     DownTunnel,
@@ -23,6 +21,7 @@ from protego_cli.control.messages import (
 from protego_cli.errors import NoAdditionalSas, NotFound, ProtegoError, Refused, TemporaryFailure
 from protego_cli.ike.events import ExchangeFailed
 from tests.support.gmn_world import TUNNEL, World, world
+from tests.support.stores import MemoryStore
 
 
 async def act(w: World, request: UpTunnel | DownTunnel | RekeyTunnel) -> Acted:
@@ -150,9 +149,7 @@ async def test_a_peer_that_does_not_confirm_is_left(autojump_clock: MockClock) -
 
 
 async def test_a_gateway_that_restarts_goes_on_holding(autojump_clock: MockClock) -> None:
-    held = Held([b"held:" + TUNNEL.encode()], lambda changes: None)
-    async with world(start="auto") as w:
-        Commands(w.sad, w.driver, w.tunnels, w.keeper, w.migrations, held)
+    async with world(start="auto", store=MemoryStore({b"held/" + TUNNEL.encode(): b"\xc3"})) as w:
         w.tasks.start_soon(w.keeper.run)
         w.peer.dial()
         await w.until(lambda: any(isinstance(event, ExchangeFailed) for event in w.peer.events))

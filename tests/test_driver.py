@@ -58,7 +58,7 @@ async def test_an_answer_leaves_through_the_gin_that_its_peer_came_by(autojump_c
         w.nodes.kill("gin-1")
         w.peer.dial()
         await w.until(lambda: w.peer.opens)
-        w.nodes.all["gin-1"].up = True
+        await w.nodes.start("gin-1")
         await w.driver.check_alive(next(iter(w.tunnel.ikes)))
         assert set(dests) == {("10.0.1.1", 4501)}
         dests.clear()
@@ -70,8 +70,7 @@ async def test_an_answer_leaves_through_the_gin_that_its_peer_came_by(autojump_c
 async def test_a_gin_that_is_about_to_connect_is_answered(autojump_clock: MockClock) -> None:
     async with world(nodes=False) as w:
         w.socket.put(w.first_message(), ("10.0.1.0", 4501))
-        await trio.testing.wait_all_tasks_blocked()
-        assert w.counters["gmn_ike_out"] == 1
+        await w.until(lambda: w.counters["gmn_ike_out"] == 1, 1.0)
 
 
 async def test_without_a_gin_what_is_sent_is_counted_and_sent_again(autojump_clock: MockClock) -> None:

@@ -13,6 +13,7 @@ import trio.testing
 from protego_cli.config.model import Cluster
 from protego_cli.control import pki
 from protego_cli.control.fabric import Fabric, NodeDown
+from protego_cli.control.journal import Journal
 from protego_cli.control.messages import (
     AnyRequest,
     Applied,
@@ -37,6 +38,7 @@ from protego_cli.control.messages import (
 )
 from protego_cli.errors import NotFound, Refused
 from tests.support.control import FakePlane, dialled, make_cluster, running_gmn, until
+from tests.support.stores import MemoryStore
 
 
 @pytest.fixture
@@ -225,7 +227,7 @@ async def test_a_refused_record_is_the_callers_error_and_can_be_tried_again(clus
 
 
 async def test_an_unknown_node(cluster: Cluster) -> None:
-    fabric = Fabric(cluster, 1, bytes)
+    fabric = Fabric(cluster, 1, Journal(MemoryStore(), {}))
     with pytest.raises(NotFound, match="gpn-9"):
         await fabric.apply("gpn-9")
 

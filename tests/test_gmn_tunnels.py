@@ -279,14 +279,6 @@ async def test_a_peer_that_lost_its_state_gets_its_tunnel_anew(autojump_clock: M
         w.check_clean()
 
 
-async def test_at_the_end_every_peer_is_told(autojump_clock: MockClock) -> None:
-    async with world(tunnels=5) as w:
-        await w.up()
-        with trio.fail_after(1.0):
-            await w.tunnels.close_all()
-        assert not any(peer.ikes for peer in w.peers.values())
-
-
 # ---- moved peers
 
 

@@ -14,6 +14,7 @@ from protego_cli.errors import NoAdditionalSas, NotFound, ProtegoError, Refused,
 from protego_cli.ike.events import ChildEstablished, ExchangeFailed
 from protego_cli.wire.payloads import ExchangeType
 from tests.support.gmn_world import TUNNEL, World, world
+from tests.support.stores import MemoryStore
 
 GINS = ("gin-1", "gin-2")
 GENS = ("gen-1", "gen-2")
@@ -96,7 +97,7 @@ async def test_the_old_sa_lingers_and_is_gone_then(autojump_clock: MockClock) ->
 
 
 async def test_the_times_are_those_of_the_steps(autojump_clock: MockClock) -> None:
-    async with world(delay=(0.004, 0.004)) as w:
+    async with world(delay=(0.004, 0.004), store=MemoryStore(delay=0.0)) as w:
         w.wire_delay = (0.01, 0.01)
         await w.up()
         found = await migrated(w, "gpn-2")

@@ -65,7 +65,7 @@ class Commands:
         return None
 
     async def down(self, name: str) -> str | None:
-        """Take a tunnel down and keep it so. Raises NotFound, and EnvironmentFault if it cannot be stored."""
+        """Take a tunnel down and keep it so. Raises NotFound."""
         tunnel = self._migrations.find(name)
         was_held = tunnel.held
         self._held.add(name)

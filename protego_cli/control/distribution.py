@@ -110,13 +110,13 @@ class Distribution:
 
     def rule(self, tunnel: Tunnel, placed: Placed) -> None:
         """The tunnel's packets that reach this GPN are sealed on this SA."""
-        tunnel.ruled[placed.gpn] = placed.spi
+        tunnel.ruled = tunnel.ruled | {placed.gpn: placed.spi}
         self._fabric.desire(placed.gpn, put=(rule_record(tunnel, placed),))
 
     def unrule(self, tunnel: Tunnel, placed: Placed) -> None:
         """End the Rule of this SA on its GPN, if it has one still."""
         if tunnel.ruled.get(placed.gpn) == placed.spi:
-            del tunnel.ruled[placed.gpn]
+            tunnel.ruled = {gpn: spi for gpn, spi in tunnel.ruled.items() if gpn != placed.gpn}
             self._fabric.desire(placed.gpn, drop=(("rule", tunnel.id),))
 
     def route(self, tunnel: Tunnel, placed: Placed) -> None:

@@ -7,7 +7,7 @@
 4. When all have gone, late packets are opened until the old SAs have lingered: then the GPN is empty.
 
 A tunnel may still come up there, when its handshake began before the drain: that begins another round.
-The GPN stays draining, whatever becomes of the job, until `undrain`.
+The GPN stays draining, whatever becomes of the job or of this GMN, until `undrain`.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from protego_cli.control.tunnel import Tunnel
 from protego_cli.errors import Refused
 
 DRAIN: Final = "drain"
+DRAINING: Final = "draining"  # kind of record: the name of a GPN that is
 TRIES: Final = 2
 
 
@@ -37,6 +38,10 @@ class Drains:
         self._seats = sad.seats
         self._mover = mover
         self._jobs = jobs
+        known = {node.name for node in sad.fabric.nodes()}
+        self._seats.draining |= known & {name.decode() for name, _ in sad.journal.found(DRAINING)}
+        if self._seats.draining:
+            self._seats.stray.set()  # whatever is there still
 
     def drain(self, node: str) -> Job:
         """Begin to empty a GPN; the job that is at it, if there is one. Raises NotFound or Refused."""
@@ -65,6 +70,7 @@ class Drains:
 
     def _set(self, node: str, *, draining: bool) -> None:
         """The one place where the set changes, but for GPNs that leave the cluster (`Reloads`)."""
+        self._sad.journal.put(DRAINING, node.encode(), True if draining else None)
         if draining:
             self._seats.draining.add(node)
             self._sad.events.emit("draining", node=node)
@@ -77,7 +83,8 @@ class Drains:
         return {node for node in self._seats.draining if self._jobs.running(DRAIN, node)}
 
     async def run(self) -> None:
-        """Empty draining GPNs again that a tunnel has come to after all, for ever."""
+        """Empty draining GPNs again that a tunnel has come to after all, for ever; after a restart, go on."""
+        await self._sad.gathered.wait()
         while True:
             await self._seats.stray.wait()
             self._seats.stray = trio.Event()

@@ -4,7 +4,8 @@
    IKE message goes to the engine with its path; the path's GIN is remembered.
 2. After every call into the engine, `_work` handles what it has to say: outcomes wake the commands that wait
    for them, every other event goes to the `listener`, which must not block; datagrams leave in envelopes,
-   each through the GIN that its peer came by, or any that is connected.
+   each through the GIN that its peer came by, or any that is connected, and none before what it reveals is
+   stored (`release`).
 3. The timer sleeps until the engine's next deadline and is woken when that comes nearer.
 4. Commands (`initiate`, `rekey_child`, ...) start an exchange and wait for its one outcome.
 """
@@ -13,12 +14,14 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Final, Protocol, TypeVar
 
 import trio
 
 from protego_cli.config.model import Node
+from protego_cli.control.journal import Release, at_once
 from protego_cli.counters import Counters
 from protego_cli.crypto.mac import hmac_sha256
 from protego_cli.errors import Malformed, ProtocolError, Refused
@@ -108,8 +111,10 @@ class Driver:
         envelope_key: Callable[[str], bytes],
         connected: Callable[[], Sequence[str]],
         counters: Counters,
+        release: Release = at_once,
     ) -> None:
         """`envelope_key` of a GIN by name; `connected`: the GINs that are there."""
+        self._release = release
         self.listener: Callable[[Event], None] = _ignore
         self._engine = engine
         self._socket = socket
@@ -134,6 +139,7 @@ class Driver:
 
     async def run(self) -> None:
         """Serve for ever."""
+        self._work()  # what a restored engine has to say
         async with trio.open_nursery() as nursery:
             nursery.start_soon(pump, self._socket, self._receive)
             nursery.start_soon(self._keep_time)
@@ -212,8 +218,15 @@ class Driver:
         natt = next((port.natt for port in ports), NATT_PORT)
         return Path(vip, natt, peer, NATT_PORT)
 
+    def resume(self, token: int) -> Callable[[], Awaitable[ChildEstablished]]:
+        """The outcome of `initiate` or `rekey_child` that an earlier life of the GMN has begun; from now on
+        it is kept for whoever calls what this returns.
+        """
+        self._commands[token] = _Waiting()
+        return partial(self._outcome, token, ChildEstablished)
+
     async def _outcome(self, token: int, kind: type[T]) -> T:
-        waiting = self._commands[token] = _Waiting()
+        waiting = self._commands.setdefault(token, _Waiting())
         try:
             self._work()
             if waiting.outcome is None:
@@ -278,7 +291,7 @@ class Driver:
         try:
             while True:
                 for datagram in self._engine.datagrams_to_send():
-                    self._send(datagram)
+                    self._release(partial(self._send, datagram))
                 event = self._engine.next_event()
                 if event is None:
                     break

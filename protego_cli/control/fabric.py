@@ -4,7 +4,7 @@
 2. A session (`session.py`): `Hello` -> `Welcome`; the observer may still change what is desired
    (`node_connecting`); `Sync`; `node_up`; what the node reports; `node_down` when its link is gone.
 3. `desire` and `apply` change what a node should hold (`member.py` delivers it). It outlives connections.
-4. From the cluster file the fabric itself desires, with fresh keys at every start of the GMN:
+4. From the cluster file the fabric itself desires, with keys that stay the same when the GMN starts anew:
    `Neighbour` records for every pair of a GPN with a GIN or GEN, and `Tenant` records for GENs and GPNs,
    and the `Tun` records of GENs.
    A GIN gets the key of its envelopes with `Welcome`.
@@ -15,16 +15,19 @@
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
 import trio
 from msgspec import structs
 
 from protego_cli.config.model import Cluster, Node, Role, TenantConfig
 from protego_cli.control.attachments import known_to, tenant_record, tun_records
 from protego_cli.control.frames import NODE_LIMIT
+from protego_cli.control.journal import NODE, Journal
 from protego_cli.control.listener import Listener
 from protego_cli.control.member import DEADLINE, Member, NodeDown
 from protego_cli.control.messages import (
@@ -56,7 +59,6 @@ from protego_cli.control.pool_messages import PoolRequest
 from protego_cli.control.rpc import SILENCE, Link
 from protego_cli.control.session import FabricObserver, Reported, Session
 from protego_cli.control.tls import TlsStream
-from protego_cli.crypto.algorithms import RandomSource
 from protego_cli.errors import NotFound, ProtegoError, Refused
 
 __all__ = ["Fabric", "FabricObserver", "NodeDown", "NodeState", "OperatorRequest", "Reported"]
@@ -82,6 +84,7 @@ OPERATORS: Final = 32  # connections at once
 OPERATIONS: Final = 64  # operator requests at once
 OPERATOR_SILENCE: Final = 300.0
 _KEY_LENGTH: Final = 32
+_PAIR: Final = "pair"  # kind of record: two names -> the key that they share
 
 
 @dataclass(frozen=True)
@@ -119,18 +122,26 @@ class Fabric:
         self,
         cluster: Cluster,
         epoch: int,
-        random: RandomSource,
+        journal: Journal,
         *,
         node: Node | None = None,
         deadline: float = DEADLINE,
         silence: float = SILENCE,
     ) -> None:
-        """`node` is this GMN (the first of the file when left out); `deadline`, seconds for an apply."""
+        """`node` is this GMN (the first of the file when left out); `deadline`, seconds for an apply. What an
+        earlier life knew of the nodes comes from the journal.
+        """
         self.epoch = epoch
+        self._journal = journal
         self.observer: FabricObserver = _NoObserver()
         self.operator_handler: OperatorHandler | None = None
         self._silence = silence
-        self._random = random
+        self._pair_keys: dict[bytes, bytes] = {
+            pair: msgspec.msgpack.decode(key, type=bytes) for pair, key in journal.found(_PAIR)
+        }
+        self._boots = {
+            name.decode(): msgspec.msgpack.decode(boot, type=str) for name, boot in journal.found(NODE)
+        }
         self._deadline = deadline
         self._cluster = cluster
         self._node = node or cluster.nodes_of("gmn")[0]
@@ -139,7 +150,6 @@ class Fabric:
         self._left: set[str] = set()  # members that were
         self._sessions: dict[str, Session] = {}
         self._envelope_keys: dict[str, bytes] = {}
-        self._tag_keys: dict[tuple[str, str], bytes] = {}  # (GIN or GEN, GPN)
         self._operators = 0
         self._operations = 0
         self._admit(cluster.nodes)
@@ -245,21 +255,19 @@ class Fabric:
                 continue
             member = self._members.get(node.name)
             if member is None:
-                member = Member(node, self.epoch, self._deadline)
+                member = Member(node, self.epoch, self._deadline, self._journal.release)
+                member.boot = self._boots.pop(node.name, None)
                 new.append(node.name)
                 self._left.discard(node.name)
             member.node = node
             members[node.name] = member
             if node.role == "gin" and node.name not in self._envelope_keys:
-                self._envelope_keys[node.name] = self._random(_KEY_LENGTH)
+                self._envelope_keys[node.name] = self._pair_key(self._node.name, node.name)
         self._members = members
         gpns = [member for member in members.values() if member.node.role == "gpn"]
         for edge in members.values():
             for gpn in gpns if edge.node.role != "gpn" else ():
-                pair = edge.node.name, gpn.node.name
-                if pair not in self._tag_keys:
-                    self._tag_keys[pair] = self._random(_KEY_LENGTH)
-                key = self._tag_keys[pair]
+                key = self._pair_key(edge.node.name, gpn.node.name)
                 edge.desire((_neighbour(gpn.node, key),), ())
                 gpn.desire((_neighbour(edge.node, key),), ())
         return new
@@ -269,7 +277,10 @@ class Fabric:
         del self._members[name]
         self._left.add(name)
         self._envelope_keys.pop(name, None)
-        self._tag_keys = {pair: key for pair, key in self._tag_keys.items() if name not in pair}
+        self._journal.put(NODE, name.encode(), None)
+        for pair in [pair for pair in self._pair_keys if name.encode() in pair.split()]:
+            del self._pair_keys[pair]
+            self._journal.put(_PAIR, pair, None)
         for member in self._members.values():
             member.desire((), (("neighbour", name),))
         if name in self._sessions:
@@ -288,6 +299,14 @@ class Fabric:
             if node.role == "gen":
                 tuns, was = tun_records(cluster, node), tun_records(before, node)
                 member.desire(tuns, {tun.key for tun in was} - {tun.key for tun in tuns})
+
+    def _pair_key(self, one: str, other: str) -> bytes:
+        """The key of a pair of nodes: from its first day to the end of one of them."""
+        pair = f"{one} {other}".encode()
+        if pair not in self._pair_keys:
+            self._pair_keys[pair] = secrets.token_bytes(_KEY_LENGTH)
+            self._journal.put(_PAIR, pair, self._pair_keys[pair])
+        return self._pair_keys[pair]
 
     def _member(self, name: str) -> Member:
         try:
@@ -309,7 +328,7 @@ class Fabric:
                     await self._serve_operator(stream, identity, tasks)
                 else:
                     member = self._members[identity.name]
-                    session = Session(member, self.observer, self._sessions, self._greet)
+                    session = Session(member, self.observer, self._sessions, self._greet, self._journal)
                     await session.run(stream, identity, self._silence)
 
             self._listener = Listener(self._cluster, context, welcome)
@@ -358,7 +377,9 @@ class Fabric:
 
     async def _work(self, answer: Awaitable[Reply]) -> Reply:
         try:
-            return await answer
+            reply = await answer
+            await self._journal.stored()
+            return reply
         finally:
             self._operations -= 1
 

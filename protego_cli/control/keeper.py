@@ -10,6 +10,8 @@ A peer that dials first is as good. When both dial at once the later IKE_SA repl
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final
 
@@ -18,7 +20,7 @@ import trio
 from protego_cli.control.distribution import together
 from protego_cli.control.driver import Driver, ExchangeError
 from protego_cli.control.sad import Sad
-from protego_cli.control.tunnel import Tunnel
+from protego_cli.control.tunnel import Placed, Tunnel
 from protego_cli.control.tunnels import Tunnels
 from protego_cli.crypto.algorithms import RandomSource
 from protego_cli.errors import ProtegoError, Refused
@@ -41,6 +43,7 @@ class Keeper:
 
     async def run(self) -> None:
         """Keep all such tunnels up, for ever."""
+        await self._sad.gathered.wait()
         async with trio.open_nursery() as nursery:
             self._tasks = nursery
             for tunnel in self._sad.tunnels.values():
@@ -64,7 +67,7 @@ class Keeper:
             try:
                 async with self._limit:
                     if _kept(tunnel) and self._lacks(tunnel):
-                        await self._attempt(tunnel, peer)
+                        await self._attempt(tunnel, partial(self._dial, tunnel, peer))
                 pause = FIRST_PAUSE
             except ProtegoError:
                 await trio.sleep(pause * (0.75 + self._random(1)[0] / 512))
@@ -84,14 +87,15 @@ class Keeper:
         for role in ("gin", "gpn"):
             if not self._sad.fabric.connected(role):
                 raise Refused(f"no {role.upper()} is connected, so there is no way to the peer")
-        await self._attempt(tunnel, tunnel.config.peer)
+        await self._attempt(tunnel, partial(self._dial, tunnel, tunnel.config.peer))
 
-    async def _attempt(self, tunnel: Tunnel, peer: str) -> None:
+    async def _attempt(self, tunnel: Tunnel, step: Callable[[], Awaitable[None]]) -> None:
         tunnel.dialling = True
         try:
-            await self._dial(tunnel, peer)
+            await step()
         except ProtegoError as error:
             tunnel.error = str(error)
+            peer = tunnel.config.peer or "any"
             self._sad.events.emit("tunnel not up", tunnel=tunnel.id, peer=peer, reason=error)
             raise
         finally:
@@ -111,33 +115,52 @@ class Keeper:
             raise Refused("no GPN could take the tunnel")
         path = self._driver.path_to(tunnel.config.vip, peer)
         spi = sad.spis.allocate()
-        sad.spis.hold(spi)
-        sad.nodes.park(spi, gpn)
-        sad.nodes.steer(spi, gpn, (peer, path.remote_port))
-        try:
+        sad.ask(tunnel, spi, gpn, (peer, path.remote_port))
+
+        async def dial() -> ChildEstablished:
             await together(partial(sad.nodes.holds, gpn), sad.nodes.steered)
-            event = await self._driver.initiate(tunnel.id, path, spi)
+            return await self._driver.initiate(tunnel.id, path, spi)
+
+        await self._answered(tunnel, spi, gpn, dial)
+
+    async def resume(
+        self, tunnel: Tunnel, spi: int, gpn: str, outcome: Callable[[], Awaitable[ChildEstablished]]
+    ) -> None:
+        """Go on with a handshake that an earlier life of the GMN has begun; `dialling` is set already."""
+        with contextlib.suppress(ProtegoError):
+            await self._attempt(tunnel, partial(self._answered, tunnel, spi, gpn, outcome))
+
+    async def finish(self, tunnel: Tunnel, placed: Placed) -> None:
+        """The same, where the SA was placed already."""
+        with contextlib.suppress(ProtegoError):
+            await self._attempt(tunnel, partial(self._install, tunnel, placed))
+
+    async def _answered(
+        self, tunnel: Tunnel, spi: int, gpn: str, outcome: Callable[[], Awaitable[ChildEstablished]]
+    ) -> None:
+        sad = self._sad
+        try:
+            event = await outcome()
             if event.ike not in tunnel.ikes:
                 await self._driver.close(event.ike)  # there is still one, when the tunnel was withdrawn
                 raise Refused("the IKE_SA was closed at once")
         except ProtegoError as error:
-            sad.nodes.unpark(spi, gpn)
-            sad.nodes.unsteer(spi)
-            sad.spis.release(spi)
+            sad.unask(spi)
             await together(partial(sad.nodes.let_go, gpn), sad.nodes.steered)
             if isinstance(error, ExchangeError) and error.ike is not None:
                 await self._driver.close(error.ike)
             raise
-        await self._install(tunnel, event, gpn)
+        await self._install(tunnel, sad.place(tunnel, event.child, event.ike, gpn))
 
-    async def _install(self, tunnel: Tunnel, event: ChildEstablished, gpn: str) -> None:
+    async def _install(self, tunnel: Tunnel, placed: Placed) -> None:
+        """The peer has the SA: let it stand and seal."""
         sad = self._sad
-        placed = sad.place(tunnel, event.child, event.ike, gpn)
-        first = tunnel.sealing is None
+        await sad.gathered.wait()
+        first = tunnel.sealing in (None, placed)
         try:
             await (sad.install_first(tunnel, placed) if first else sad.installed(placed))
         except ProtegoError:
-            await self._driver.close(event.ike)  # dialling anew finds another GPN
+            await self._driver.close(placed.ike)  # dialling anew finds another GPN
             raise
         self._tunnels.stand(tunnel, placed)
         if not first:

@@ -5,7 +5,8 @@
 3. `flush` sends all that is pending as one Update and returns when the node has applied it. With nothing
    pending and nothing on its way there is nothing to send; with something on its way an empty Update is sent,
    because its answer means that all before it is applied too.
-4. A node that answers `Stale` gets a Sync. One that does not answer within the deadline loses its link: it
+4. Nothing leaves before what it reveals is stored (`release`).
+5. A node that answers `Stale` gets a Sync. One that does not answer within the deadline loses its link: it
    comes back, and its Sync makes it whole.
 """
 
@@ -18,6 +19,7 @@ from typing import Final
 import trio
 
 from protego_cli.config.model import Node
+from protego_cli.control.journal import Release, at_once
 from protego_cli.control.messages import AnyRecord, AnyReply, Key, Report, Stale, Sync, Update
 from protego_cli.control.rpc import Link, LinkClosed, Unanswered
 from protego_cli.errors import ProtegoError, Unreachable
@@ -36,8 +38,9 @@ class NodeDown(Unreachable):
 class Member:
     """Desired state of one data node, and its delivery."""
 
-    def __init__(self, node: Node, epoch: int, deadline: float) -> None:
+    def __init__(self, node: Node, epoch: int, deadline: float, release: Release = at_once) -> None:
         self.node = node
+        self._release = release
         self.boot: str | None = None  # of the process whose node_connecting was last told
         self.report: Report | None = None
         self._epoch = epoch
@@ -135,7 +138,7 @@ class Member:
     async def _call(self, link: Link, request: Sync | Update, deadline: float) -> AnyReply:
         name = self.node.name
         try:
-            return await link.call(request, deadline)
+            return await link.call(request, deadline, self._release)
         except Unanswered as error:
             reason = f"withdrawn: {type(request).__name__} not applied within {deadline:g} s"
             log.warning("node withdrawn node=%s reason=%s", name, reason)

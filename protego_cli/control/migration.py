@@ -22,19 +22,20 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import Final, NamedTuple
 
 import trio
 
+from protego_cli.control.crash import crash_point
 from protego_cli.control.distribution import DesiredState, together
 from protego_cli.control.driver import Driver, ExchangeError
 from protego_cli.control.fabric import NodeState
 from protego_cli.control.messages import Migrated
 from protego_cli.control.recovery import Recovery
 from protego_cli.control.sad import Sad
-from protego_cli.control.tunnel import Placed, Tunnel
+from protego_cli.control.tunnel import Asked, Placed, Tunnel
 from protego_cli.errors import ChildSaNotFound, NotFound, ProtegoError, Refused, TemporaryFailure
 from protego_cli.ike.events import ChildEstablished
 
@@ -207,6 +208,7 @@ class Migrations:
     # ---- the procedure
 
     async def _move(self, tunnel: Tunnel, to: str, *, anew: bool = False) -> Times:
+        await self._sad.gathered.wait()
         tunnel.target = to
         try:
             return await self._rekey_onto(tunnel, to, anew)
@@ -222,26 +224,84 @@ class Migrations:
             await self._undo(spi, to)
             raise
         rekeyed = trio.current_time() - start
-        if event is not None and event.ike not in tunnel.ikes:
-            await self._undo(spi, to)
-            raise Refused(f"{tunnel.id} went down meanwhile")
+        crash_point("migration.rekeyed")
         if event is None:
             await self._undo(spi, to)
             distributed = await self._completed_by_peer(tunnel, old, to)
-        elif event.redundant:  # it opens, should the peer use it, until the engine has deleted it
-            await self._sad.installed(self._place(tunnel, event, old, to))
-            distributed = await self._completed_by_peer(tunnel, old, to)
         else:
-            new = self._place(tunnel, event, old, to)
-            distributed = await self._distribute(tunnel, new, old)
-            if tunnel.sealing is old:
-                raise Refused(f"{tunnel.id}: the peer deleted the new SA at once; it stays on {old.gpn}")
-            await self._sad.nodes.let_go(old.gpn)
-            await self._round_trip(tunnel, new)
-            await self._delete(tunnel, old)
-            if new.gpn != to:
-                raise Refused(f"{to} went down meanwhile; {tunnel.id} is on {new.gpn} now, under a new SA")
+            distributed = await self._answered(tunnel, old, event, to)
         return Times(rekeyed, distributed - start, trio.current_time() - start)
+
+    async def _answered(self, tunnel: Tunnel, old: Placed, event: ChildEstablished, to: str) -> float:
+        """Steps 3 to 7; when the tunnel began to seal on `to`."""
+        if event.ike not in tunnel.ikes:
+            await self._undo(event.child.spi_in, to)
+            raise Refused(f"{tunnel.id} went down meanwhile")
+        new = self._place(tunnel, event, old, to)
+        if event.redundant:  # it opens, should the peer use it, until the engine has deleted it
+            await self._sad.installed(new)
+            return await self._completed_by_peer(tunnel, old, to)
+        new.replaces = old.spi
+        distributed = await self._replace(tunnel, new, old)
+        if new.gpn != to:
+            raise Refused(f"{to} went down meanwhile; {tunnel.id} is on {new.gpn} now, under a new SA")
+        return distributed
+
+    async def _replace(self, tunnel: Tunnel, new: Placed, old: Placed) -> float:
+        crash_point("migration.placed")
+        await self._sad.gathered.wait()
+        distributed = await self._distribute(tunnel, new, old)
+        crash_point("migration.distributed")
+        if tunnel.sealing is old:
+            raise Refused(f"{tunnel.id}: the peer deleted the new SA at once; it stays on {old.gpn}")
+        await self._sad.nodes.let_go(old.gpn)
+        await self._round_trip(tunnel, new)
+        crash_point("migration.round-trip")
+        await self._delete(tunnel, old)
+        new.replaces = None
+        crash_point("migration.deleted")
+        return distributed
+
+    # ---- after a restart of the GMN
+
+    async def resume(
+        self, tunnel: Tunnel, spi: int, asked: Asked, outcome: Callable[[], Awaitable[ChildEstablished]]
+    ) -> None:
+        """Go on with a rekey that an earlier life has begun: `outcome` is the peer's answer to it."""
+        async with tunnel.moving:
+            tunnel.target = asked.gpn
+            try:
+                event = await outcome()
+                old = tunnel.sas.get(asked.replaces or 0) or tunnel.sealing
+                if old is None:
+                    await self._undo(spi, asked.gpn)
+                    await self._driver.delete_child(spi)
+                else:
+                    await self._answered(tunnel, old, event, asked.gpn)
+            except ProtegoError as error:
+                await self._undo(spi, asked.gpn)
+                self._sad.events.emit("migration failed", tunnel=tunnel.id, node=asked.gpn, reason=error)
+            finally:
+                tunnel.target = None
+
+    async def finish(self, tunnel: Tunnel, new: Placed) -> None:
+        """Go on where an earlier life had placed the new SA, at the latest to the DELETE of the old one."""
+        async with tunnel.moving:
+            old = tunnel.sas.get(new.replaces or 0)
+            try:
+                if new.retiring:
+                    return
+                if old is not None and tunnel.sealing in (old, new):
+                    await self._replace(tunnel, new, old)
+                    return
+                tunnel.stand(new)
+                new.replaces = None
+                if tunnel.sealing is None:
+                    await self._sad.flip_whole(tunnel, new)
+            except ProtegoError as error:
+                self._sad.events.emit("migration failed", tunnel=tunnel.id, node=new.gpn, reason=error)
+
+    # ---- its steps
 
     def _place(self, tunnel: Tunnel, event: ChildEstablished, old: Placed, to: str) -> Placed:
         """The new SA, with its packets going to where the old one's are known to come from, as long as the
@@ -264,7 +324,7 @@ class Migrations:
             old = await self._settled(tunnel)
             if old is not first and old.gpn == to:
                 return first or old, None
-            await self._prepare(spi, to, old)
+            await self._prepare(tunnel, spi, to, old)
             if tunnel.sealing is not old or not tunnel.settled:
                 continue
             try:
@@ -294,18 +354,15 @@ class Migrations:
             raise Refused(f"{tunnel.id} went down meanwhile")
         return tunnel.sealing
 
-    async def _prepare(self, spi: int, to: str, old: Placed) -> None:
+    async def _prepare(self, tunnel: Tunnel, spi: int, to: str, old: Placed) -> None:
         """Step 1. Done already, in a second attempt, it costs nothing. Raises NodeDown."""
-        self._sad.spis.hold(spi)
-        self._sad.nodes.park(spi, to)
-        self._sad.nodes.steer(spi, to, old.peer)
+        self._sad.ask(tunnel, spi, to, old.peer, old.spi)
         await together(partial(self._sad.nodes.holds, to), self._sad.nodes.steered)
+        crash_point("migration.steered")
 
     async def _undo(self, spi: int, to: str) -> None:
-        """The new SPI was never used."""
-        self._sad.nodes.unpark(spi, to)
-        self._sad.nodes.unsteer(spi)
-        self._sad.spis.release(spi)
+        """The new SPI was never used, or became an SA: then there is nothing to undo."""
+        self._sad.unask(spi)
         await together(partial(self._sad.nodes.let_go, to), self._sad.nodes.steered)
 
     async def _distribute(self, tunnel: Tunnel, new: Placed, old: Placed) -> float:
@@ -316,6 +373,7 @@ class Migrations:
             self._sad.nodes.rule(tunnel, new)  # in one update with the SA
             await self._sad.nodes.holds(new.gpn)
             tunnel.stand(new)
+            crash_point("migration.installed")
             await self._sad.flip(tunnel, new, even_if_down=False)
         except ProtegoError as error:
             log.warning("new SA not on its GPN tunnel=%s node=%s reason=%s", tunnel.id, new.gpn, error)

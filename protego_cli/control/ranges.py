@@ -48,6 +48,14 @@ class SealingRanges:
         hi = (place + 1) * size
         return SealingRange(lo, hi if esn else min(hi, END))
 
+    def granted(self, spi_in: int) -> int:
+        """How many ranges were granted of an SA."""
+        return self._granted.get(spi_in, 0)
+
+    def restore(self, spi_in: int, granted: int) -> None:
+        """What an earlier life has granted."""
+        self._granted[spi_in] = granted
+
     def forget(self, spi_in: int) -> None:
         """The SA is gone, and its keys with it."""
         self._granted.pop(spi_in, None)

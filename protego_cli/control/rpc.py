@@ -24,6 +24,7 @@ import trio
 from cryptography import x509
 
 from protego_cli.control.frames import FrameBuffer, encode
+from protego_cli.control.journal import Release, at_once
 from protego_cli.control.messages import AnyReply, AnyRequest, Failed, Reply, Request
 from protego_cli.control.pki import Identity, identity_of
 from protego_cli.control.tls import Broken, TlsStream
@@ -111,8 +112,9 @@ class Link:
 
     # ---- calling
 
-    async def call(self, request: Request, timeout: float = SILENCE) -> AnyReply:
-        """Send a request and return its reply. The request is queued, in order, before the first await.
+    async def call(self, request: Request, timeout: float = SILENCE, release: Release = at_once) -> AnyReply:
+        """Send a request and return its reply. The request is made, and handed to `release`, before the first
+        await; the time runs from when it is let out.
 
         Raises the error that a `Failed` carries, LinkClosed, or Unanswered after `timeout` seconds.
         """
@@ -123,9 +125,17 @@ class Link:
         identifier = self._next_id
         self._next_id += 1
         call = self._calls[identifier] = _Call()
-        self._stream.send(encode(identifier, request))
+        frame = encode(identifier, request)
+        scope = trio.CancelScope()
+
+        def let_out() -> None:
+            scope.deadline = trio.current_time() + timeout
+            if self.closed is None:
+                self._stream.send(frame)
+
+        release(let_out)
         try:
-            with trio.move_on_after(timeout):
+            with scope:
                 await call.done.wait()
         finally:
             self._calls.pop(identifier, None)

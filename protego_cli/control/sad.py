@@ -16,6 +16,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 import trio
@@ -23,12 +24,14 @@ import trio
 from protego_cli.config.model import Cluster
 from protego_cli.control.distribution import DesiredState, Distribution, together
 from protego_cli.control.events import EventLog
+from protego_cli.control.journal import Journal
 from protego_cli.control.placement import Packer, PolicyFault
 from protego_cli.control.ranges import SealingRanges
 from protego_cli.control.seats import Seats
 from protego_cli.control.spis import SpiAllocator
+from protego_cli.control.stored import ASKED, SA, TUNNEL, store_sa, store_tunnel
 from protego_cli.control.strangers import Strangers
-from protego_cli.control.tunnel import Placed, Tunnel
+from protego_cli.control.tunnel import Asked, Placed, Tunnel
 from protego_cli.errors import ProtegoError
 from protego_cli.ike.events import ChildSa
 
@@ -48,13 +51,20 @@ class Sad:
         packer: Packer,
         spis: SpiAllocator,
         tasks: trio.Nursery,
+        journal: Journal,
         events: EventLog | None = None,
     ) -> None:
         """`tasks` runs what outlives the call that began it; what happens to tunnels is told to `events`."""
         self.ageing: Callable[[Tunnel, Placed], None] = lambda tunnel, placed: None  # told of every new SA
         self.events = events or EventLog()
+        self.journal = journal
+        self.asked: dict[int, Asked] = {}  # SPIs of ours in requests that are not answered, or not yet placed
+        self.gathered = trio.Event()  # the nodes of an earlier life are back, or have had their time
+        self.gathered.set()
         self.tunnels = {
-            tunnel.id: Tunnel(tunnel, tenant.vni) for tenant in cluster.tenants for tunnel in tenant.tunnels
+            tunnel.id: self._keep(Tunnel(tunnel, tenant.vni))
+            for tenant in cluster.tenants
+            for tunnel in tenant.tunnels
         }
         self.fabric = fabric
         self.spis = spis
@@ -68,6 +78,15 @@ class Sad:
         self.seats = Seats(fabric, replace(packer, told=self._policy_failed), self.tunnels, self._load)
         self._membership = trio.Event()
 
+    def _keep(self, tunnel: Tunnel) -> Tunnel:
+        """In the journal, for as long as it is there."""
+
+        def worth() -> bytes | None:
+            return store_tunnel(tunnel) if self.tunnels.get(tunnel.id) is tunnel else None
+
+        tunnel.mark = partial(self.journal.mark, TUNNEL, tunnel.id.encode(), worth)
+        return tunnel
+
     def reload(self, cluster: Cluster, packer: Packer) -> None:
         """Hold the tunnels of another cluster file, and place them by another policy. A tunnel that is in
         both goes on under its new terms; one that goes was withdrawn before.
@@ -75,7 +94,7 @@ class Sad:
         tunnels: dict[str, Tunnel] = {}
         for tenant in cluster.tenants:
             for config in tenant.tunnels:
-                tunnel = self.tunnels.get(config.id) or Tunnel(config, tenant.vni)
+                tunnel = self.tunnels.get(config.id) or self._keep(Tunnel(config, tenant.vni))
                 tunnel.config = config
                 tunnels[config.id] = tunnel
         self.tunnels.clear()
@@ -91,6 +110,7 @@ class Sad:
         tunnel.withdrawn = True
         if self.tunnels.get(tunnel.id) is tunnel:
             del self.tunnels[tunnel.id]
+            tunnel.mark()
         ikes = sorted(tunnel.ikes)
         tunnel.ikes.clear()
         for placed in list(tunnel.sas.values()):
@@ -131,6 +151,11 @@ class Sad:
                 gpn = self.seat(tunnel)
         return gpn
 
+    async def until_connected(self, names: set[str]) -> None:
+        """Return when all these nodes are there."""
+        while not names <= {node.name for node in self.fabric.nodes() if node.connected}:
+            await self._membership.wait()
+
     def membership_changed(self) -> None:
         """A node came or went."""
         self._membership.set()
@@ -152,14 +177,63 @@ class Sad:
             child, ike, gpn, numbers, peer, window=tunnel.config.window, since=self.events.clock()
         )
         placed.expires = placed.since + tunnel.config.lifetimes.child
-        self.spis.hold(child.spi_in)
-        self._by_spi[child.spi_in] = tunnel, placed
-        self._load[gpn] += 1
+        if (asked := self._answered(child.spi_in)) is not None and asked.gpn != gpn:
+            self.nodes.unpark(child.spi_in, asked.gpn)
+        self._enter(tunnel, placed)
+        self.ageing(tunnel, placed)
+        placed.mark()
+        return placed
+
+    def take_up(self, tunnel: Tunnel, placed: Placed, granted: int) -> None:
+        """The SA lay there in an earlier life of the GMN, which had `granted` so many ranges of it."""
+        self._ranges.restore(placed.spi, granted)
+        self._enter(tunnel, placed)
+        if placed.retiring:
+            self._load[placed.gpn] -= 1
+            self._tasks.start_soon(self._linger_on, tunnel, placed)
+        else:
+            self.ageing(tunnel, placed)
+
+    def _enter(self, tunnel: Tunnel, placed: Placed) -> None:
+        spi = placed.spi
+        placed.mark = partial(self.journal.mark, SA, spi.to_bytes(4), partial(self._store, spi))
+        self.spis.hold(spi)
+        self._by_spi[spi] = tunnel, placed
+        self._load[placed.gpn] += 1
         tunnel.add(placed)
         self.nodes.put_sa(tunnel, placed)
         self.steer(placed)
-        self.ageing(tunnel, placed)
-        return placed
+
+    def _store(self, spi: int) -> bytes | None:
+        found = self._by_spi.get(spi)
+        return None if found is None else store_sa(found[1], self._ranges.granted(spi))
+
+    def ask(
+        self, tunnel: Tunnel, spi: int, gpn: str, peer: tuple[str, int], replaces: int | None = None
+    ) -> None:
+        """We are about to ask the peer for an SA with this SPI: its packets go to `gpn` and wait there. It
+        becomes an SA by `place`, or `unask` ends it.
+        """
+        self.spis.hold(spi)
+        self.nodes.park(spi, gpn)
+        self.nodes.steer(spi, gpn, peer)
+        asked = Asked(tunnel.id, gpn, peer, replaces)
+        if self.asked.get(spi) != asked:
+            self.asked[spi] = asked
+            self.journal.put(ASKED, spi.to_bytes(4), asked)
+
+    def unask(self, spi: int) -> None:
+        """No SA came of it. The nodes hear of it with their next update."""
+        if (asked := self._answered(spi)) is not None:
+            self.nodes.unpark(spi, asked.gpn)
+            self.nodes.unsteer(spi)
+            self.spis.release(spi)
+
+    def _answered(self, spi: int) -> Asked | None:
+        asked = self.asked.pop(spi, None)
+        if asked is not None:
+            self.journal.put(ASKED, spi.to_bytes(4), None)
+        return asked
 
     def steer(self, placed: Placed) -> None:
         """The GINs pass it what comes from where its peer is."""
@@ -212,11 +286,12 @@ class Sad:
 
         With `even_if_down` false, raises NodeDown and changes nothing when the new GPN is not there.
         """
+        await self.gathered.wait()
         async with tunnel.flipping:
             old = tunnel.sealing
             if old is new:
                 return
-            if new.retiring:
+            if new.going:
                 self._rule_again(tunnel, new)
                 return
             self.nodes.rule(tunnel, new)
@@ -227,7 +302,7 @@ class Sad:
                     self._rule_again(tunnel, new)
                     raise
                 log.warning("rule not confirmed tunnel=%s node=%s reason=%s", tunnel.id, new.gpn, error)
-            if new.retiring:  # its IKE_SA ended meanwhile
+            if new.going:  # the peer has deleted it, or its IKE_SA ended meanwhile
                 self._rule_again(tunnel, new)
                 return
             self._seal_on(tunnel, new)
@@ -244,6 +319,17 @@ class Sad:
         else:
             self.nodes.unrule(tunnel, new)
 
+    async def tidy(self, tunnel: Tunnel) -> None:
+        """End the Rules that an earlier life's flip had yet to end, as it would have: behind a barrier."""
+        async with tunnel.flipping:
+            for gpn, spi in tunnel.ruled.items():
+                placed, sealing = tunnel.sas.get(spi), tunnel.sealing
+                if placed is None or (sealing is not None and sealing.gpn == gpn):
+                    continue
+                await self.nodes.routed(gpn if gpn in self.fabric.connected("gpn") else None)
+                self.nodes.unrule(tunnel, placed)
+                await self.nodes.let_go(gpn)
+
     async def flip_whole(self, tunnel: Tunnel, new: Placed) -> None:
         """`flip`, and what still reaches the GPN before goes on to a GEN."""
         old = tunnel.sealing
@@ -255,6 +341,9 @@ class Sad:
         """Return when none of these seals and all that they sealed has been sent. Another SA seals then; none
         where there is no other.
         """
+        for placed in leaving:
+            placed.leaving = True
+        await self.gathered.wait()
         while True:
             async with tunnel.flipping:
                 pass  # a flip that has begun is over, its barrier passed; it may have been to one of these
@@ -268,6 +357,9 @@ class Sad:
                 self.nodes.unrule(tunnel, sealing)  # now that no GEN passes it anything
             else:
                 await self.flip(tunnel, heir)
+        for placed in leaving:  # a rekey of ours has put a Rule before its flip
+            if tunnel.ruled.get(placed.gpn) == placed.spi:
+                self._rule_again(tunnel, placed)
         for gpn in {placed.gpn for placed in leaving}:
             await self.nodes.let_go(gpn)
 
@@ -284,7 +376,7 @@ class Sad:
         """The peer knows the SA no more: open what is still on its way for a while, then forget it."""
         if placed.retiring or placed.spi not in tunnel.sas:
             return
-        placed.retiring = True
+        placed.ends = self.events.clock() + self._linger
         self._load[placed.gpn] -= 1
         if tunnel.successor is placed:
             tunnel.successor = None
@@ -295,7 +387,8 @@ class Sad:
         self._tasks.start_soon(self._linger_on, tunnel, placed)
 
     async def _linger_on(self, tunnel: Tunnel, placed: Placed) -> None:
-        await trio.sleep(self._linger)
+        ends = placed.ends or 0.0
+        await trio.sleep(min(max(0.0, ends - self.events.clock()), self._linger))
         self.forget(tunnel, placed)
         await self.nodes.let_go(placed.gpn)
         await self.nodes.steered()
@@ -305,8 +398,9 @@ class Sad:
         if self._by_spi.pop(placed.spi, None) is None:
             return
         if not placed.retiring:
-            placed.retiring = True
+            placed.ends = self.events.clock()
             self._load[placed.gpn] -= 1
+        placed.mark()
         self.nodes.drop_sa(placed)
         self.nodes.unsteer(placed.spi)
         if tunnel.sealing is placed:

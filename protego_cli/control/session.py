@@ -1,5 +1,8 @@
 """One connection of a data node at the GMN: `Hello`, then the observer hears of it in order, to its end.
 
+What a node says on its own account is acknowledged once the observer has heard it and what follows from it is
+stored, so that the node says it again when the GMN has gone between the two.
+
 For one node the observer's calls come one after another, also across connections: the newest connection of a
 node ends the one before and waits until its `node_down` has returned.
 """
@@ -7,13 +10,14 @@ node ends the one before and waits until its `node_down` has returned.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
 
 import trio
 
 from protego_cli.config.model import Node
 from protego_cli.control.frames import NODE_LIMIT
+from protego_cli.control.journal import NODE, Journal
 from protego_cli.control.member import Member
 from protego_cli.control.messages import (
     AnyRequest,
@@ -33,6 +37,8 @@ from protego_cli.errors import ProtegoError, Refused
 log = logging.getLogger(__name__)
 
 Reported = Report | FirstPacket | PeerAddress | RangeLow
+
+Notice = FirstPacket | PeerAddress | RangeLow
 
 _UNHEARD: Final = 4096  # what one node may have said that the observer has not heard yet
 
@@ -66,8 +72,10 @@ class Session:
         observer: FabricObserver,
         newest: dict[str, Session],
         greet: Callable[[Hello, Node], Reply],
+        journal: Journal,
     ) -> None:
         """`newest`: the latest session of each node, kept here. `greet` answers a Hello or raises Refused."""
+        self._journal = journal
         self._member = member
         self._observer = observer
         self._newest = newest
@@ -77,6 +85,7 @@ class Session:
         self._greeted = trio.Event()  # a Hello was welcomed, or none will come
         self._finished = trio.Event()
         self._say, self._said = trio.open_memory_channel[Reported](_UNHEARD)
+        self._unheard: dict[Notice, trio.Event] = {}
         self._report_waits = False
 
     async def run(self, stream: TlsStream, identity: Identity, silence: float) -> None:
@@ -94,7 +103,7 @@ class Session:
         if self._link is not None:
             self._link.close(reason)
 
-    def _handle(self, request: AnyRequest) -> Reply:
+    def _handle(self, request: AnyRequest) -> Reply | Awaitable[Reply]:
         node = self._member.node
         if isinstance(request, Hello):
             if self._boot is not None:
@@ -108,6 +117,12 @@ class Session:
         if not isinstance(request, Reported) or (node.role != "gpn" and not isinstance(request, Report)):
             raise Refused(f"a {node.role} may not send {type(request).__name__}")
         self._hear(request)
+        return Noted() if isinstance(request, Report) else self._noted(request)
+
+    async def _noted(self, notice: Notice) -> Reply:
+        heard = self._unheard.setdefault(notice, trio.Event())
+        await heard.wait()
+        await self._journal.stored()
         return Noted()
 
     def _hear(self, request: Reported) -> None:
@@ -135,6 +150,8 @@ class Session:
                 await self._tell(link, name, self._boot)
         finally:
             self._finished.set()
+            for heard in self._unheard.values():
+                heard.set()  # in vain: the link is closed, and the node will say it again
             if self._newest.get(name) is self:
                 del self._newest[name]
 
@@ -147,6 +164,7 @@ class Session:
         restarted = member.boot is not None and member.boot != boot
         await observer.node_connecting(name, restarted)
         member.boot = boot
+        self._journal.put(NODE, name.encode(), boot)
         try:
             await member.sync(link)
         except ProtegoError as error:
@@ -158,4 +176,6 @@ class Session:
                 self._report_waits = False
                 request = member.report or request
             await observer.reported(name, request)
+            if not isinstance(request, Report) and (heard := self._unheard.pop(request, None)) is not None:
+                heard.set()
         await observer.node_down(name, str(link.closed))

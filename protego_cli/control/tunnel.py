@@ -2,7 +2,8 @@
 
 A `Placed` is a CHILD_SA on a GPN. Of a tunnel's, at most one is `sealing`; a `successor` stands ready and
 seals once the peer is known to use it (RFC 7296 2.8); the rest are retiring: they open what is still on its
-way. All fields change without an await in between, so every task sees a consistent tunnel.
+way. All fields change without an await in between, so every task sees a consistent tunnel. What a restarted
+GMN must know of both is `durable`: it is in the journal before anybody hears of it.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple
 
+import msgspec
 import trio
 
 from protego_cli.config.model import TunnelConfig
+from protego_cli.control.journal import Durable
 from protego_cli.control.messages import SaUsage
 from protego_cli.control.ranges import SealingRange
 from protego_cli.ike.events import ChildSa
@@ -75,8 +78,24 @@ class Meter:
 
 
 @dataclass(eq=False)
-class Placed:
+class Placed(Durable):
     """A CHILD_SA and where it lies."""
+
+    durable = frozenset(
+        [
+            "gpn",
+            "numbers",
+            "peer",
+            "floor",
+            "opens",
+            "standing",
+            "ends",
+            "replaces",
+            "renewing",
+            "expires",
+            "spread",
+        ]
+    )
 
     child: ChildSa
     ike: int
@@ -89,20 +108,43 @@ class Placed:
     opens: bool = True
     marks_complete: bool = True  # whether the GINs' marks and the last report cover all that was opened
     standing: bool = False  # acknowledged by its GPN, and known to the peer
-    retiring: bool = False
+    ends: float | None = None  # wall-clock time at which it is forgotten, once the peer knows it no more
+    replaces: int | None = None  # the SA that we rekeyed to get it, and have yet to delete
     renewing: bool = False  # a task sees to its rekey
     refused: bool = False  # a rekey of it has failed
     ending: bool = False  # it is being deleted for its age
     expires: float = math.inf  # wall time: the hard limit
     spread: float = 0.0  # random in [0, 1): how early its soft limits are
+    leaving: bool = False  # it is about to retire, and seals no more
     meter: Meter = field(default_factory=Meter)
 
     @property
     def spi(self) -> int:
         return self.child.spi_in
 
+    @property
+    def retiring(self) -> bool:
+        """Whether the peer knows it no more."""
+        return self.ends is not None
 
-class Tunnel:
+    @property
+    def going(self) -> bool:
+        """Whether nothing may begin to seal on it."""
+        return self.leaving or self.retiring
+
+
+class Asked(msgspec.Struct, frozen=True, array_like=True):
+    """An SPI of ours in a request to a peer: its packets go to a GPN and wait there until the SA stands."""
+
+    tunnel: str
+    gpn: str
+    peer: tuple[str, int]
+    replaces: int | None  # the SA that is being rekeyed; None in a handshake
+
+
+class Tunnel(Durable):
+    durable = frozenset({"sealing", "successor", "ruled", "target", "retired"})
+
     def __init__(self, config: TunnelConfig, vni: int) -> None:
         self.config = config
         self.id = config.id
@@ -124,7 +166,7 @@ class Tunnel:
         self.moves: deque[float] = deque(maxlen=MOVES)  # when it was moved lately
         self.moving = trio.Lock()  # held by a rekey of ours, from its first step to its last
         self.flipping = trio.Lock()  # held while the sealing SA changes
-        self._retired = Totals()
+        self.retired = Totals()  # what passed through SAs that are gone
         self._changed = trio.Event()
 
     # ---- CHILD_SAs
@@ -142,7 +184,7 @@ class Tunnel:
     def remove(self, placed: Placed) -> None:
         """The SA is on no node any more; what passed through it still counts."""
         if self.sas.pop(placed.spi, None) is not None:
-            self._retired = self._retired.plus(placed.meter.total)
+            self.retired = self.retired.plus(placed.meter.total)
         if self.sealing is placed:
             self.sealing = None
         if self.successor is placed:
@@ -153,9 +195,7 @@ class Tunnel:
         """What may seal when these no longer do: the successor, or else the newest that stands."""
         gone = set(leaving)
         candidates = [self.successor, *reversed(self.sas.values())]
-        return next(
-            (sa for sa in candidates if sa and sa not in gone and sa.standing and not sa.retiring), None
-        )
+        return next((sa for sa in candidates if sa and sa not in gone and sa.standing and not sa.going), None)
 
     def children(self, ike: int) -> list[Placed]:
         """What an IKE_SA has, oldest first."""
@@ -173,7 +213,7 @@ class Tunnel:
 
     @property
     def totals(self) -> Totals:
-        total = self._retired
+        total = self.retired
         for placed in self.sas.values():
             total = total.plus(placed.meter.total)
         return total

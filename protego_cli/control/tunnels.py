@@ -50,7 +50,6 @@ OVERDUE: Final = 10.0  # seconds after which a successor seals although its peer
 REPLACED: Final = 1.0  # the same where a new IKE_SA has brought it: its peer may have lost the old one
 CHILDLESS: Final = 2.0
 SEATS: Final = 3  # GPNs that are tried for one request
-FAREWELLS: Final = 64  # IKE_SAs that are closed side by side at the end
 
 
 class Tunnels:
@@ -60,19 +59,6 @@ class Tunnels:
         self._driver = driver
         self._tasks = tasks
         driver.listener = self.handle
-
-    async def close_all(self) -> None:
-        """DELETE of every IKE_SA, so that the peers dial anew at once."""
-        limit = trio.CapacityLimiter(FAREWELLS)
-
-        async def close(ike: int) -> None:
-            async with limit:
-                await self._driver.close(ike)
-
-        async with trio.open_nursery() as nursery:
-            for tunnel in self._sad.tunnels.values():
-                for ike in tunnel.ikes:
-                    nursery.start_soon(close, ike)
 
     # ---- what the engine says
 
@@ -98,12 +84,12 @@ class Tunnels:
                     self._tasks.start_soon(self._offered, tunnel, event)
             case ChildDeleteOffered():
                 if found := self._sad.find(event.spi_in):
-                    self._tasks.start_soon(self._deleted, *found, event.ticket)
+                    self._tasks.start_soon(self.deleted, *found, event.ticket)
                 else:
                     self._driver.accept(event.ticket)
             case ChildDeleted():  # by the engine itself: the redundant one of two that crossed
                 if found := self._sad.find(event.spi_in):
-                    self._tasks.start_soon(self._deleted, *found, None)
+                    self._tasks.start_soon(self.deleted, *found, None)
             case IkeClosed():
                 if tunnel := self._sad.tunnels.get(event.tunnel):
                     self._ike_closed(tunnel, event)
@@ -162,7 +148,7 @@ class Tunnels:
             suite=event.suite,
             initiator="gateway" if event.initiator else "peer",
         )
-        self._tasks.start_soon(self._close_if_childless, tunnel, event.ike)
+        self._tasks.start_soon(self.close_if_childless, tunnel, event.ike)
 
     def _ike_closed(self, tunnel: Tunnel, event: IkeClosed) -> None:
         self._sad.events.emit("IKE_SA closed", tunnel=tunnel.id, reason=event.reason)
@@ -195,11 +181,12 @@ class Tunnels:
         if tunnel.successor is placed:
             await self.succeed(tunnel, placed)
         if beside:
-            await self._delete_others(tunnel, event.ike)
+            await self.delete_others(tunnel, event.ike)
 
     async def _install_offer(self, tunnel: Tunnel, event: ChildOffered) -> Placed | None:
         """Install the SA and accept. None when no GPN takes it, or its IKE_SA is gone."""
         sad = self._sad
+        await sad.gathered.wait()
         placed: Placed | None = None
         for _ in range(SEATS):
             gpn = await sad.seat_soon(tunnel)
@@ -266,10 +253,15 @@ class Tunnels:
         if tunnel.successor is placed:
             await self._sad.flip_whole(tunnel, placed)
         if old is not None and old.ike != placed.ike and {old.ike, placed.ike} <= tunnel.ikes:
-            self._sad.events.emit("IKE_SA replaced", tunnel=tunnel.id, reason="a newer one stands")
-            await self._driver.close(old.ike)
+            await self.end_replaced(tunnel, old.ike)
 
-    async def _delete_others(self, tunnel: Tunnel, ike: int) -> None:
+    async def end_replaced(self, tunnel: Tunnel, ike: int) -> None:
+        """An IKE_SA goes that a newer one has replaced, once all that its SAs sealed has been sent."""
+        self._sad.events.emit("IKE_SA replaced", tunnel=tunnel.id, reason="a newer one stands")
+        await self._sad.leave(tunnel, *tunnel.children(ike))
+        await self._driver.close(ike)
+
+    async def delete_others(self, tunnel: Tunnel, ike: int) -> None:
         """One SA of this IKE_SA carries all traffic now: delete those beside it, once their packets have
         arrived.
         """
@@ -291,13 +283,13 @@ class Tunnels:
                 except ExchangeError as error:
                     log.warning("SA not deleted tunnel=%s spi=%08x reason=%s", tunnel.id, placed.spi, error)
 
-    async def _deleted(self, tunnel: Tunnel, placed: Placed, ticket: int | None) -> None:
+    async def deleted(self, tunnel: Tunnel, placed: Placed, ticket: int | None) -> None:
         """A CHILD_SA goes: seal on another, answer if the peer asked, let it linger."""
         await self._sad.leave(tunnel, placed)
         if ticket is not None:
             self._driver.accept(ticket)
         self._sad.retire(tunnel, placed)
-        await self._close_if_childless(tunnel, placed.ike)
+        await self.close_if_childless(tunnel, placed.ike)
 
     async def expire(self, tunnel: Tunnel, placed: Placed, limit: str) -> None:
         """An SA is at its hard limit and was not rekeyed: nothing may be sealed on it any more."""
@@ -308,9 +300,9 @@ class Tunnels:
         except ExchangeError as error:
             log.warning("SA not deleted tunnel=%s spi=%08x reason=%s", tunnel.id, placed.spi, error)
         self._sad.retire(tunnel, placed)
-        await self._close_if_childless(tunnel, placed.ike)
+        await self.close_if_childless(tunnel, placed.ike)
 
-    async def _close_if_childless(self, tunnel: Tunnel, ike: int) -> None:
+    async def close_if_childless(self, tunnel: Tunnel, ike: int) -> None:
         await trio.sleep(CHILDLESS)
         if ike in tunnel.ikes and not (
             tunnel.children(ike) or tunnel.offers or tunnel.dialling or tunnel.target

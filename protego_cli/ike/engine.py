@@ -131,6 +131,20 @@ class Engine:
         by_handle = self._context.by_handle
         return [snapshot.standing(by_handle[handle]) for handle in sorted(by_handle)]
 
+    def asked(self) -> dict[int, int]:
+        """Our inbound SPI, and the token, of every CHILD_SA that we have asked for and have no answer yet."""
+        exchanges = [
+            exchange
+            for sa in self._context.by_spi.values()
+            for exchange in (sa.current, *sa.queue)
+            if exchange is not None
+        ]
+        return {
+            exchange.asks: exchange.token
+            for exchange in exchanges
+            if exchange.asks is not None and exchange.token is not None
+        }
+
     def dials(self) -> dict[int, str]:
         """Token and tunnel of every handshake of ours that is under way."""
         return {

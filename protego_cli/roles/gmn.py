@@ -4,13 +4,14 @@
                                                        │ events
     operators ─▶ fabric, mTLS address:control ◀─▶ tunnels, migrations, recovery ─▶ SAD ─▶ data nodes
 
-When it is told to end it closes every IKE_SA first, within `FAREWELL` seconds, so that the peers dial anew at
-once; the data nodes forward until then.
+It may end at any point, told or not: what it has promised is in the journal, and its next life goes on from
+there (`control/restart.py`). The data nodes forward meanwhile, and the peers notice nothing.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
@@ -27,6 +28,7 @@ from protego_cli.control.epoch import EPOCH, next_epoch
 from protego_cli.control.events import EventLog
 from protego_cli.control.fabric import Fabric
 from protego_cli.control.held import Held
+from protego_cli.control.journal import ENGINE, Journal
 from protego_cli.control.keeper import Keeper
 from protego_cli.control.membership import Membership
 from protego_cli.control.migration import Migrations
@@ -35,6 +37,7 @@ from protego_cli.control.pool import Pool
 from protego_cli.control.recovery import Recovery
 from protego_cli.control.reload import Intent, Reloads
 from protego_cli.control.renewal import Renewals
+from protego_cli.control.restart import Restart
 from protego_cli.control.sad import Sad
 from protego_cli.control.spis import SpiAllocator
 from protego_cli.control.status import Operations
@@ -50,8 +53,6 @@ from protego_cli.plugins.manager import Plugins
 from protego_cli.roles.clusters import read_cluster
 from protego_cli.roles.cpu import CpuMeter
 from protego_cli.wire.selectors import TrafficSelector
-
-FAREWELL = 1.0
 
 
 async def run(
@@ -69,19 +70,30 @@ async def run(
         closing(open_vault(cluster, state_store(cluster, plugins))) as vault,
         closing(UdpSocket.bind(node.address, node.ports.fabric)) as socket,
     ):
-        records = dict(vault.load())
+        stored = dict(vault.load())
         epoch = next_epoch(
             cluster.state,
-            int.from_bytes(records[EPOCH]) if EPOCH in records else None,
+            int.from_bytes(stored[EPOCH]) if EPOCH in stored else None,
             lambda number: vault.commit([(EPOCH, number.to_bytes(8))]),
         )
-        held = Held(records, vault.commit)
+        journal = Journal(vault, stored)
+        held = Held(journal)
         counters = Counters()
-        spis = SpiAllocator(os.urandom, trio.current_time)
+        spis = SpiAllocator(os.urandom, time.time, journal=journal)
+        now = trio.current_time()
         engine = Engine(
-            intent.policies, plugins.registry(), cluster.ike, os.urandom, spis.allocate, epoch, counters
+            intent.policies,
+            plugins.registry(),
+            cluster.ike,
+            os.urandom,
+            spis.allocate,
+            epoch,
+            counters,
+            wall=time.time() - now,
         )
-        fabric = Fabric(cluster, epoch, os.urandom, node=node)
+        engine.restore((state for _, state in journal.found(ENGINE)), now)
+        journal.changes = engine.changes
+        fabric = Fabric(cluster, epoch, journal, node=node)
         driver = Driver(
             engine,
             socket,
@@ -89,10 +101,11 @@ async def run(
             fabric.envelope_key,
             lambda: fabric.connected("gin"),
             counters,
+            journal.release,
         )
-        async with trio.open_nursery() as outer, trio.open_nursery() as services:
-            services.cancel_scope.shield = True  # until the farewell is over
-            sad = Sad(cluster, fabric, intent.packing, spis, services, EventLog(epoch))
+        async with trio.open_nursery() as services:
+            services.start_soon(journal.run)
+            sad = Sad(cluster, fabric, intent.packing, spis, services, journal, EventLog(epoch))
             tunnels = Tunnels(sad, driver, services)
             recovery = Recovery(sad)
             migrations = Migrations(sad, driver, recovery)
@@ -108,23 +121,17 @@ async def run(
                 node, epoch, sad, migrations, commands, pool, counters, CpuMeter(), reloads
             )
             fabric.operator_handler = operations.answer
+            restart = Restart(
+                cluster, journal, engine, driver, sad, tunnels, migrations, keeper, renewals, services
+            )
+            restart.restore()
+            await journal.stored()
             services.start_soon(driver.run)
             services.start_soon(ageing.run)
             services.start_soon(pool.run)
             await services.start(fabric.serve)
             services.start_soon(keeper.run)
-            outer.start_soon(_part, tunnels, services.cancel_scope)
             task_status.started(reloads.hang_up)
-
-
-async def _part(tunnels: Tunnels, services: trio.CancelScope) -> None:
-    """When this task is cancelled, take leave of the peers, then end the services."""
-    try:
-        await trio.sleep_forever()
-    finally:
-        with trio.move_on_after(FAREWELL, shield=True):
-            await tunnels.close_all()
-        services.cancel()
 
 
 def read_intent(file: Path, plugins: Plugins) -> Intent:

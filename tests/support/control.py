@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -15,11 +14,13 @@ from protego_cli.control import pki
 from protego_cli.control.agent import Agent, run_agent
 from protego_cli.control.fabric import Fabric
 from protego_cli.control.frames import GMN_LIMIT
+from protego_cli.control.journal import Journal
 from protego_cli.control.messages import AnyRecord, AnyRequest, Key, Noted, Reply, Report, Welcome
 from protego_cli.control.pki import Identity
 from protego_cli.control.rpc import Handler, Link, connect
 from protego_cli.control.session import Reported
 from protego_cli.errors import Refused
+from tests.support.stores import MemoryStore
 
 NAMES = ("gin-1", "gen-1", "gpn-1", "gpn-2")
 
@@ -164,10 +165,12 @@ class Gmn:
 async def running_gmn(
     cluster: Cluster, *, epoch: int = 1, deadline: float = 1.0, silence: float = 10.0
 ) -> AsyncIterator[Gmn]:
-    fabric = Fabric(cluster, epoch, os.urandom, deadline=deadline, silence=silence)
+    journal = Journal(MemoryStore(delay=0.0), {})
+    fabric = Fabric(cluster, epoch, journal, deadline=deadline, silence=silence)
     observer = FakeObserver()
     fabric.observer = observer
     async with trio.open_nursery() as nursery:
+        nursery.start_soon(journal.run)
         _, port = await nursery.start(fabric.serve)
         gmn = Gmn(fabric, at_port(cluster, port), observer)
         gmn.nursery = nursery

@@ -1,44 +1,75 @@
 """A fabric of data nodes in memory, for the GMN's tests: slow, out of step, and mortal as the test wishes.
 
 It keeps the promises of `control.fabric.Fabric`: what is desired is kept; updates of one node are applied in
-order; an acknowledgement means that the node acts on it. Updates of different nodes overtake one another, by
-delays from a seed. Everything that happens is written to one `log`, and `watch` is called after each change.
+order, and leave only when what they reveal is stored; an acknowledgement means that the node acts on it.
+Updates of different nodes overtake one another, by delays from a seed. Everything that happens is written to
+one `log`, and `watch` is called after each change.
+
+The GMN may die as well: what is on its way to a node then arrives or does not, the nodes act on what they
+have, and connect to its next life.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 
+import msgspec
 import trio
 
 from protego_cli.config.model import Cluster, Role
 from protego_cli.control.fabric import FabricObserver, NodeDown, NodeState
-from protego_cli.control.messages import AnyRecord, Key, Report, Sa
-from protego_cli.errors import Refused
+from protego_cli.control.journal import NODE, Journal
+from protego_cli.control.messages import AnyRecord, FirstPacket, Key, Report, Sa
+from protego_cli.errors import ProtegoError, Refused
 
 BARRIER_DEADLINE = 0.5
 
 
-@dataclass
+@dataclass(eq=False)
+class Message:
+    """A Sync (`whole`) or Update on its way."""
+
+    link: int
+    records: dict[Key, AnyRecord | None]
+    barriers: Sequence[str] = ()
+    whole: bool = False
+    done: trio.Event = field(default_factory=trio.Event)
+    failure: ProtegoError | None = None
+
+
+@dataclass(eq=False)
 class DataNode:
     name: str
     role: Role
-    up: bool = False  # its Sync is applied
+    runs: bool = False
+    up: bool = False  # it runs, and has had a Sync
     linked: bool = False
+    synced: bool = False  # on this link
     boot: int = 0  # grows by one at every restart
     link: int = 0  # grows by one at every connection
     desired: dict[Key, AnyRecord] = field(default_factory=dict)
     pending: dict[Key, AnyRecord | None] = field(default_factory=dict)
     held: dict[Key, AnyRecord] = field(default_factory=dict)  # what its data path acts on
     report: Report | None = None
+    known: str | None = None  # the boot that the GMN knows
     on_the_way: int = 0
-    turn: trio.Lock = field(default_factory=trio.Lock)
+    queue: deque[Message] = field(default_factory=deque)
+    pumping: bool = False
+    notices: list[FirstPacket] = field(default_factory=list)  # the GMN has not noted yet
 
 
 class DataNodes:
-    def __init__(self, cluster: Cluster, seed: int = 0, delay: tuple[float, float] = (0.0001, 0.002)) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        tasks: trio.Nursery,
+        seed: int = 0,
+        delay: tuple[float, float] = (0.0001, 0.002),
+    ) -> None:
         self.random = Random(seed)
         self.delay = delay
         self.log: list[tuple[object, ...]] = []
@@ -49,6 +80,8 @@ class DataNodes:
         self.left: set[str] = set()
         self.mark: dict[int, int] = {}  # what the GINs have passed on
         self.granted: dict[tuple[int, int], tuple[str, int]] = {}  # (SPI, lo) -> process
+        self._tasks = tasks
+        self._journal: Journal | None = None
 
     def note(self, *entry: object) -> None:
         self.log.append(entry)
@@ -62,8 +95,8 @@ class DataNodes:
                 name=node.name,
                 role=node.role,
                 address="",
-                connected=node.up,
-                boot=str(node.boot) if node.boot else None,
+                connected=node.up and node.synced,
+                boot=node.known,
                 report=node.report,
                 silent=(),
             )
@@ -71,7 +104,7 @@ class DataNodes:
         ]
 
     def connected(self, role: Role) -> list[str]:
-        return [node.name for node in self.all.values() if node.up and node.role == role]
+        return [node.name for node in self.running(role) if node.synced]
 
     def desire(self, node: str, put: Iterable[AnyRecord] = (), drop: Iterable[Key] = ()) -> None:
         member = self.all.get(node)
@@ -101,19 +134,9 @@ class DataNodes:
         if not (member.pending or barriers or member.on_the_way):
             return
         changes, member.pending = member.pending, {}
-        link = member.link
         self.note("sent", node, *changes)
-        member.on_the_way += 1
-        try:
-            async with member.turn:
-                await self._travel(member, link)
-                self._act(member, changes)
-                for gpn in barriers:
-                    await self._barrier(member, gpn)
-            await self._travel(member, link)
-            self.note("acknowledged", node, *changes)
-        finally:
-            member.on_the_way -= 1
+        await self._send(member, Message(member.link, changes, barriers))
+        self.note("acknowledged", node, *changes)
 
     def reload(self, cluster: Cluster) -> None:
         """The nodes of another file. Neighbours and tenants are for `tests/test_fabric.py`."""
@@ -130,24 +153,36 @@ class DataNodes:
 
     # ---- what happens to nodes
 
+    def running(self, role: Role) -> list[DataNode]:
+        """Those whose data path works, whether the GMN is there or not."""
+        return [node for node in self.all.values() if node.up and node.role == role]
+
     async def start(self, name: str, *, restarted: bool = True) -> None:
         """The node connects; by default a new process of it."""
-        node = self.all[name]
-        again = node.boot > 0 and restarted
-        await self.observer.node_connecting(name, again)
+        node, journal = self.all[name], self._journal
+        assert journal is not None
+        node.runs = True
         if restarted:
             node.boot += 1
             node.held = {}
+            node.up = False
+        await self.observer.node_connecting(name, node.known not in (None, str(node.boot)))
+        if self._journal is not journal:
+            return  # the GMN died
+        node.known = str(node.boot)
+        journal.put(NODE, name.encode(), node.known)
         node.pending.clear()
         node.link += 1
         node.linked = True
-        wanted = dict(node.desired)
-        async with node.turn:
-            await trio.sleep(self.random.uniform(*self.delay))
-            self._act(node, {key: wanted.get(key) for key in wanted | node.held})
-            node.up = True
-        self.note("up", name)
-        await self.observer.node_up(name)
+        node.synced = False
+        try:
+            await self._send(node, Message(node.link, dict(node.desired), whole=True))
+        except NodeDown:
+            return
+        if self._journal is journal:
+            self.note("up", name)
+            await self.observer.node_up(name)
+            self._tell(node)
 
     async def stop(self, name: str) -> None:
         self.kill(name)
@@ -156,17 +191,102 @@ class DataNodes:
     def kill(self, name: str) -> None:
         """The node is gone; the observer does not know yet."""
         node = self.all[name]
-        node.up = node.linked = False
+        node.runs = node.up = node.linked = node.synced = False
         node.link += 1
         node.held = {}
         self.note("down", name)
 
+    def notify(self, name: str, notice: FirstPacket) -> None:
+        """The node says something to the GMN, and says it again until it is noted."""
+        node = self.all[name]
+        node.notices.append(notice)
+        self._tell(node)
+
+    def _tell(self, node: DataNode) -> None:
+        if node.synced:
+            for notice in node.notices:
+                self._tasks.start_soon(self._report, node, notice)
+
+    async def _report(self, node: DataNode, notice: FirstPacket) -> None:
+        journal = self._journal
+        if journal is not None and notice in node.notices:
+            await self.observer.reported(node.name, notice)
+            journal.release(lambda: node.notices.remove(notice) if notice in node.notices else None)
+
+    # ---- what happens to the GMN
+
+    def attach(self, journal: Journal) -> None:
+        """A life of the GMN begins, that knows no more than its journal tells."""
+        self._journal = journal
+        known = {name.decode(): msgspec.msgpack.decode(boot, type=str) for name, boot in journal.found(NODE)}
+        for node in self.all.values():
+            node.desired, node.pending = {}, {}
+            node.known, node.report = known.get(node.name), None
+
+    def gmn_died(self) -> None:
+        self._journal = None
+        for node in self.all.values():
+            for message in list(node.queue)[: self.random.randint(0, len(node.queue))]:
+                self._arrive(node, message)
+            node.queue.clear()
+            node.linked = node.synced = False
+            node.link += 1
+            node.on_the_way = 0
+
     # ---- inside
 
-    async def _travel(self, node: DataNode, link: int) -> None:
-        await trio.sleep(self.random.uniform(*self.delay))
-        if not node.linked or node.link != link:
-            raise NodeDown(f"{node.name}: gone")
+    async def _send(self, node: DataNode, message: Message) -> None:
+        """Return when it is acknowledged. Raises what became of it."""
+        journal = self._journal
+        assert journal is not None
+        node.on_the_way += 1
+        journal.release(partial(self._post, node, message))
+        await message.done.wait()
+        node.on_the_way -= 1
+        if message.failure is not None:
+            raise message.failure
+
+    def _post(self, node: DataNode, message: Message) -> None:
+        node.queue.append(message)
+        if not node.pumping:
+            node.pumping = True
+            self._tasks.start_soon(self._pump, node)
+
+    async def _pump(self, node: DataNode) -> None:
+        """One message after another arrives."""
+        while node.queue:
+            message = node.queue[0]
+            await trio.sleep(self.random.uniform(*self.delay))
+            if not (node.queue and node.queue[0] is message):
+                continue  # the GMN died
+            try:
+                if not node.linked or node.link != message.link:
+                    raise NodeDown(f"{node.name}: gone")
+                self._arrive(node, message)
+                for gpn in message.barriers:
+                    await self._barrier(node, gpn)
+            except ProtegoError as error:
+                message.failure = error
+            if node.queue and node.queue[0] is message:
+                node.queue.popleft()
+                self._tasks.start_soon(self._acknowledge, node, message)
+        node.pumping = False
+
+    async def _acknowledge(self, node: DataNode, message: Message) -> None:
+        journal = self._journal
+        if message.failure is None:
+            await trio.sleep(self.random.uniform(*self.delay))
+            if not node.linked or node.link != message.link:
+                message.failure = NodeDown(f"{node.name}: gone")
+        if journal is self._journal:
+            message.done.set()
+
+    def _arrive(self, node: DataNode, message: Message) -> None:
+        if message.whole:
+            node.up = node.synced = True
+            self._act(node, {key: message.records.get(key) for key in message.records | node.held})
+        else:
+            self._act(node, message.records)
 
     async def _barrier(self, gen: DataNode, gpn: str) -> None:
         await trio.sleep(self.random.uniform(*self.delay))
@@ -176,11 +296,12 @@ class DataNodes:
         self.note("barrier", gen.name, gpn)
 
     def _act(self, node: DataNode, changes: dict[Key, AnyRecord | None]) -> None:
-        for key, record in changes.items():
+        """Puts come before drops, as in the agent."""
+        for key, record in sorted(changes.items(), key=lambda item: item[1] is None):
             if record is None:
-                node.held.pop(key, None)
-                self.note("drop", node.name, key)
-            else:
+                if node.held.pop(key, None) is not None:
+                    self.note("drop", node.name, key)
+            elif node.held.get(key) != record:
                 node.held[key] = record
                 self.note("put", node.name, record)
                 if isinstance(record, Sa):

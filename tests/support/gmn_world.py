@@ -7,10 +7,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from random import Random
 from typing import Literal
 
@@ -26,6 +27,7 @@ from protego_cli.control.commands import Commands
 from protego_cli.control.driver import Driver
 from protego_cli.control.events import EventLog
 from protego_cli.control.held import Held
+from protego_cli.control.journal import ENGINE, Journal
 from protego_cli.control.keeper import Keeper
 from protego_cli.control.membership import Membership
 from protego_cli.control.messages import FirstPacket, GetStatus, Route, Rule, Sa, Status, Steer, TunnelStatus
@@ -35,6 +37,7 @@ from protego_cli.control.pool import Pool
 from protego_cli.control.recovery import Recovery
 from protego_cli.control.reload import Intent, Reloads
 from protego_cli.control.renewal import Renewals
+from protego_cli.control.restart import Restart
 from protego_cli.control.sad import Sad
 from protego_cli.control.spis import SpiAllocator
 from protego_cli.control.status import Operations
@@ -42,28 +45,21 @@ from protego_cli.control.tunnel import Tunnel
 from protego_cli.control.tunnels import Tunnels
 from protego_cli.counters import Counters
 from protego_cli.crypto.mac import hmac_sha256
-from protego_cli.errors import ProtegoError, ProtocolError
+from protego_cli.errors import ProtegoError
 from protego_cli.ike.engine import Engine
 from protego_cli.ike.events import (
-    ChildDeleted,
-    ChildDeleteOffered,
-    ChildEstablished,
-    ChildOffered,
-    ChildSa,
-    Event,
-    IkeClosed,
-    IkeEstablished,
     Path,
 )
-from protego_cli.ike.exchanges.create_child import Selectors
 from protego_cli.net.udp import Address, Batch, Buffer
 from protego_cli.plugins.packing_policies import FirstFitDecreasing, Spread
 from protego_cli.wire.envelope import Envelope, open_envelope, seal_envelope
 from protego_cli.wire.ike import parse_header_untrusted
 from protego_cli.wire.payloads import ExchangeType
-from tests.support.gmn_cluster import VIP, make_cluster, mirrored, policy_of
+from tests.support.gmn_cluster import VIP, make_cluster, policy_of
 from tests.support.gmn_fabric import DataNodes
+from tests.support.gmn_peer import Peer
 from tests.support.network import REGISTRY
+from tests.support.stores import MemoryStore, MortalStore
 
 TUNNEL = "acme/hq"
 KEY = b"k" * 32
@@ -79,6 +75,7 @@ class EnvelopeSocket:
         self._inbox: deque[tuple[bytes, Address]] = deque()
         self._arrived = trio.Event()
         self.refuses = False
+        self.alive = True
 
     def receive(self) -> Batch | None:
         if not self._inbox:
@@ -93,7 +90,7 @@ class EnvelopeSocket:
             await self._arrived.wait()
 
     def send(self, data: Buffer, size: int, dest: Address) -> bool:
-        if self.refuses:
+        if self.refuses or not self.alive:
             return False
         envelope = open_envelope(KEY, bytes(data), hmac_sha256)
         self._world.to_peer(envelope)
@@ -104,174 +101,72 @@ class EnvelopeSocket:
         self._arrived.set()
 
 
-@dataclass(eq=False)
-class Peer:
-    """An on-premises gateway. `lazy`: as responder of a rekey it seals on the old SA until the DELETE, as
-    strongSwan does; else on the new one at once.
-    """
-
-    world: World
-    config: TunnelConfig
-    seed: int
-    lazy: bool = False
-    silent: bool = False  # sends no packets on new SAs
-    deaf: bool = False  # answers nothing
-    refuse: Callable[[], ProtocolError | None] = lambda: None  # for ChildOffered
-    opens: dict[int, ChildSa] = field(default_factory=dict)  # by its inbound SPI
-    seals: dict[int, ChildSa] = field(default_factory=dict)  # what it may seal on, by our inbound SPI
-    events: list[Event] = field(default_factory=list)
-    ikes: set[int] = field(default_factory=set)
-    tidy: bool = True  # deletes the old SA after a rekey of its own
-    port: int = 4500
-
-    def __post_init__(self) -> None:
-        source = Random(self.seed)
-        self.address = self.config.peer or ""
-        self.random = source
-        self.engine = Engine(
-            [mirrored(self.config)],
-            REGISTRY,
-            self.world.cluster.ike,
-            source.randbytes,
-            self.spi,
-            1,
-            Counters(),
-        )
-
-    def configure(self, config: TunnelConfig, psk: bytes | None = None) -> None:
-        """Its operator has changed it to match."""
-        self.config = config
-        policy = mirrored(config)
-        self.engine.set_policies([policy if psk is None else replace(policy, psk=psk)])
-
-    def spi(self) -> int:
-        return self.random.randrange(256, 1 << 32)
-
-    def dial(self) -> int:
-        path = Path(self.address, self.port, VIP, 4500)
-        token = self.engine.initiate(self.config.id, path, self.spi(), trio.current_time())
-        self.work()
-        return token
-
-    def rekey(self) -> int:
-        """Rekey the newest CHILD_SA."""
-        token = self.engine.rekey_child(self.newest.spi_in, self.spi(), trio.current_time())
-        self.work()
-        return token
-
-    def create(self, selectors: Selectors | None = None) -> int:
-        """Ask for a CHILD_SA beside the others."""
-        token = self.engine.create_child(next(iter(self.ikes)), self.spi(), trio.current_time(), selectors)
-        self.work()
-        return token
-
-    def delete(self, spi_in: int) -> None:
-        self.engine.delete_child(spi_in, trio.current_time())
-        self.work()
-
-    def close(self) -> None:
-        for ike in list(self.ikes):
-            self.engine.close(ike, trio.current_time())
-        self.work()
-
-    @property
-    def newest(self) -> ChildSa:
-        return list(self.opens.values())[-1]
-
-    def receive(self, data: bytes, path: Path) -> None:
-        if not self.deaf:
-            self.engine.receive_datagram(data, path, trio.current_time())
-            self.work()
-
-    def work(self) -> None:
-        while True:
-            for datagram in self.engine.datagrams_to_send():
-                self.world.to_gateway(self, datagram.path, datagram.data)
-            event = self.engine.next_event()
-            if event is None:
-                break
-            self.events.append(event)
-            self._act(event)
-            self.world.watch()
-        self.world.timer_changed(self)
-
-    def _act(self, event: Event) -> None:
-        now = trio.current_time()
-        match event:
-            case IkeEstablished():
-                self.ikes.add(event.ike)
-            case ChildEstablished(child=child, replaces=replaces, redundant=redundant):
-                self._take(child)
-                if not redundant:
-                    self._use(child)
-                if replaces is not None and not redundant and self.tidy:
-                    self.engine.delete_child(replaces, now)
-            case ChildOffered(child=child, ticket=ticket):
-                error = self.refuse()
-                if error is not None:
-                    self.engine.reject(ticket, error, now)
-                    return
-                self._take(child)
-                if not self.lazy:
-                    self._use(child)
-                self.engine.accept(ticket, now)
-            case ChildDeleteOffered(ticket=ticket, spi_in=spi_in):
-                self.world.nodes.note("peer deletes", self.opens[spi_in].spi_out)
-                self._lose(spi_in)
-                for child in self.opens.values():
-                    self._use(child)
-                self.engine.accept(ticket, now)
-            case ChildDeleted(spi_in=spi_in):
-                if spi_in in self.opens:
-                    self.world.nodes.note("peer deleted", self.opens[spi_in].spi_out)
-                    self._lose(spi_in)
-            case IkeClosed(ike=ike, children=children):
-                self.ikes.discard(ike)
-                for spi_in in children:
-                    self._lose(spi_in)
-
-    def _take(self, child: ChildSa) -> None:
-        self.opens[child.spi_in] = child
-
-    def _use(self, child: ChildSa) -> None:
-        """Packets go out on this SA from now on, and the first one is on its way."""
-        if child.spi_out not in self.seals:
-            self.seals[child.spi_out] = child
-            if not self.silent:
-                self.world.packet(child.spi_out)
-
-    def _lose(self, spi_in: int) -> None:
-        child = self.opens.pop(spi_in, None)
-        if child is not None:
-            self.seals.pop(child.spi_out, None)
-
-
 class World:
     def __init__(
-        self, cluster: Cluster, tasks: trio.Nursery, seed: int, delay: tuple[float, float] = (0.0001, 0.002)
+        self,
+        cluster: Cluster,
+        tasks: trio.Nursery,
+        seed: int,
+        delay: tuple[float, float] = (0.0001, 0.002),
+        store: MortalStore | None = None,
     ) -> None:
         self.cluster = cluster
+        self.store = store or MemoryStore()
         self.tasks = tasks
         self.seed = seed
         self.random = Random(seed)
-        self.nodes = DataNodes(cluster, seed, delay)
+        self.nodes = DataNodes(cluster, tasks, seed, delay)
         self.nodes.watch = self.watch
         self.watching = True
         self.interrupted: set[str] = set()  # tunnels that are not watched: a reload makes them anew
         self.wire_delay = (0.0005, 0.003)
         self.lost: Callable[[str, int, bool], bool] = lambda sender, exchange, response: False
+        self.file = cluster  # as it would be read
+        self.secrets: dict[str, bytes] = {}  # those that are not PSK
+        self.fault: ProtegoError | None = None  # of the file
+        self.lives = 0
+        self.peers: dict[str, Peer] = {}
+        self._timers: dict[Peer, trio.Event] = {}
+        for tunnel in cluster.tunnels():
+            self.add_peer(tunnel)
+
+    # ---- the GMN's lives
+
+    async def begin(self) -> None:
+        """A life of the GMN begins, with what the last has stored."""
+        self.lives += 1
+        await self.tasks.start(self._live)
+
+    async def _live(self, *, task_status: trio.TaskStatus[None]) -> None:
+        self._ended = trio.Event()
+        async with trio.open_nursery() as life:
+            self._life = life
+            await self._assemble(life)
+            task_status.started()
+            await trio.sleep_forever()
+        self._ended.set()
+
+    async def _assemble(self, life: trio.Nursery) -> None:
+        """As in roles/gmn.py."""
+        cluster = self.file
+        self.store = self.store.reborn()
+        self.journal = Journal(self.store, dict(self.store.load()), self.store.offload)
+        self.nodes.attach(self.journal)
         self.counters = Counters()
         self.socket = EnvelopeSocket(self)
-        self.spis = SpiAllocator(self.random.randbytes, trio.current_time)
+        self.spis = SpiAllocator(self.random.randbytes, trio.current_time, journal=self.journal)
         self.engine = Engine(
             [policy_of(tunnel) for tunnel in cluster.tunnels()],
             REGISTRY,
             cluster.ike,
             self.random.randbytes,
             self.spis.allocate,
-            1,
+            self.lives,
             self.counters,
+            wall=WALL,
         )
+        self.engine.restore((state for _, state in self.journal.found(ENGINE)), trio.current_time())
+        self.journal.changes = self.engine.changes
         self.driver = Driver(
             self.engine,
             self.socket,
@@ -279,29 +174,29 @@ class World:
             lambda gin: KEY,
             lambda: self.nodes.connected("gin"),
             self.counters,
+            self.journal.release,
         )
+        life.start_soon(self.journal.run)
         self.sad = Sad(
             cluster,
             self.nodes,
             Packer(Spread(), "test"),
             self.spis,
-            tasks,
+            life,
+            self.journal,
             EventLog(clock=lambda: WALL + trio.current_time()),
         )
-        self.tunnels = Tunnels(self.sad, self.driver, tasks)
+        self.tunnels = Tunnels(self.sad, self.driver, life)
         self.recovery = Recovery(self.sad)
         self.migrations = Migrations(self.sad, self.driver, self.recovery)
-        self.renewals = Renewals(self.sad, self.migrations, tasks)
+        self.renewals = Renewals(self.sad, self.migrations, life)
         self.keeper = Keeper(self.sad, self.tunnels, self.driver, self.random.randbytes)
-        self.ageing = Ageing(self.sad, self.tunnels, self.renewals, self.random.randbytes, tasks)
+        self.ageing = Ageing(self.sad, self.tunnels, self.renewals, self.random.randbytes, life)
         self.nodes.observer = Membership(self.sad, self.tunnels, self.recovery, self.renewals, self.ageing)
         packers = {policy.name: Packer(policy, "test") for policy in (Spread(), FirstFitDecreasing())}
-        self.pool = Pool(1, self.sad, self.migrations, packers, tasks)
-        self.held = Held((), lambda changes: None)
+        self.pool = Pool(1, self.sad, self.migrations, packers, life)
+        self.held = Held(self.journal)
         self.commands = Commands(self.sad, self.driver, self.tunnels, self.keeper, self.migrations, self.held)
-        self.file = cluster  # as it would be read
-        self.secrets: dict[str, bytes] = {}  # those that are not PSK
-        self.fault: ProtegoError | None = None  # of the file
         self.reloads = Reloads(
             self._intent(),
             self._read,
@@ -312,7 +207,7 @@ class World:
             self.keeper,
             self.renewals,
             self.commands,
-            tasks,
+            life,
         )
         self.operations = Operations(
             cluster.nodes[0],
@@ -325,13 +220,63 @@ class World:
             lambda: 0.0,
             self.reloads,
         )
-        self.peers: dict[str, Peer] = {}
-        self._timers: dict[Peer, trio.Event] = {}
-        tasks.start_soon(self.driver.run)
-        tasks.start_soon(self.ageing.run)
-        tasks.start_soon(self.pool.run)
-        for tunnel in cluster.tunnels():
-            self.add_peer(tunnel)
+        restart = Restart(
+            cluster,
+            self.journal,
+            self.engine,
+            self.driver,
+            self.sad,
+            self.tunnels,
+            self.migrations,
+            self.keeper,
+            self.renewals,
+            life,
+        )
+        restart.restore()
+        await self.journal.stored()
+        life.start_soon(self.driver.run)
+        life.start_soon(self.ageing.run)
+        life.start_soon(self.pool.run)
+
+    def kill_gmn(self) -> None:
+        """The GMN ends at this very point: nothing that it does after that has any effect."""
+        self.store.alive = self.socket.alive = False
+        self.nodes.note("gmn killed")
+        self.nodes.gmn_died()
+        self._life.cancel_scope.cancel()
+
+    async def gmn_ended(self) -> None:
+        await self._ended.wait()
+
+    def life_task(self, call: Callable[..., Awaitable[object]], *args: object) -> None:
+        """Something the GMN does; what becomes of it is not looked at."""
+
+        async def run() -> None:
+            with contextlib.suppress(ProtegoError):
+                await call(*args)
+
+        self._life.start_soon(run)
+
+    async def gmn_returns(self, *, keeper: bool = False) -> None:
+        """Its next life begins, and the nodes that run connect to it."""
+        await self._ended.wait()
+        await self.begin()
+        for node in self.nodes.all.values():
+            if node.runs:
+                self.tasks.start_soon(self._return, node.name)
+        if keeper:
+            self._life.start_soon(self.keeper.run)
+
+    async def _return(self, name: str) -> None:
+        life = self.lives
+        await trio.sleep(self.random.uniform(0, 1))
+        if (
+            life == self.lives
+            and self.socket.alive
+            and self.nodes.all[name].runs
+            and not self.nodes.all[name].linked
+        ):
+            await self.nodes.start(name, restarted=False)
 
     def add_peer(self, tunnel: TunnelConfig) -> Peer:
         """The gateway of a tunnel's other side."""
@@ -474,14 +419,18 @@ class World:
     def to_gateway(self, peer: Peer, path: Path, data: bytes) -> None:
         header = parse_header_untrusted(data)
         self.nodes.note("wire", "peer", Exchange(header.exchange).name, header.response)
-        gins = self.nodes.connected("gin")
+        gins = [node.name for node in self.nodes.running("gin")]
         if gins and not self.lost("peer", header.exchange, header.response):
             name = self.random.choice(gins)
             gin = self.file.node(name) or self.cluster.node(name)
             assert gin is not None
             envelope = Envelope(path.remote, path.remote_port, path.local, path.local_port, data)
             sealed = seal_envelope(KEY, envelope, hmac_sha256)
-            self.tasks.start_soon(self._later, self.socket.put, sealed, (gin.address, gin.ports.fabric))
+            self.tasks.start_soon(self._later, self._to_gmn, sealed, (gin.address, gin.ports.fabric))
+
+    def _to_gmn(self, sealed: bytes, source: Address) -> None:
+        if self.socket.alive:
+            self.socket.put(sealed, source)
 
     async def _later(self, call: Callable[..., None], *args: object) -> None:
         await trio.sleep(self.random.uniform(*self.wire_delay))
@@ -493,8 +442,8 @@ class World:
 
     async def _packet(self, spi: int) -> None:
         await trio.sleep(self.random.uniform(*self.wire_delay))
-        for gin in self.nodes.connected("gin"):
-            steer = self.nodes.all[gin].held.get(("steer", spi))
+        for gin in self.nodes.running("gin"):
+            steer = gin.held.get(("steer", spi))
             if isinstance(steer, Steer) and steer.gpn in self.nodes.all:
                 await self._open(self.nodes.all[steer.gpn].name, spi)
                 return
@@ -504,7 +453,7 @@ class World:
         while node.up and ("park", spi) in node.held and ("sa", spi) not in node.held:  # noqa: ASYNC110
             await trio.sleep(0.001)  # it waits in the parking buffer
         if node.up and ("sa", spi) in node.held:
-            await self.nodes.observer.reported(gpn, FirstPacket(spi))
+            self.nodes.notify(gpn, FirstPacket(spi))
 
     # ---- time
 
@@ -539,9 +488,9 @@ class World:
                         self._check_rule(node.name, record.tunnel)
 
     def _check_inbound(self, spi: int) -> None:
-        for gin in self.nodes.connected("gin"):
-            steer = self.nodes.all[gin].held.get(("steer", spi))
-            assert isinstance(steer, Steer), f"{gin} does not steer {spi:08x}"
+        for gin in self.nodes.running("gin"):
+            steer = gin.held.get(("steer", spi))
+            assert isinstance(steer, Steer), f"{gin.name} does not steer {spi:08x}"
             gpn = self.nodes.all[steer.gpn]
             if gpn.up:
                 assert ("sa", spi) in gpn.held or ("park", spi) in gpn.held, (
@@ -575,13 +524,15 @@ async def world(
     start: Literal["wait", "auto"] = "wait",
     delay: tuple[float, float] = (0.0001, 0.002),
     nodes: bool = True,
+    store: MortalStore | None = None,
     gins: int = 2,
     lifetimes: Lifetimes | None = None,
     **settings: float,
 ) -> AsyncIterator[World]:
-    """A gateway whose nodes are up, and peers that have not dialled."""
+    """A gateway whose nodes are up, and peers that have not dialled. `store` keeps the GMN's state."""
     async with trio.open_nursery() as tasks:
-        found = World(make_cluster(tunnels, start, gins, lifetimes, **settings), tasks, seed, delay)
+        found = World(make_cluster(tunnels, start, gins, lifetimes, **settings), tasks, seed, delay, store)
+        await found.begin()
         if nodes:
             await found.start_nodes()
         yield found

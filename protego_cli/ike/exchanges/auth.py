@@ -147,6 +147,10 @@ class Authenticate(Exchange):
         if self.token is not None and sa.handle is not None:
             sa.context.emit(ChildEstablished(self.token, sa.handle, child.sa, None))
 
+    @property
+    def asks(self) -> int:
+        return self._spi_in
+
     def state(self) -> AuthenticateState:
         return AuthenticateState(self.token, self._spi_in)
 

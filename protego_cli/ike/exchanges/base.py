@@ -67,6 +67,11 @@ class Exchange(ABC):
         """What makes it again."""
 
     @property
+    def asks(self) -> int | None:
+        """Our inbound SPI of the CHILD_SA that it asks for, if it does."""
+        return None
+
+    @property
     def survives(self) -> bool:
         """Whether it is to happen after a restart although its request has not left: what the driver asked
         for goes with the one who asked, what the engine wants stays.

@@ -171,6 +171,10 @@ class CreateChild(Exchange):
 
     # ---- what survives a restart
 
+    @property
+    def asks(self) -> int:
+        return self._spi_in
+
     def state(self) -> ExchangeState:
         return self.request()
 

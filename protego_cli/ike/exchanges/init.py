@@ -161,6 +161,10 @@ class Dial(Exchange):
         sa.queue.appendleft(Authenticate(self.token, self._spi_in))
         sa.pump(now)
 
+    @property
+    def asks(self) -> int:
+        return self._spi_in
+
     def state(self) -> DialState:
         if self._share is None:
             raise RuntimeError("nothing has been asked yet")

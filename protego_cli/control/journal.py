@@ -1,0 +1,170 @@
+"""The journal: what reveals state leaves only after the state is stored, many changes in one commit.
+
+1. Whatever changed is *marked*: under its key, with a function that says what it is worth when the commit
+   takes it (None: it is gone). Objects whose attributes are to be kept are `Durable` and mark themselves. The
+   IKE engine is asked for its own `changes`.
+2. What would reveal a change goes through `release`: an IKE datagram, an update of a data node, the answer to
+   an operator. It happens in the order of the calls, after all that had changed by then is stored; at once
+   when that is so already.
+3. `run`, the one committer, takes all that is marked in the step it takes it, so every commit is a state that
+   all tasks agreed on between two of their steps. It stores it in a thread: what changes meanwhile goes with
+   the next commit. So the more there is to do, the less a commit costs.
+
+A commit that fails ends `run` with EnvironmentFault, and with it the GMN: nothing that waited is released.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, ClassVar, Final, Protocol
+
+import msgspec
+import trio
+
+from protego_cli.control.crash import crash_point
+from protego_cli.control.store import Change, Store
+
+TEND: Final = 10.0  # seconds between looks after the store
+ENGINE: Final = "ike"  # kinds of records: our IKE SPI -> the state of an IKE_SA
+NODE: Final = "node"  # name -> the boot id of the process that we last knew
+
+Worth = Callable[[], bytes | None]
+
+_encode = msgspec.msgpack.Encoder().encode
+_MISSING: Final = object()
+
+
+def nothing() -> None:
+    """What marks an object that nobody keeps."""
+
+
+class Durable:
+    """An object that marks itself when one of its `durable` attributes gets another value."""
+
+    durable: ClassVar[frozenset[str]]
+    mark: Callable[[], None] = staticmethod(nothing)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        changes = name in self.durable and getattr(self, name, _MISSING) != value
+        super().__setattr__(name, value)
+        if changes:
+            self.mark()
+
+
+Offload = Callable[[Callable[[], None]], Awaitable[None]]
+"""Runs a call that blocks, and lets other tasks run meanwhile."""
+
+
+async def in_thread(call: Callable[[], None]) -> None:
+    await trio.to_thread.run_sync(call)
+
+
+class Release(Protocol):
+    """What may reveal state goes through here."""
+
+    def __call__(self, reveal: Callable[[], None]) -> None: ...
+
+
+def at_once(reveal: Callable[[], None]) -> None:
+    """A `Release` where nothing is kept."""
+    reveal()
+
+
+class Journal:
+    def __init__(self, store: Store, found: Mapping[bytes, bytes], offload: Offload = in_thread) -> None:
+        """`found` is what the store holds; `offload` calls the store, which may block."""
+        self._offload = offload
+        self.changes: Callable[[], Sequence[Change]] = tuple  # of the engine: its own key, and the state
+        self._store = store
+        self._found = dict(found)
+        self._marked: dict[bytes, Worth] = {}
+        self._pending: dict[bytes, bytes | None] = {}
+        self._reveals: list[Callable[[], None]] = []
+        self._busy = False  # a commit is under way
+        self._wanted = trio.Event()
+
+    # ---- what was stored
+
+    def found(self, kind: str) -> Iterator[tuple[bytes, bytes]]:
+        """Each record of a kind that an earlier life has left: its identifier and value."""
+        prefix = _key(kind, b"")
+        for key, value in self._found.items():
+            if key.startswith(prefix):
+                yield key[len(prefix) :], value
+
+    def forget_found(self) -> None:
+        """The restart is over: nobody asks any more."""
+        self._found.clear()
+
+    # ---- what changes
+
+    def mark(self, kind: str, identifier: bytes, worth: Worth) -> None:
+        """This record has changed; `worth` is called when it is stored. The last mark of a key counts."""
+        self._marked[_key(kind, identifier)] = worth
+        self._wanted.set()
+
+    def put(self, kind: str, identifier: bytes, value: Any) -> None:
+        """This record is now `value`, anything that msgspec encodes; None: it is gone."""
+        data = None if value is None else _encode(value)
+        self.mark(kind, identifier, lambda: data)
+
+    # ---- what reveals it
+
+    def release(self, reveal: Callable[[], None]) -> None:
+        """Call `reveal`, which must not raise, once all that has changed until now is stored."""
+        if not (self._reveals or self._busy or self._marked or self._pull()):
+            reveal()
+            return
+        self._reveals.append(reveal)
+        self._wanted.set()
+
+    async def stored(self) -> None:
+        """Return once all that has changed until now is stored."""
+        done = trio.Event()
+        self.release(done.set)
+        await done.wait()
+
+    # ---- committing
+
+    async def run(self) -> None:
+        """Commit for ever. Raises EnvironmentFault when that fails."""
+        while True:
+            with trio.move_on_after(TEND) as idle:
+                await self._wanted.wait()
+            if idle.cancelled_caught:
+                await self._offload(self._store.tend)
+                continue
+            self._wanted = trio.Event()
+            await self._commit()
+
+    async def _commit(self) -> None:
+        changes, reveals = self._take(), self._reveals
+        self._reveals = []
+        if changes:
+            self._busy = True  # and so it stays when this fails: nothing is revealed any more
+            crash_point("journal.before-commit")
+            await self._offload(partial(self._store.commit, changes))
+            crash_point("journal.after-commit")
+            self._busy = False
+        for reveal in reveals:
+            reveal()
+        crash_point("journal.revealed")
+
+    def _pull(self) -> bool:
+        """Take over what the engine has changed; whether there is anything to store."""
+        for spi, state in self.changes():
+            self._pending[_key(ENGINE, spi)] = state
+        return bool(self._pending)
+
+    def _take(self) -> list[Change]:
+        self._pull()
+        changes, self._pending = self._pending, {}
+        marked, self._marked = self._marked, {}
+        for key, worth in marked.items():
+            changes[key] = worth()
+        return list(changes.items())
+
+
+def _key(kind: str, identifier: bytes) -> bytes:
+    return kind.encode() + b"/" + identifier

@@ -1,0 +1,209 @@
+"""The GMN is killed at every named point, and at any other, and carries on: no peer notices.
+
+`World.watch` holds the promises all the while: on whatever SA a peer may seal a GPN opens, whatever is routed
+is sealed on an SA that the peer can open, no sealing number is given to two processes. Peers are real
+engines: a message ID or a state that went back would fail their exchanges, or close their IKE_SA.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path as FilePath
+from random import Random
+
+import pytest
+import trio
+import trio.testing
+from trio.testing import MockClock
+
+from protego_cli.control import crash
+from protego_cli.errors import ChildSaNotFound, TemporaryFailure
+from protego_cli.ike.events import ExchangeFailed, IkeClosed, NegotiationFailed
+from tests.support.gmn_world import TUNNEL, World, world
+from tests.support.stores import KilledSqlite
+
+
+@pytest.fixture(autouse=True)
+def _no_hook() -> Iterator[None]:
+    yield
+    crash.hook = None
+
+
+async def migrate(w: World) -> None:
+    sealing = w.tunnel.sealing
+    assert sealing is not None
+    to = "gpn-2" if sealing.gpn != "gpn-2" else "gpn-3"
+    w.life_task(w.migrations.migrate, TUNNEL, to)
+
+
+async def handshake(w: World) -> None:
+    w.peer.dial()
+
+
+async def dial(w: World) -> None:
+    w.life_task(w.keeper.run)
+
+
+async def their_rekey(w: World) -> None:
+    w.peer.rekey()
+
+
+async def their_delete(w: World) -> None:
+    """Of the older one of two."""
+    w.peer.tidy = False
+    w.peer.rekey()
+    await w.until(lambda: len(w.peer.opens) == 2 and w.tunnel.settled)
+    w.peer.tidy = True
+    w.peer.delete(next(iter(w.peer.opens)))
+
+
+async def both_rekey(w: World) -> None:
+    await migrate(w)
+    await trio.sleep(w.random.uniform(0, 0.012))
+    w.peer.rekey()
+
+
+async def ike_rekey(w: World) -> None:
+    w.life_task(w.driver.rekey_ike, next(iter(w.tunnel.ikes)))
+
+
+async def redial(w: World) -> None:
+    """The peer has forgotten nothing, but makes another IKE_SA; the newer one takes over."""
+    w.peer.dial()
+
+
+async def gpn_restart(w: World) -> None:
+    assert w.tunnel.sealing is not None
+    gpn = w.tunnel.sealing.gpn
+    w.watching = False  # the SAs it held are nowhere for the moment
+    await w.nodes.stop(gpn)
+    await w.nodes.start(gpn)
+
+
+COLLISIONS = (TemporaryFailure.notify, ChildSaNotFound.notify)  # as RFC 7296 2.25 has it
+BEFORE_UP: list[Callable[[World], Awaitable[None]]] = [handshake, dial]
+WHEN_UP: list[Callable[[World], Awaitable[None]]] = [
+    migrate,
+    their_rekey,
+    their_delete,
+    both_rekey,
+    ike_rekey,
+    redial,
+    gpn_restart,
+]
+
+
+async def settled(w: World) -> None:
+    """All that was under way has come to its end, on both sides, without an error."""
+
+    def quiet() -> bool:
+        return (
+            w.is_up()
+            and all(node.synced for node in w.nodes.all.values())
+            and all(len(tunnel.sas) == 1 and tunnel.settled for tunnel in w.sad.tunnels.values())
+            and all(len(peer.opens) == 1 and len(peer.ikes) == 1 for peer in w.peers.values())
+            and not any(peer.waits for peer in w.peers.values())
+            and not w.sad.asked
+            and not any(sa.renewing or not sa.opens for _, sa in w.sad.all())
+        )
+
+    await w.settle(0.2)
+    await w.until(quiet, 240.0)
+    await w.settle(1.0)
+    w.check_clean()
+
+
+def complaints(w: World) -> list[object]:
+    """What a peer saw that it should not have: an error that is no collision's, or nothing at all."""
+    return [
+        event
+        for peer in w.peers.values()
+        for event in peer.events
+        if (isinstance(event, ExchangeFailed) and event.notify not in (None, *COLLISIONS))
+        or isinstance(event, NegotiationFailed)
+        or (isinstance(event, IkeClosed) and "does not answer" in event.reason)
+    ]
+
+
+async def still_works(w: World) -> None:
+    """Both sides can rekey, and the tunnel moves."""
+    w.peer.rekey()
+    await settled(w)
+    await migrate(w)
+    await settled(w)
+    assert complaints(w) == []
+
+
+def killing(w: World, at: Callable[[str], bool]) -> None:
+    """Kill the GMN at the first crash point that `at` accepts."""
+
+    def hook(name: str) -> None:
+        if w.socket.alive and at(name):
+            crash.hook = None
+            w.kill_gmn()
+
+    crash.hook = hook
+
+
+async def prepared(w: World, act: Callable[[World], Awaitable[None]], lazy: bool) -> None:
+    w.peer.lazy = lazy
+    if act not in BEFORE_UP:
+        await w.up()
+        await w.settle(1.0)
+
+
+@pytest.mark.parametrize("act", BEFORE_UP + WHEN_UP)
+async def test_every_crash_point_of_every_procedure(
+    autojump_clock: MockClock, act: Callable[[World], Awaitable[None]], tmp_path: FilePath
+) -> None:
+    """Each time a crash point is passed, one run of the world dies there."""
+    number = 0
+    while True:
+        number += 1
+        place = tmp_path / str(number)
+        place.mkdir()
+        passed = 0
+
+        def nth(name: str) -> bool:
+            nonlocal passed
+            passed += 1
+            return passed == number  # noqa: B023 - it is used within this round
+
+        start = "auto" if act is dial else "wait"
+        async with world(number, start=start, store=KilledSqlite(place)) as w:
+            await prepared(w, act, lazy=number % 2 == 0)
+            killing(w, nth)
+            w.tasks.start_soon(act, w)
+            with trio.move_on_after(30.0):
+                await w.gmn_ended()
+            died = not w.socket.alive
+            crash.hook = None
+            if died:
+                await trio.sleep(w.random.uniform(0, 2))
+                await w.gmn_returns(keeper=act is dial)
+            await settled(w)
+            w.watching = True
+            await still_works(w)
+        if not died:
+            break
+    assert number > 5
+
+
+@pytest.mark.parametrize("seed", range(30))
+async def test_killed_at_any_time_again_and_again(autojump_clock: MockClock, seed: int) -> None:
+    source = Random(seed)
+    acts = (migrate, their_rekey, both_rekey, ike_rekey)
+    async with world(seed, tunnels=2) as w:
+        for peer in w.peers.values():
+            peer.lazy = source.random() < 0.5
+        await w.up()
+        for _ in range(4):
+            for _ in range(source.randint(1, 2)):
+                await w.until(lambda: w.tunnel.sealing is not None and w.peer.opens)
+                await source.choice(acts)(w)
+            await trio.sleep(source.choice((source.uniform(0, 0.03), source.uniform(0, 3))))
+            w.kill_gmn()
+            await trio.sleep(source.uniform(0, 3))
+            await w.gmn_returns()
+        await settled(w)
+        await still_works(w)
