@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 CI = os.environ.get("CI", "").lower() in ("1", "true")
-TOOLS = ("ip", "bridge", "unshare", "nft", "swanctl", "/usr/lib/ipsec/charon")
+TOOLS = ("ip", "bridge", "unshare", "nft", "ethtool", "swanctl", "/usr/lib/ipsec/charon")
 DESELECTED = pytest.StashKey[str]()
 
 settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)

@@ -30,6 +30,7 @@ from protego_cli.control.messages import (
 from protego_cli.errors import Exit
 from protego_cli.lab.receipt import Receipt
 from protego_cli.net.tun import INNER_MTU
+from protego_cli.roles.doctor import Finding
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -70,7 +71,7 @@ def section(command: str) -> str:
 
 def test_the_commands_are_those_that_were_meant() -> None:
     assert set(COMMANDS) == {
-        "up", "status", "migrate", "reload", "drain", "undrain", "rebalance", "events", "local",
+        "up", "status", "migrate", "reload", "drain", "undrain", "rebalance", "events", "local", "doctor",
         "tunnel list", "tunnel show", "tunnel up",
         "tunnel down", "tunnel rekey", "explain", "plugins", "config check", "pki init", "psk generate",
     }  # fmt: skip
@@ -104,6 +105,7 @@ def test_every_exit_code_is_documented() -> None:
         ("reload", (Reloaded, Landed, FieldChange)),
         ("events", (Event,)),
         ("tunnel show", (TunnelDetail, IkeSaDetail, ChildSaDetail)),
+        ("doctor", (Finding,)),
         ("explain", (Explanation, ExplanationRow)),
         ("local", (Receipt,)),
     ],

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from protego_cli import __version__
-from protego_cli.cli import check, events, explain, lab, node, operate, pool, tunnel
+from protego_cli.cli import check, doctor, events, explain, lab, node, operate, pool, tunnel
 from protego_cli.errors import INTERRUPTED, ConfigError, ProtegoError
 
 EPILOG = (
@@ -62,6 +62,7 @@ app.command()(pool.rebalance)
 app.command()(events.events)
 app.command()(explain.explain)
 app.command()(lab.local)
+app.command()(doctor.doctor)
 app.command()(check.plugins)
 app.add_typer(tunnel.app, name="tunnel")
 app.add_typer(config, name="config")

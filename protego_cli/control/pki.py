@@ -247,6 +247,13 @@ def client_context(cluster: Cluster, name: str) -> ssl.SSLContext:
     return _prepare(context, cluster, Identity(cluster.name, role, name))
 
 
+def validity(cluster: Cluster, name: str) -> tuple[float, float]:
+    """From when to when a node's certificate is valid, in seconds since 1970. Raises EnvironmentFault."""
+    remedy = f"; run `protego pki init -c {cluster.file}`"
+    certificate = _read_certificate(cluster.pki / f"{name}.pem", remedy)
+    return certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
+
+
 def _prepare(context: ssl.SSLContext, cluster: Cluster, subject: Identity) -> ssl.SSLContext:
     remedy = f"; run `protego pki init -c {cluster.file}`"
     certificate_file, key_file = cluster.pki / f"{subject.name}.pem", cluster.pki / f"{subject.name}.key"
