@@ -111,6 +111,11 @@ class StrongSwan:
             re.MULTILINE,
         )
 
+    def at_rest(self) -> bool:
+        """Whether no SA is being made, rekeyed or deleted."""
+        states = re.findall(r"#\d+, (?:reqid \d+, )?([A-Z]+),", self.sas())
+        return set(states) <= {"ESTABLISHED", "INSTALLED", "DELETED"}
+
     def child_spis(self) -> list[str]:
         """Inbound SPIs of the installed CHILD_SAs, as eight hexadecimal digits."""
         return re.findall(r"^\s+in\s+([0-9a-f]{8})", self.sas(), re.MULTILINE)
