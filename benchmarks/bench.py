@@ -1,11 +1,11 @@
-"""How everything here is measured: stretches of work, the floor's and the role's in turns.
+"""How everything here is measured: stretches of work, the role's and the floor's in turns.
 
-1. Fill a socket with batches of 44 packets, from this process; untimed.
+1. Fill a socket with the packets of a stretch, from this process; untimed.
 2. Empty it, with the role's own loop or with the floor's bare calls; timed, in CPU seconds of this process.
 3. Take away what came out at the other end, and see that it is all there; untimed.
 
-Medians over many rounds, each with the same number of stretches of either kind, so that whatever else the
-machine does falls on both alike.
+A round is as many stretches of either kind; its ratio compares neighbours in time, so that whatever else the
+machine does falls on both alike. The median of the rounds' ratios is the result.
 """
 
 from __future__ import annotations
@@ -17,63 +17,96 @@ from typing import NamedTuple
 
 from protego_cli.net.udp import UdpSocket
 
-PACKETS = 44  # in a batch
-BATCHES = 2  # in a timed stretch: as many as the socket buffer of an unprivileged process holds
-STRETCHES = 32  # in a round
-ROUNDS = 50
+
+class Effort(NamedTuple):
+    """How long to measure."""
+
+    rounds: int = 21
+    stretches: int = 24  # in a round
 
 
 class Cost(NamedTuple):
-    """CPU seconds per packet."""
+    """CPU seconds per packet, and the ratio."""
 
     loop: float
     floor: float
+    ratio: float
 
 
 class Row(NamedTuple):
     """One line of the table."""
 
-    name: str
-    size: int  # bytes of a packet as the throughput counts them
-    target: float  # at most this many times the floor
+    role: str
+    direction: str
+    suite: str  # empty where nothing is ciphered
+    load: str
+    size: float  # bytes of a packet as the throughput counts them
+    target: float | None  # at most this many times the floor
     cost: Cost
-
-    @property
-    def ratio(self) -> float:
-        return self.cost.loop / self.cost.floor
 
     @property
     def gbits(self) -> float:
         return self.size * 8e-9 / self.cost.loop
 
+    @property
+    def met(self) -> bool:
+        return self.target is None or self.cost.ratio <= self.target
+
+
+class Case(NamedTuple):
+    """A line of the table before it is measured."""
+
+    role: str
+    direction: str
+    suite: str
+    load: str
+    size: float
+    target: float | None
+    measure: Callable[[Effort], Cost]
+
+    @property
+    def name(self) -> str:
+        return ", ".join(part for part in (self.role, self.direction, self.suite, self.load) if part)
+
+    def run(self, effort: Effort) -> Row:
+        return Row(*self[:-1], self.measure(effort))
+
 
 class Side(NamedTuple):
-    """One kind of stretch: how to fill by one batch, and what empties it."""
+    """One kind of stretch: how to fill, what empties, how many packets that is, how many of them arrive."""
 
     fill: Callable[[], None]
     empty: Callable[[], None]
+    packets: int
+    arriving: int
 
 
-def compare(loop: Side, floor: Side, sink: UdpSocket, rounds: int = ROUNDS) -> Cost:
+def compare(loop: Side, floor: Side, sink: UdpSocket, effort: Effort) -> Cost:
     """The cost of a packet on both sides; `sink` is where both send to."""
-    rows = [(_round(loop, sink), _round(floor, sink)) for _ in range(rounds)]
-    loops, floors = zip(*rows, strict=True)
-    return Cost(statistics.median(loops), statistics.median(floors))
+    for side in (loop, floor):
+        _stretch(side, sink)
+    rounds = [
+        (_round(loop, sink, effort.stretches), _round(floor, sink, effort.stretches))
+        for _ in range(effort.rounds)
+    ]
+    loops, floors = zip(*rounds, strict=True)
+    ratio = statistics.median(ours / bare for ours, bare in rounds)
+    return Cost(statistics.median(loops), statistics.median(floors), ratio)
 
 
-def _round(side: Side, sink: UdpSocket) -> float:
-    spent, arrived = 0.0, 0
-    for _ in range(STRETCHES):
-        for _ in range(BATCHES):
-            side.fill()
-        began = time.process_time()
-        side.empty()
-        spent += time.process_time() - began
-        arrived += sum(_arrivals(sink))
-    expected = STRETCHES * BATCHES * PACKETS
-    if arrived != expected:
-        raise RuntimeError(f"{arrived} packets arrived of {expected}")
-    return spent / arrived
+def _round(side: Side, sink: UdpSocket, stretches: int) -> float:
+    return sum(_stretch(side, sink) for _ in range(stretches)) / (stretches * side.packets)
+
+
+def _stretch(side: Side, sink: UdpSocket) -> float:
+    side.fill()
+    began = time.process_time()
+    side.empty()
+    spent = time.process_time() - began
+    arrived = sum(_arrivals(sink))
+    if arrived != side.arriving:
+        raise RuntimeError(f"{arrived} packets arrived of {side.arriving}")
+    return spent
 
 
 def _arrivals(sink: UdpSocket) -> Iterator[int]:

@@ -1,12 +1,16 @@
-"""What a GIN spends on an ESP packet of 1,400 bytes, beside a bare GRO receive and GSO send of its batch."""
+"""What a GIN spends on ESP packets, beside bare receives and sends of the same."""
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from contextlib import ExitStack, closing
+from functools import partial
 
-from benchmarks.bench import PACKETS, ROUNDS, Cost, Side, compare
-from benchmarks.floor import floor
+from benchmarks import loads
+from benchmarks.bench import Case, Cost, Effort, Side, compare
+from benchmarks.floor import Step, floor
+from benchmarks.loads import Load
 from protego_cli.counters import Counters
 from protego_cli.net.ingress import MuxIngress
 from protego_cli.net.pump import drain
@@ -14,11 +18,11 @@ from protego_cli.net.steering import Gpn
 from protego_cli.net.udp import UdpSocket
 from protego_cli.net.vip import VipPort
 
-SIZE = 1400
 SPI = 0xC0FFEE01
+TARGET, TARGET_SINGLE = 1.5, 1.6
 
 
-def measure(rounds: int = ROUNDS) -> Cost:
+def measure(load: Load, effort: Effort) -> Cost:
     """From the peer to the GPN."""
     with ExitStack() as stack:
         peer, vip, fabric, gpn = (
@@ -29,16 +33,38 @@ def measure(rounds: int = ROUNDS) -> Cost:
         steering.put_gpn(Gpn("gpn-1", gpn.address, bytes(32)))
         steering.steer(SPI, "gpn-1", peer.address)
         port = VipPort(lambda message, source: None, steering, counters)
-        bare_address, bare = floor(stack, gpn.address, SIZE)
-        batch = b"".join(struct.pack("!II", SPI, number) + bytes(SIZE - 8) for number in range(PACKETS))
+        (stretch,) = load.stretches
+        steps = [Step((), [([packet.size for packet in buffer], gpn.address)]) for buffer in stretch]
+        bare_address, bare = floor(stack, steps)
+        buffers = [
+            b"".join(
+                struct.pack("!II", SPI, number) + bytes(packet.size - 8)
+                for number, packet in enumerate(buffer)
+            )
+            for buffer in stretch
+        ]
 
         def empty() -> None:
             while drain(vip, port.receive_natt):
                 pass
 
         def fill(dest: tuple[str, int]) -> None:
-            peer.send(batch, SIZE, dest)
+            for buffer, data in zip(stretch, buffers, strict=True):
+                peer.send(data, buffer[0].size, dest)
 
+        count = sum(map(len, stretch))
         return compare(
-            Side(lambda: fill(vip.address), empty), Side(lambda: fill(bare_address), bare), gpn, rounds
+            Side(partial(fill, vip.address), empty, count, count),
+            Side(partial(fill, bare_address), bare, count, count),
+            gpn,
+            effort,
         )
+
+
+def cases() -> Iterator[Case]:
+    """This role's lines of the table."""
+    chosen = [(loads.full(size), TARGET) for size in loads.SIZES]
+    chosen += [(loads.imix(), None), (loads.imix_single(), TARGET_SINGLE)]
+    chosen += [(loads.single(size), TARGET_SINGLE) for size in loads.SIZES]
+    for load, target in chosen:
+        yield Case("GIN", "peer to GPN", "", load.name, load.size, target, partial(measure, load))
