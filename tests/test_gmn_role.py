@@ -17,7 +17,7 @@ import trio
 
 from protego_cli.config.model import Cluster, Node, Ports, PskAuth, TenantConfig, TunnelConfig, VxlanAttach
 from protego_cli.control import pki
-from protego_cli.control.agent import run_agent
+from protego_cli.control.agent import Agent, run_agent
 from protego_cli.control.client import ask
 from protego_cli.control.messages import (
     GetStatus,
@@ -30,6 +30,7 @@ from protego_cli.control.messages import (
     Status,
     TunnelStatus,
 )
+from protego_cli.control.sqlite import SqliteStore
 from protego_cli.crypto.mac import hmac_sha256
 from protego_cli.errors import EnvironmentFault, NotFound, Refused, UsageError
 from protego_cli.ike.events import Path
@@ -85,6 +86,7 @@ class Rig:
         node = cluster.nodes[0]
         self.gmn = (node.address, node.ports.fabric)
         self.socket = socket
+        self.agents: list[Agent] = []
         self.network = Network(1)
         ours = gmn.policy_of(cluster.tunnels()[0])
         mirrored = replace(
@@ -136,30 +138,41 @@ class Rig:
 
 
 @asynccontextmanager
-async def running(directory: FilePath) -> AsyncIterator[tuple[Rig, trio.Nursery]]:
-    """Cancel the nursery to end the GMN."""
+async def connected(directory: FilePath) -> AsyncIterator[tuple[Rig, trio.Nursery]]:
+    """Nodes that look for a GMN, and a nursery for them."""
     cluster = make_cluster(directory)
     gin = cluster.nodes_of("gin")[0]
     with closing(UdpSocket.bind(gin.address, gin.ports.fabric)) as socket:
         rig = Rig(cluster, socket)
         async with trio.open_nursery() as nodes:
             nodes.start_soon(pump, socket, rig.receive)
-            async with trio.open_nursery() as control:
-                await control.start(gmn.run, cluster, cluster.nodes[0], PLUGINS)
-                agents = []
-                for name, plane in rig.planes.items():
-                    node = cluster.node(name)
-                    assert node is not None
-                    agents.append(await nodes.start(run_agent, cluster, node, plane))
-                await until(lambda: all(agent.connected for agent in agents))
-                await until(lambda: all(plane.records for plane in rig.planes.values()))
-                yield rig, control
-                control.cancel_scope.cancel()
+            for name, plane in rig.planes.items():
+                node = cluster.node(name)
+                assert node is not None
+                rig.agents.append(await nodes.start(run_agent, cluster, node, plane))
+            yield rig, nodes
             nodes.cancel_scope.cancel()
 
 
-async def test_a_tunnel_comes_up_migrates_and_is_closed_at_the_end(tmp_path: FilePath) -> None:
-    async with running(tmp_path) as (rig, control):
+@asynccontextmanager
+async def running(directory: FilePath) -> AsyncIterator[tuple[Rig, trio.Nursery]]:
+    async with connected(directory) as (rig, nodes), life(rig):
+        yield rig, nodes
+
+
+@asynccontextmanager
+async def life(rig: Rig) -> AsyncIterator[None]:
+    """A GMN from its start until it is told to end."""
+    async with trio.open_nursery() as control:
+        await control.start(gmn.run, rig.cluster, rig.cluster.nodes[0], PLUGINS)
+        await until(lambda: all(agent.connected for agent in rig.agents))
+        await until(lambda: all(plane.records for plane in rig.planes.values()))
+        yield
+        control.cancel_scope.cancel()
+
+
+async def test_a_tunnel_comes_up_and_migrates(tmp_path: FilePath) -> None:
+    async with running(tmp_path) as (rig, _):
         await rig.up()
         tunnel = await rig.tunnel()
         assert (tunnel.id, tunnel.state, tunnel.gpn) == (TUNNEL, "up", "gpn-1")
@@ -176,8 +189,51 @@ async def test_a_tunnel_comes_up_migrates_and_is_closed_at_the_end(tmp_path: Fil
         assert sa.spi_out == rig.peer.child.spi_in
         assert sa.key_out == rig.peer.child.key_in
 
-        control.cancel_scope.cancel()
-        await until(lambda: not rig.peer.ikes)  # DELETE came before the GMN ended
+
+async def test_a_gmn_that_returns_changes_nothing_and_goes_on(tmp_path: FilePath) -> None:
+    async with connected(tmp_path) as (rig, _):
+        async with life(rig):
+            await rig.up()
+            before = await rig.tunnel()
+            held = {name: dict(plane.records) for name, plane in rig.planes.items()}
+            ikes = dict(rig.peer.ikes)
+            for plane in rig.planes.values():
+                plane.log.clear()
+        async with life(rig):
+            assert (await rig.status()).epoch == 2
+            assert (await rig.tunnel()).spi_in == before.spi_in
+            assert {name: plane.records for name, plane in rig.planes.items()} == held
+            assert [plane.log for plane in rig.planes.values()] == [[]] * 4
+            moved = await ask(rig.cluster, Migrate(TUNNEL, "gpn-2"))
+            assert isinstance(moved, Migrated)
+            assert rig.peer.ikes == ikes
+            assert (await rig.tunnel()).gpn == "gpn-2"
+
+
+async def test_a_gmn_that_cannot_store_acknowledges_nothing_and_ends(
+    tmp_path: FilePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: SqliteStore, changes: object) -> None:
+        raise EnvironmentFault("state.db: the disk is full")
+
+    async def ask_too_much(rig: Rig) -> None:
+        async with life(rig):
+            monkeypatch.setattr(SqliteStore, "commit", full)
+            rig.peer.dial(TUNNEL, VIP, port=4500)
+            rig.flush()
+            await trio.sleep_forever()
+
+    async with connected(tmp_path) as (rig, _):
+        sent = len(rig.network.sent)
+        with pytest.raises(ExceptionGroup) as caught:
+            await ask_too_much(rig)
+        assert caught.group_contains(EnvironmentFault, match="the disk is full")
+        assert len(rig.network.sent) == sent
+        assert not rig.peer.ikes  # its IKE_SA_INIT was not even answered
+        assert all(
+            not any(kind in ("sa", "steer", "route") for kind, _ in plane.records)
+            for plane in rig.planes.values()
+        )
 
 
 async def test_operators_are_answered_and_told_what_is_wrong(tmp_path: FilePath) -> None:

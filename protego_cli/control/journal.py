@@ -7,14 +7,15 @@
    an operator. It happens in the order of the calls, after all that had changed by then is stored; at once
    when that is so already.
 3. `run`, the one committer, takes all that is marked in the step it takes it, so every commit is a state that
-   all tasks agreed on between two of their steps. It stores it in a thread: what changes meanwhile goes with
-   the next commit. So the more there is to do, the less a commit costs.
+   all tasks agreed on between two of their steps. What changes while it is being stored goes with the next
+   one. So the more there is to do, the less a commit costs.
 
 A commit that fails ends `run` with EnvironmentFault, and with it the GMN: nothing that waited is released.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Final, Protocol
@@ -25,6 +26,7 @@ import trio
 from protego_cli.control.crash import crash_point
 from protego_cli.control.store import Change, Store
 
+LONG: Final = 0.002  # seconds: a change of threads, there and back, takes about 0.2 ms
 TEND: Final = 10.0  # seconds between looks after the store
 ENGINE: Final = "ike"  # kinds of records: our IKE SPI -> the state of an IKE_SA
 NODE: Final = "node"  # name -> the boot id of the process that we last knew
@@ -56,8 +58,24 @@ Offload = Callable[[Callable[[], None]], Awaitable[None]]
 """Runs a call that blocks, and lets other tasks run meanwhile."""
 
 
-async def in_thread(call: Callable[[], None]) -> None:
-    await trio.to_thread.run_sync(call)
+class Blocking:
+    """An `Offload`: in this thread while calls take less than a change of threads is worth, as they do on a
+    good disk; in another one once they take longer, so that nothing else waits for the disk.
+    """
+
+    def __init__(self) -> None:
+        self._usual = 0.0  # seconds that a call takes, lately
+
+    async def __call__(self, call: Callable[[], None]) -> None:
+        if self._usual > LONG:
+            await trio.to_thread.run_sync(self._timed, call)
+        else:
+            self._timed(call)
+
+    def _timed(self, call: Callable[[], None]) -> None:
+        began = time.perf_counter()
+        call()
+        self._usual += (time.perf_counter() - began - self._usual) / 8
 
 
 class Release(Protocol):
@@ -72,9 +90,9 @@ def at_once(reveal: Callable[[], None]) -> None:
 
 
 class Journal:
-    def __init__(self, store: Store, found: Mapping[bytes, bytes], offload: Offload = in_thread) -> None:
+    def __init__(self, store: Store, found: Mapping[bytes, bytes], offload: Offload | None = None) -> None:
         """`found` is what the store holds; `offload` calls the store, which may block."""
-        self._offload = offload
+        self._offload = offload or Blocking()
         self.changes: Callable[[], Sequence[Change]] = tuple  # of the engine: its own key, and the state
         self._store = store
         self._found = dict(found)

@@ -38,6 +38,7 @@ class Child:
         self._process = process
         self._lock = trio.Lock()
         self._unread = bytearray()
+        self._dismissed = False
 
     @property
     def pid(self) -> int:
@@ -63,9 +64,10 @@ class Child:
         return msgspec.json.decode(line, type=Snapshot)
 
     async def watch(self) -> None:
-        """Raise when the process ends."""
+        """Raise when the process ends, unless it was killed here."""
         await self._process.wait()
-        raise self.obituary()
+        if not self._dismissed:
+            raise self.obituary()
 
     def obituary(self) -> ChildDied:
         code = self._process.returncode
@@ -76,6 +78,12 @@ class Child:
     def last_lines(self) -> list[str]:
         data = self.log.read_bytes()[-_TAIL_BYTES:]
         return data.decode(errors="replace").splitlines()[-_LAST_LINES:]
+
+    async def kill(self) -> None:
+        """SIGKILL, as whatever kills a process would."""
+        self._dismissed = True
+        self._process.kill()
+        await self._process.wait()
 
     def end(self) -> None:
         if self._process.returncode is None:

@@ -170,12 +170,14 @@ class Site:
     def log(self, node: str) -> str:
         return (self.directory / f"{node}.log").read_text()
 
-    def start(self, node: str) -> None:
+    def start(self, node: str, **environment: str) -> None:
         """Start one role as a process of its own, as an operator would."""
+        variables = [f"{name}={value}" for name, value in environment.items()]
         self.roles[node] = self.gateway.popen(
-            sys.executable, "-m", "protego_cli", "up", "--name", node, "-c", str(self.cluster),
+            *("env", *variables, sys.executable, "-m", "protego_cli"),
+            *("up", "--name", node, "-c", str(self.cluster)),
             log=self.directory / f"{node}.log",
-        )  # fmt: skip
+        )
 
     def kill(self, node: str) -> None:
         process = self.roles.pop(node)

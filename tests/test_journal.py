@@ -1,0 +1,182 @@
+"""The journal: nothing is revealed before it is stored, in order, and many changes share one commit."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from protego_cli.control import crash
+from protego_cli.control.journal import Blocking, Durable, Journal
+from protego_cli.control.sqlite import SqliteStore
+from protego_cli.control.store import Change
+from protego_cli.errors import EnvironmentFault
+from tests.support.stores import MemoryStore, committing
+
+
+def noting(log: list[object], *entry: object) -> Callable[[], None]:
+    return lambda: log.append(entry)
+
+
+async def test_what_changes_nothing_is_revealed_at_once(autojump_clock: MockClock) -> None:
+    log: list[object] = []
+    async with committing(MemoryStore()) as journal:
+        journal.release(noting(log, "now"))
+        assert log == [("now",)]
+
+
+async def test_a_change_is_stored_before_it_is_revealed(autojump_clock: MockClock) -> None:
+    store = MemoryStore(delay=1.0)
+    async with committing(store) as journal:
+        seen: list[dict[bytes, bytes]] = []
+        journal.mark("sa", b"1", lambda: b"one")
+        journal.release(lambda: seen.append(dict(store.held)))
+        await trio.sleep(0.9)
+        assert seen == []
+        await trio.sleep(0.2)
+        assert seen == [{b"sa/1": b"one"}]
+
+
+async def test_what_is_revealed_comes_in_the_order_of_the_calls(autojump_clock: MockClock) -> None:
+    """Also what changed nothing itself: it may depend on what is still being stored."""
+    log: list[object] = []
+    async with committing(MemoryStore(delay=1.0)) as journal:
+        for i in range(5):
+            journal.put("k", b"%d" % i, i)
+            journal.release(noting(log, i))
+            await wait_all_tasks_blocked()  # the first is being stored
+        journal.release(noting(log, "last"))
+        await trio.sleep(5)
+    assert log == [*((i,) for i in range(5)), ("last",)]
+
+
+async def test_many_changes_share_a_commit(autojump_clock: MockClock) -> None:
+    store = MemoryStore(delay=1.0)
+    async with committing(store) as journal, trio.open_nursery() as nursery:
+
+        async def one(i: int) -> None:
+            await trio.sleep(i / 1000)
+            journal.put("k", b"%d" % i, i)
+            await journal.stored()
+
+        for i in range(300):
+            nursery.start_soon(one, i)
+    assert len(store.held) == 300
+    assert len(store.commits) == 2
+
+
+async def test_a_value_is_what_it_is_when_it_is_stored(autojump_clock: MockClock) -> None:
+    store = MemoryStore(delay=1.0)
+    value = b"first"
+    async with committing(store) as journal:
+        journal.mark("k", b"", lambda: value)
+        value = b"second"
+        await journal.stored()
+        journal.mark("k", b"", lambda: value)
+        journal.mark("k", b"", lambda: None)
+        await journal.stored()
+    assert store.commits == [[(b"k/", b"second")], [(b"k/", None)]]
+
+
+async def test_the_engine_is_asked_when_something_is_to_be_revealed(autojump_clock: MockClock) -> None:
+    changes: list[Change] = []
+
+    def take() -> list[Change]:
+        taken = list(changes)
+        changes.clear()
+        return taken
+
+    store = MemoryStore()
+    log: list[object] = []
+    async with committing(store) as journal:
+        journal.changes = take
+        changes.append((b"spi", b"state"))
+        journal.release(noting(log, dict(store.held)))
+        assert log == []
+        await journal.stored()
+        assert store.held == {b"ike/spi": b"state"}
+        changes.append((b"spi", None))
+        await journal.stored()
+        assert store.held == {}
+
+
+class Thing(Durable):
+    durable = frozenset({"kept"})
+
+    def __init__(self) -> None:
+        self.kept = 0
+        self.other = 0
+
+
+def test_only_a_change_of_what_is_kept_marks() -> None:
+    thing, marks = Thing(), []
+    thing.mark = lambda: marks.append(thing.kept)
+    thing.other = 5
+    thing.kept = 0
+    assert marks == []
+    thing.kept = 7
+    thing.kept = 7
+    assert marks == [7]
+
+
+class Full(MemoryStore):
+    def commit(self, changes: object) -> None:
+        raise EnvironmentFault("the disk is full")
+
+
+async def test_when_a_commit_fails_nothing_that_waits_is_revealed(autojump_clock: MockClock) -> None:
+    log: list[object] = []
+    journal = Journal(Full(), {}, Full().offload)
+    journal.put("k", b"", 1)
+    journal.release(noting(log, "lie"))
+    with pytest.raises(EnvironmentFault, match="the disk is full"):
+        await journal.run()
+    journal.release(noting(log, "another"))
+    assert log == []
+
+
+async def test_what_was_stored_is_found_by_kind(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path)
+    store.commit([(b"sa/\x00\x01", b"a"), (b"sax/1", b"b"), (b"epoch", b"7")])
+    journal = Journal(store, dict(store.load()))
+    assert list(journal.found("sa")) == [(b"\x00\x01", b"a")]
+    journal.forget_found()
+    assert list(journal.found("sa")) == []
+    store.close()
+
+
+def test_a_crash_point_kills_where_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    killed: list[int] = []
+    monkeypatch.setattr(crash.os, "kill", lambda pid, number: killed.append(number))
+    monkeypatch.setenv(crash.VARIABLE, "migration.placed:2")
+    monkeypatch.setattr(crash, "hook", crash._from_environment())
+    for name in ("migration.placed", "migration.deleted", "migration.placed", "migration.placed"):
+        crash.crash_point(name)
+    assert killed == [9]
+    monkeypatch.delenv(crash.VARIABLE)
+    assert crash._from_environment() is None
+
+
+async def test_a_slow_disk_is_waited_for_in_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    took = 0.0
+    in_loop: list[bool] = []
+
+    def call() -> None:
+        nonlocal now
+        in_loop.append(threading.current_thread() is threading.main_thread())
+        now += took
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    blocking = Blocking()
+    for took, times in ((0.0003, 3), (0.1, 2), (0.0003, 60)):  # noqa: B007 - `call` reads it
+        for _ in range(times):
+            await blocking(call)
+    assert in_loop[:4] == [True] * 4  # the fourth was the first to be slow
+    assert in_loop[4:20] == [False] * 16
+    assert in_loop[-1]
