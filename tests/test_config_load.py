@@ -340,6 +340,20 @@ def test_a_replay_window_is_a_power_of_two(tmp_path: Path) -> None:
             load(file)
 
 
+def test_a_dscp_is_copied_cleared_or_a_number(tmp_path: Path) -> None:
+    assert load(write_cluster(tmp_path)).tunnels()[0].dscp == "copy"
+    peer = 'peer = "198.51.100.7"'
+    for spelled, value in (('"copy"', "copy"), ('"clear"', "clear"), ("0", 0), ("46", 46), ("63", 63)):
+        file = write_cluster(tmp_path, changed((peer, f"{peer}\ndscp = {spelled}")))
+        assert load(file).tunnels()[0].dscp == value
+    for wrong in ("64", "-1", "true", "46.0", '"46"', '"ef"', "[]"):
+        file = write_cluster(tmp_path, changed((peer, f"{peer}\ndscp = {wrong}")))
+        with pytest.raises(
+            ConfigError, match=r'dscp.*expected "copy", "clear" or a whole number from 0 to 63'
+        ):
+            load(file)
+
+
 def test_lifetimes_are_those_of_ike_where_a_tunnel_says_nothing(tmp_path: Path) -> None:
     assert load(write_cluster(tmp_path)).tunnels()[0].lifetimes == Lifetimes(14400, 3600, 0, 0, 0.1)
     text = changed(

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from protego_cli.crypto.algorithms import EspSuite
 from protego_cli.wire.vxlan import ETHERTYPE_IPV4, ETHERTYPE_IPV6, build_frame_header
-from tests.support.esp_packets import ipv4, ipv6
-from tests.support.esp_reference import ReferenceSa, padded, seal, unseal
+from tests.support.esp_packets import ipv4, ipv6, summed
+from tests.support.esp_reference import ReferenceSa, Sent, padded, seal, unseal
 from tests.support.esp_world import (
     ACME,
     BLUE,
@@ -25,7 +25,7 @@ from tests.support.esp_world import (
     REGISTRY,
     VTEP,
     VTEP_MAC,
-    datagrams,
+    marked,
     world,
 )
 
@@ -48,24 +48,28 @@ class Inner(NamedTuple):
     here: str
     there: str
     length: int
-    tos: int
+    tos: tuple[int, ...]  # in turn
     inward: bool = True
 
     def build(self, place: int) -> bytes:
         payload = place.to_bytes(PLACES) + bytes(self.length)
+        tos = self.tos[place % len(self.tos)]
         source, destination = (self.there, self.here) if self.inward else (self.here, self.there)
         if ":" in source:
-            return ipv6(source, destination, payload)
-        return ipv4(source, destination, payload, tos=self.tos)
+            return ipv6(source, destination, payload, tos=tos)
+        return summed(ipv4(source, destination, payload, tos=tos))
 
 
 def inners(*, inward: bool) -> st.SearchStrategy[Inner]:
     """Mostly of one flow, so that batches are uniform as well as mixed."""
-    usual = st.builds(Inner, st.just("10.1.0.5"), st.just("10.2.0.9"), LENGTHS, st.just(0), st.just(inward))
-    tos = st.sampled_from([0, 3])
+    tos = st.sampled_from([(0,), (0,), (0xB8,), (1,), (2, 3), (2, 2, 0), (3, 0, 0xBA)])
+    usual = st.builds(Inner, st.just("10.1.0.5"), st.just("10.2.0.9"), LENGTHS, tos, st.just(inward))
     v4 = st.builds(Inner, st.sampled_from(V4_HERE), st.sampled_from(V4_THERE), LENGTHS, tos, st.just(inward))
     v6 = st.builds(Inner, st.sampled_from(V6_HERE), st.sampled_from(V6_THERE), LENGTHS, tos, st.just(inward))
     return st.one_of(usual, usual, v4, v6)
+
+
+OUTER = st.sampled_from([0, 0, 0, 1, 2, 3, 3, 0xB8, 0xBB])
 
 
 class Sealed(NamedTuple):
@@ -76,6 +80,7 @@ class Sealed(NamedTuple):
     inner: Inner
     flaw: str
     repeat: int
+    tos: int  # of the outer header
 
     def build(self, sa: ReferenceSa, number: int, place: int) -> bytes:
         inner = self.inner.build(place)
@@ -113,6 +118,7 @@ SEALED = st.builds(
     inners(inward=True),
     st.one_of(st.just(""), st.just(""), st.just(""), st.sampled_from(FLAWS)),
     st.integers(1, 6),
+    OUTER,
 )
 
 
@@ -126,26 +132,29 @@ def test_what_peers_send(suite: EspSuite, specs: list[Sealed]) -> None:
         w.reference.receive_esp(first)
     numbers = dict.fromkeys(range(3), start)
     packets: list[bytes] = []
+    outer: list[int] = []
     for spec in specs:
         for _ in range(spec.repeat):
             numbers[spec.sa] = max(0, numbers[spec.sa] + spec.step)
             packets.append(spec.build(w.reference.sas[spec.sa], numbers[spec.sa], len(packets)))
-    for packet in packets:
-        w.reference.receive_esp(packet)
-    sent = datagrams(w.receive_esp(*packets))
+            outer.append(spec.tos)
+    sent: list[Sent] = []
+    for tos, run in groupby(zip(packets, outer, strict=True), key=lambda each: each[1]):
+        batch = [packet for packet, _ in run]
+        for packet in batch:
+            w.reference.receive_esp(packet, tos)
+        sent += marked(w.receive_esp(*batch, tos=tos))
     assert w.counters.nonzero() == dict(w.reference.counts)
     assert _streams(sent, packets) == _streams(w.reference.sent_in, packets)
 
 
-def _streams(
-    sent: list[tuple[Address, bytes]], packets: list[bytes]
-) -> dict[tuple[bytes, Address], list[bytes]]:
+def _streams(sent: list[Sent], packets: list[bytes]) -> dict[tuple[bytes, Address], list[tuple[bytes, int]]]:
     """In order for each SA that it came by and each VTEP that it goes to."""
-    streams: dict[tuple[bytes, Address], list[bytes]] = {}
-    for dest, frame in sent:
+    streams: dict[tuple[bytes, Address], list[tuple[bytes, int]]] = {}
+    for dest, frame, tos in sent:
         start = 22 + (20 if frame[22] >> 4 == 4 else 40)
         place = int.from_bytes(frame[start : start + PLACES])
-        streams.setdefault((packets[place][:4], dest), []).append(frame)
+        streams.setdefault((packets[place][:4], dest), []).append((frame, tos))
     return streams
 
 
@@ -157,6 +166,7 @@ class Framed(NamedTuple):
     source: Address
     flaw: str
     repeat: int
+    tos: int  # of the outer header
 
     def build(self, place: int) -> bytes:
         inner = self.inner.build(place)
@@ -192,40 +202,47 @@ FRAMED = st.builds(
         st.sampled_from(["ethertype", "arp", "length", "header", "flags", "tag", "short", "padded"]),
     ),
     st.integers(1, 6),
+    OUTER,
 )
 
 
-@given(st.sampled_from(CHOSEN), st.lists(FRAMED, min_size=1, max_size=14), st.booleans(), st.integers(0, 60))
-def test_what_tenants_send(suite: EspSuite, specs: list[Framed], ruled: bool, room: int) -> None:
+@given(
+    st.sampled_from(CHOSEN),
+    st.lists(FRAMED, min_size=1, max_size=14),
+    st.booleans(),
+    st.integers(0, 60),
+    st.sampled_from([None, 0, 46]),
+)
+def test_what_tenants_send(
+    suite: EspSuite, specs: list[Framed], ruled: bool, room: int, dscp: int | None
+) -> None:
     start = (1 << 32) - 20 if suite.esn else 1
-    w = world(rules=ruled, room=room, suite=suite, start=start)
-    sent: list[tuple[Address, bytes]] = []
+    w = world(rules=ruled, room=room, suite=suite, start=start, dscp=dscp)
+    sent: list[Sent] = []
     place = 0
-    for source, run in groupby(specs, key=lambda spec: spec.source):
+    for (source, tos), run in groupby(specs, key=lambda spec: (spec.source, spec.tos)):
         frames = []
         for spec in run:
             for _ in range(spec.repeat):
                 frames.append(spec.build(place))
-                w.reference.receive_vxlan(frames[-1], source)
+                w.reference.receive_vxlan(frames[-1], source, tos)
                 place += 1
-        sent += datagrams(w.receive_vxlan(*frames, source=source))
+        sent += marked(w.receive_vxlan(*frames, source=source, tos=tos))
     assert w.counters.nonzero() == dict(w.reference.counts)
     sas = {sa.spi_out.to_bytes(4): sa for sa in w.reference.sas}
     assert _rows(sent, sas) == _rows(w.reference.sent_out, sas)
 
 
-def _rows(
-    sent: list[tuple[Address, bytes]], sas: dict[bytes, ReferenceSa]
-) -> dict[bytes, list[tuple[Address, bytes]]]:
+def _rows(sent: list[Sent], sas: dict[bytes, ReferenceSa]) -> dict[bytes, list[Sent]]:
     """In order for each SA (by its SPI), and for what is returned (by the VXLAN flags).
 
     What has a random IV is compared by what it opens to.
     """
-    rows: dict[bytes, list[tuple[Address, bytes]]] = {}
-    for dest, data in sent:
+    rows: dict[bytes, list[Sent]] = {}
+    for dest, data, tos in sent:
         sa = sas.get(data[:4])
         if sa is not None and not sa.suite.startswith("aes256gcm16"):
             high = 1 if data[4:8] < b"\x80" and "esn" in sa.suite else 0
             data = data[:8] + unseal(sa.key_out, data, sa.suite, high)
-        rows.setdefault(data[:4], []).append((dest, data))
+        rows.setdefault(data[:4], []).append((dest, data, tos))
     return rows

@@ -9,7 +9,7 @@ import pytest
 from protego_cli.crypto.mac import hmac_sha256
 from protego_cli.esp.events import FirstPacket, PeerMoved, RangeLow
 from protego_cli.esp.gateway import Neighbour
-from protego_cli.esp.outbox import Port
+from protego_cli.esp.outbox import Port, Way
 from protego_cli.esp.parking import MAX_AGE, PER_SPI
 from protego_cli.esp.tenants import Vtep
 from protego_cli.wire.selectors import TrafficSelector
@@ -65,7 +65,7 @@ def frame(inner: bytes, vni: int = ACME, mac: bytes = VTEP_MAC) -> bytes:
 
 def test_a_batch_of_one_flow_is_one_send(w: World) -> None:
     (send,) = w.receive_esp(*esp(w.sa(), *[IN] * 44))
-    assert send.way == (Port.VXLAN, VTEP, None, "gpn_opened")
+    assert send.way == Way(Port.VXLAN, VTEP, None, "gpn_opened")
     assert (send.data, send.size, send.packets) == (frame(IN) * 44, len(frame(IN)), 44)
     assert w.counters.nonzero() == {}
     assert w.gateway.take_events() == [FirstPacket(w.sa().spi_in)]
@@ -156,7 +156,7 @@ def test_selectors_with_ports_look_into_every_packet(w: World) -> None:
 def test_a_batch_of_frames_is_sealed_in_one_send(w: World) -> None:
     sa = w.sa()
     (send,) = w.receive_vxlan(*[vxlan(OUT)] * 44)
-    assert send.way == (Port.ESP, sa.peer, VIP, "gpn_sealed")
+    assert send.way == Way(Port.ESP, sa.peer, VIP, "gpn_sealed")
     expected = [seal(sa.key_out, sa.spi_out, 1 + n, padded(OUT, 4)) for n in range(44)]
     assert (send.data, send.size, send.packets) == (b"".join(expected), len(expected[0]), 44)
     assert w.gateway.usage()[0][3:] == (44, 44 * len(OUT), 0, 45)
@@ -204,7 +204,7 @@ def test_nobody_else_may(w: World, source: tuple[str, int]) -> None:
 def test_what_no_tunnel_here_takes_goes_on_to_a_gen(w: World) -> None:
     w.gateway.drop_rule("acme/hq")
     (send,) = w.receive_vxlan(*[vxlan(OUT)] * 3, source=VTEP)
-    assert send.way == (Port.VXLAN, GEN, None, "gpn_returned")
+    assert send.way == Way(Port.VXLAN, GEN, None, "gpn_returned")
     assert bytes(send.data) == vxlan(OUT) * 3
     assert w.receive_vxlan(vxlan(OUT)) == [], "but never back to the GEN it came from"
     assert w.counters.nonzero() == {"gpn_drop_no_rule": 1}

@@ -1,4 +1,4 @@
-"""Golden packets by scapy: {description, packet in, verdict, packet out} (`tests/golden/make.py`)."""
+"""Golden packets by scapy (`tests/golden/make.py`): packets in, verdicts, packets out, each with its TOS."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ def gateway(counters: Counters) -> Gateway:
     return made
 
 
-def give(made: Gateway, case: dict[str, str]) -> list[Send]:
+def give(made: Gateway, case: dict[str, Any]) -> list[Send]:
     packet = memoryview(bytes.fromhex(case["in"]))
     if case["port"] == "esp":
-        return made.receive_esp(packet, len(packet), GIN, 0.0)
-    return made.receive_vxlan(packet, len(packet), GEN, 0.0)
+        return made.receive_esp(packet, len(packet), GIN, 0.0, case["tos"])
+    return made.receive_vxlan(packet, len(packet), GEN, 0.0, case["tos"])
 
 
 def test_every_packet_gets_its_verdict() -> None:
@@ -74,6 +74,7 @@ def test_every_packet_gets_its_verdict() -> None:
         for send in sends:
             esp = case["port"] == "vxlan"
             assert send.way.dest == ((SA["peer"], 4500) if esp else (SA["vtep"], 4789))
+            assert send.way.tos == case["out_tos"], case["description"]
             assert send.way.source == (SA["vip"] if esp else None)
 
 

@@ -34,6 +34,17 @@ def test_a_datagram_of_its_own_leaves_behind_all_before_it() -> None:
     assert [data for _, data, _, _ in sent(outbox)] == [b"aaaa", b"bb", b"echo", b"cccc"]
 
 
+def test_another_tos_begins_another_send_in_its_turn() -> None:
+    outbox = Outbox()
+    marked = A._replace(tos=3)
+    for way, data in ((A, b"a1"), (A, b"a2"), (marked, b"m3"), (A, b"a4"), (marked, b"m5"), (marked, b"m6")):
+        outbox.add(way, 2, data)
+    assert sent(outbox) == [
+        *[(A, b"a1a2", 2, 2), (marked, b"m3", 2, 1), (A, b"a4", 2, 1)],
+        (marked, b"m5m6", 2, 2),
+    ]
+
+
 @given(st.lists(st.tuples(st.sampled_from([A, B]), st.integers(1, 4), st.integers(1, 3))))
 def test_every_way_gets_its_packets_in_order(rows: list[tuple[Way, int, int]]) -> None:
     outbox, expected = Outbox(), dict[Way, list[bytes]]()

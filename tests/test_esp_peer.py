@@ -7,7 +7,7 @@ import pytest
 from protego_cli.crypto.algorithms import EspSuite
 from protego_cli.esp.peer import PeerTunnel
 from protego_cli.wire.selectors import TrafficSelector
-from tests.support.esp_packets import ipv4, ipv6
+from tests.support.esp_packets import ipv4, ipv6, summed
 from tests.support.esp_suites import SUITES
 
 A = (TrafficSelector.from_prefix("10.1.0.0/24"), TrafficSelector.from_prefix("fd00:1::/64"))
@@ -94,3 +94,13 @@ def test_short_and_forged_datagrams_are_counted() -> None:
     assert right.open([b"", sealed[:15], sealed[:16], forged]) == []
     assert right.counters.nonzero() == {"gpn_drop_short": 3, "gpn_drop_auth": 1}
     assert right.open([sealed]), "what did not open left no mark in the window"
+
+
+def test_congestion_on_the_way_reaches_the_inner_packet() -> None:
+    left, right = couple()
+    able, unable = (summed(ipv4("10.1.0.5", "10.2.0.9", b"any", tos=tos)) for tos in (0xBA, 0xB8))
+    assert right.open(left.seal([able, unable]), tos=3) == [
+        summed(ipv4("10.1.0.5", "10.2.0.9", b"any", tos=0xBB))
+    ]
+    assert right.counters.nonzero() == {"gpn_drop_ecn_in": 1}
+    assert right.open(left.seal([able, unable]), tos=0xFE) == [able, unable]

@@ -298,6 +298,18 @@ async def test_another_window_comes_with_a_rekey_and_not_before(autojump_clock: 
         assert record.window == 1024
 
 
+async def test_another_dscp_is_with_the_gpn_at_once(autojump_clock: MockClock) -> None:
+    async with world() as w:
+        await w.up()
+        old = sealing(w)
+        for option, dscp in (("clear", 0), (46, 46), ("copy", None)):
+            edited(w, dscp=option)
+            assert await applied(w) == ["tunnel acme/hq changed now: done"]
+            assert sealing(w) is old
+            held = w.nodes.all[old.gpn].held.values()
+            assert [record.dscp for record in held if isinstance(record, Sa)] == [dscp]
+
+
 async def test_terms_that_change_again_meanwhile_are_the_last_ones(autojump_clock: MockClock) -> None:
     async with world() as w:
         w.wire_delay = (0.05, 0.05)

@@ -23,23 +23,23 @@ from tests.test_config_attach import ACME, SECOND_GEN
 HEADER4, HEADER6 = b"4" * FRAME_LENGTH, b"6" * FRAME_LENGTH
 
 
-def packet(version: int, flow: int, length: int, number: int = 0) -> bytes:
+def packet(version: int, flow: int, length: int, number: int = 0, tos: int = 0) -> bytes:
     """An IP packet as `frames` sees it; its end tells it from others."""
-    head = bytes([version << 4])
+    head = bytes([4 << 4, tos]) if version == 4 else (6 << 12 | tos << 4).to_bytes(2)
     at, width = (12, 8) if version == 4 else (8, 32)
-    return head + bytes(at - 1) + bytes([flow]) * width + bytes(length - at - width - 2) + number.to_bytes(2)
+    return head + bytes(at - 2) + bytes([flow]) * width + bytes(length - at - width - 2) + number.to_bytes(2)
 
 
-def cut(batches: list[tuple[bytes, int]]) -> list[bytes]:
-    return [data[at : at + size] for data, size in batches for at in range(0, len(data), size)]
+def cut(batches: list[tuple[bytes, int, int]]) -> list[bytes]:
+    return [data[at : at + size] for data, size, _ in batches for at in range(0, len(data), size)]
 
 
 def test_equal_packets_of_one_flow_are_one_batch_and_a_shorter_one_ends_it() -> None:
     row = [packet(4, 1, 1000, number) for number in range(5)]
     last, next_one = packet(4, 1, 300), packet(4, 1, 400)
     first, second = frames([*row, last, next_one], HEADER4, HEADER6)
-    assert first == (b"".join(HEADER4 + each for each in [*row, last]), 1022)
-    assert second == (HEADER4 + next_one, 422)
+    assert first == (b"".join(HEADER4 + each for each in [*row, last]), 1022, 0)
+    assert second == (HEADER4 + next_one, 422, 0)
 
 
 def test_flows_that_interleave_are_taken_apart() -> None:
@@ -47,16 +47,27 @@ def test_flows_that_interleave_are_taken_apart() -> None:
     acks = [packet(6, 2, 80, number) for number in range(20)]
     mixed = [each for pair in zip(data, acks, strict=True) for each in pair]
     assert frames(mixed, HEADER4, HEADER6) == [
-        (b"".join(HEADER6 + each for each in data), 1022),
-        (b"".join(HEADER6 + each for each in acks), 102),
+        (b"".join(HEADER6 + each for each in data), 1022, 0),
+        (b"".join(HEADER6 + each for each in acks), 102, 0),
     ]
 
 
-@given(st.lists(st.tuples(st.sampled_from([4, 6]), st.integers(1, 3), st.integers(44, 1500)), max_size=300))
-def test_no_packet_is_lost_and_each_flow_keeps_its_order(specs: list[tuple[int, int, int]]) -> None:
-    packets = [packet(*spec, number) for number, spec in enumerate(specs)]
+SPECS = st.tuples(
+    st.sampled_from([4, 6]), st.integers(1, 3), st.integers(44, 1500), st.sampled_from([0, 0, 2, 3, 0xB8])
+)
+
+
+@given(st.lists(SPECS, max_size=300))
+def test_no_packet_is_lost_and_each_flow_keeps_its_order(specs: list[tuple[int, int, int, int]]) -> None:
+    packets = [packet(*spec[:3], number, spec[3]) for number, spec in enumerate(specs)]
     batches = frames(packets, HEADER4, HEADER6)
-    for data, size in batches:
+    marks = {
+        header + each: spec[3]
+        for each, spec in zip(packets, specs, strict=True)
+        for header in (HEADER4, HEADER6)
+    }
+    for data, size, tos in batches:
+        assert {marks[each] for each in cut([(data, size, tos)])} == {tos}
         assert len(data) <= MAX_BYTES
         assert len(data) <= MAX_SEGMENTS * size
     out = cut(batches)
@@ -69,8 +80,8 @@ def test_no_packet_is_lost_and_each_flow_keeps_its_order(specs: list[tuple[int, 
 
 @given(st.lists(st.binary(max_size=80), max_size=20))
 def test_what_is_no_ip_packet_is_left_out(packets: list[bytes]) -> None:
-    known = [each for each in packets if each and each[0] >> 4 in (4, 6)]
-    assert sum(len(data) for data, _ in frames(packets, HEADER4, HEADER6)) == sum(
+    known = [each for each in packets if len(each) > 1 and each[0] >> 4 in (4, 6)]
+    assert sum(len(data) for data, _, _ in frames(packets, HEADER4, HEADER6)) == sum(
         FRAME_LENGTH + len(each) for each in known
     )
 

@@ -29,6 +29,7 @@ class Kept(NamedTuple):
     vtep: str | None
     data: bytes
     size: int
+    tos: int = 0
 
 
 class Gen(NamedTuple):
@@ -52,7 +53,7 @@ def gen() -> Gen:
     fabric, counters = RecordingSender(), Counters()
     kept: list[Kept] = []
     steering = MuxEgress(
-        fabric, counters, lambda vni, vtep, view, size: kept.append(Kept(vni, vtep, bytes(view), size))
+        fabric, counters, lambda vni, vtep, view, *rest: kept.append(Kept(vni, vtep, bytes(view), *rest))
     )
     for gpn in (GPN1, GPN2):
         steering.put_gpn(gpn)
@@ -251,3 +252,9 @@ def test_a_batch_is_uniform_if_its_packets_agree(found: list[str], last: int, si
     packets = [packet(address, length=size) for address in found] + [packet(found[0], last, 62)]
     rows = [fields(memoryview(each)) for each in packets]
     assert uniform(memoryview(b"".join(packets)), size, len(packets)) == (len(set(rows)) == 1)
+
+
+def test_what_stays_keeps_its_tos(gen: Gen) -> None:
+    gen.steering.put_tenant(GLOBEX, [HERE])
+    gen.receive(packet("10.1.0.5", GLOBEX), source=GPN1.address, tos=3)
+    assert [(kept.vni, kept.tos) for kept in gen.kept] == [(GLOBEX, 3)]

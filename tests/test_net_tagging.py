@@ -53,9 +53,9 @@ class Bench:
     def notices(self) -> None:
         self.noticed += 1
 
-    def receive(self, data: bytes, source: Address = GPN.address) -> list[bytes]:
+    def receive(self, data: bytes, source: Address = GPN.address, tos: int = 0) -> list[bytes]:
         """Hand a datagram to the link; what it leaves to others."""
-        return [bytes(rest.view) for rest in self.link.take(Batch(memoryview(data), len(data), source))]
+        return [bytes(rest.view) for rest in self.link.take(Batch(memoryview(data), len(data), source, tos))]
 
     def echo(self, tag: Tag) -> None:
         assert self.receive(seal_tag(KEY, tag.echo(), hmac_sha256)) == []
@@ -188,15 +188,13 @@ async def test_forged_and_misplaced_tags_are_counted(bench: Bench, datagram: byt
 
 
 async def test_what_a_gpn_returns_is_handed_on(bench: Bench) -> None:
-    returned: list[tuple[bytes, Address]] = []
-    bench.link = TagLink(
-        bench.fabric, bench.counters, "gin_drop_tag", lambda packet, source: returned.append((packet, source))
-    )
+    returned: list[tuple[bytes, Address, int]] = []
+    bench.link = TagLink(bench.fabric, bench.counters, "gin_drop_tag", lambda *told: returned.append(told))
     bench.link.put_gpn(GPN)
     packet = bytes(range(1, 60))
     tag = Tag(TagKind.RETURN, 0, bytes([192, 0, 2, 1]), 4500, packet)
-    assert bench.receive(seal_tag(KEY, tag, hmac_sha256)) == []
-    assert returned == [(packet, ("192.0.2.1", 4500))]
+    assert bench.receive(seal_tag(KEY, tag, hmac_sha256), tos=3) == []
+    assert returned == [(packet, ("192.0.2.1", 4500), 3)]
     assert bench.receive(seal_tag(bytes(32), tag, hmac_sha256)) == []
     assert bench.receive(seal_tag(KEY, tag._replace(address=bytes(16)), hmac_sha256)) == []
     assert len(returned) == 1

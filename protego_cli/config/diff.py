@@ -120,6 +120,7 @@ TUNNEL: Final[dict[str, Landing]] = {
     "ike": Landing("rekey", "The peer is offered the new proposals by a rekey of the IKE_SA."),
     "esp": Landing("rekey", "The peer is offered the new proposals by a rekey."),
     "window": Landing("rekey", "An SA keeps its window, so a rekey makes one that has the new one."),
+    "dscp": Landing("now", "Its GPN seals by it from now on."),
     "start": Landing("now", "Says who dials when it is down."),
     "lifetimes": Landing("now", "Hold for SAs that are made from now on, in bytes and packets for all."),
     "vip": Landing("reconnect", "It has another VIP."),

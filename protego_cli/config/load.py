@@ -375,6 +375,7 @@ def _tunnel(
         start=cast('Literal["wait", "auto"]', table.take("start", values.choice(["wait", "auto"]), "wait")),
         vip=table.take("vip", values.choice(vips, what="one of cluster.vips"), vips[0] if vips else ""),
         window=table.take("window", values.power_of_two(32, 1 << 14), 1024),
+        dscp=table.take("dscp", values.dscp, "copy"),
         lifetimes=_lifetimes(table.table("lifetimes"), lifetimes),
     )
     table.done()

@@ -85,6 +85,7 @@ class TunnelConfig(msgspec.Struct, frozen=True):
     start: Literal["wait", "auto"] = "wait"
     vip: str = ""  # filled with the first VIP when left out
     window: int = 1024  # of the replay check, in packets
+    dscp: Literal["copy", "clear"] | int = "copy"  # of sealed packets: that of the inner one, none, or this
     lifetimes: Lifetimes = Lifetimes()  # filled with those of [ike] where left out
 
     @property

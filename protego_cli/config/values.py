@@ -9,6 +9,7 @@ import ipaddress
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 MAX_NAME = 63
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
@@ -18,6 +19,7 @@ DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)([smhd])")
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
 MAX_VNI = 2**24 - 1  # RFC 7348 5
+MAX_DSCP = 63  # RFC 2474 3
 BROADCAST = ipaddress.IPv4Address("255.255.255.255")
 SHOWN = 60  # characters of a wrong value that a message repeats
 
@@ -153,6 +155,18 @@ def integer(low: int, high: int) -> Callable[[object], int]:
         return value
 
     return convert
+
+
+def dscp(value: object) -> Literal["copy", "clear"] | int:
+    """What sealed packets bear: the inner one's, none, or this."""
+    match value:
+        case "copy" | "clear":
+            return value
+        case int() if not isinstance(value, bool) and 0 <= value <= MAX_DSCP:
+            return value
+    raise ValueError(
+        f'expected "copy", "clear" or a whole number from 0 to {MAX_DSCP}, such as 46, got {shown(value)}'
+    )
 
 
 def power_of_two(low: int, high: int) -> Callable[[object], int]:

@@ -128,6 +128,7 @@ class Sa(Record, frozen=True):
     expires: float | None = None  # hard lifetime
     integrity: str | None = None  # keyword; None where the encryption is an AEAD
     esn: bool = False  # sequence numbers have 64 bits
+    dscp: int | None = None  # of sealed packets; None: that of the inner one
 
     @property
     def key(self) -> tuple[str, int | str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 from protego_cli.control.messages import Route, Rule, Sa
 from protego_cli.control.tunnel import Placed, Tunnel
@@ -32,7 +33,14 @@ def sa_record(tunnel: Tunnel, placed: Placed) -> Sa:
         expires=None if math.isinf(placed.expires) else placed.expires,
         integrity=child.integrity,
         esn=child.esn,
+        dscp=_dscp(tunnel.config.dscp),
     )
+
+
+def _dscp(option: Literal["copy", "clear"] | int) -> int | None:
+    if option == "copy":
+        return None
+    return 0 if option == "clear" else option
 
 
 def rule_record(tunnel: Tunnel, placed: Placed) -> Rule:

@@ -95,8 +95,11 @@ class Sad:
         for tenant in cluster.tenants:
             for config in tenant.tunnels:
                 tunnel = self.tunnels.get(config.id) or self._keep(Tunnel(config, tenant.vni))
-                tunnel.config = config
+                before, tunnel.config = tunnel.config, config
                 tunnels[config.id] = tunnel
+                if before.dscp != config.dscp:
+                    for placed in tunnel.sas.values():
+                        self.nodes.put_sa(tunnel, placed)
         self.tunnels.clear()
         self.tunnels.update(tunnels)
         self.seats.packer = replace(packer, told=self._policy_failed)

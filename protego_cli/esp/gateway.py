@@ -128,7 +128,7 @@ class Gateway:
             self._link(entry.vni, entry.tunnel)
         for parked in self._parking.release(entry.spi_in):
             packet = memoryview(parked.packet)
-            self._inbound.receive(packet, len(packet), ("", 0), now, parked.origin)
+            self._inbound.receive(packet, len(packet), ("", 0), now, parked.origin, parked.tos)
         return self._outbox.take()
 
     def drop_sa(self, spi_in: int) -> None:
@@ -174,29 +174,33 @@ class Gateway:
 
     # ---- datagrams
 
-    def receive_esp(self, view: memoryview, size: int, source: Address, now: float) -> list[Send]:
-        """A batch on the ESP port: segments of `size`, the last perhaps shorter."""
+    def receive_esp(
+        self, view: memoryview, size: int, source: Address, now: float, tos: int = 0
+    ) -> list[Send]:
+        """A batch on the ESP port: segments of `size`, the last perhaps shorter, that came with this TOS."""
         if not size:
             self._counters["gpn_drop_short"] += 1
             return []
         origin = None if source[0] in self._fabric else source
         whole = len(view) - len(view) % size
         if whole:
-            self._inbound.receive(view[:whole], size, source, now, origin)
+            self._inbound.receive(view[:whole], size, source, now, origin, tos)
         if whole < len(view):
-            self._inbound.receive(view[whole:], len(view) - whole, source, now, origin)
+            self._inbound.receive(view[whole:], len(view) - whole, source, now, origin, tos)
         return self._outbox.take()
 
-    def receive_vxlan(self, view: memoryview, size: int, source: Address, now: float) -> list[Send]:
-        """A batch on the VXLAN port: segments of `size`, the last perhaps shorter."""
+    def receive_vxlan(
+        self, view: memoryview, size: int, source: Address, now: float, tos: int = 0
+    ) -> list[Send]:
+        """A batch on the VXLAN port: as above."""
         if not size:
             self._counters["gpn_drop_vxlan_malformed"] += 1
             return []
         whole = len(view) - len(view) % size
         if whole:
-            self._receive_frames(view[:whole], size, source, now)
+            self._receive_frames(view[:whole], size, source, now, tos)
         if whole < len(view):
-            self._receive_frames(view[whole:], len(view) - whole, source, now)
+            self._receive_frames(view[whole:], len(view) - whole, source, now, tos)
         return self._outbox.take()
 
     def expire(self, now: float) -> None:
@@ -230,18 +234,18 @@ class Gateway:
 
     # ---- tags
 
-    def _receive_frames(self, view: memoryview, size: int, source: Address, now: float) -> None:
+    def _receive_frames(self, view: memoryview, size: int, source: Address, now: float, tos: int) -> None:
         if size != TAG_LENGTH:  # those that come here bear no packet
-            self._outbound.receive(view, size, source, now)
+            self._outbound.receive(view, size, source, now, tos)
             return
         for at in range(0, len(view), size):
             frame = view[at : at + size]
             if is_tag(frame[:4]):
                 self._vxlan_tag(frame, source)
             else:
-                self._outbound.receive(frame, size, source, now)
+                self._outbound.receive(frame, size, source, now, tos)
 
-    def _esp_tag(self, datagram: memoryview, source: Address, now: float) -> None:
+    def _esp_tag(self, datagram: memoryview, source: Address, now: float, tos: int) -> None:
         opened = self._open_tag(datagram, source)
         if opened is None:
             return
@@ -255,9 +259,9 @@ class Gateway:
             self._counters["gpn_drop_tag"] += 1
             return
         origin = ".".join(map(str, tag.address)), tag.port
-        self._inbound.receive(packet, len(packet), source, now, origin)
+        self._inbound.receive(packet, len(packet), source, now, origin, tos)
 
-    def _give_back(self, packet: memoryview | bytes, source: Address) -> None:
+    def _give_back(self, packet: memoryview | bytes, source: Address, tos: int) -> None:
         """Return ESP of an unknown SPI to a GIN, whose kernel may have sent it here by another packet's."""
         if self._gin is None:
             self._counters["gpn_drop_unknown_spi"] += 1
@@ -265,7 +269,8 @@ class Gateway:
         gin, key = self._gin
         tag = Tag(TagKind.RETURN, 0, bytes(map(int, source[0].split("."))), source[1], bytes(packet))
         datagram = seal_tag(key, tag, hmac_sha256)
-        self._outbox.add(Way(Port.ESP, gin, None, "gpn_esp_returned"), len(datagram), datagram)
+        way = Way(Port.ESP, gin, None, "gpn_esp_returned", tos)
+        self._outbox.add(way, len(datagram), datagram)
 
     def _vxlan_tag(self, datagram: memoryview, source: Address) -> None:
         opened = self._open_tag(datagram, source)

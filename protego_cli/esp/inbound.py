@@ -3,9 +3,12 @@
 1. One C call reads SPI and number of every packet in the batch. Nearly always there is one SPI; else the
    packets are sorted by SPI, their order within each kept.
 2. The SA's row of packets is checked against the window, opened, committed (`sa.py`).
-3. One C call reads of every opened packet what decides: version, length, addresses, trailer. Each distinct
+3. Where the outer ECN field says so, the inner one is changed, or the packet dropped (RFC 6040 4.2); nothing
+   else of the outer header counts (RFC 4301 5.1.2.1).
+4. One C call reads of every opened packet what decides: version, length, addresses, trailer. Each distinct
    combination is judged once: trailer, inner header, selectors, and the VTEP that serves the destination.
-4. Packets of one verdict go behind its VXLAN and Ethernet headers, again in one C call.
+5. Packets of one verdict go behind its VXLAN and Ethernet headers, again in one C call, and leave with their
+   own TOS.
 
 Packets whose keys are on their way are parked. A packet that came in an ORIGIN tag and opened as the newest
 of its SA moves the peer's address.
@@ -16,6 +19,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import groupby
 
 from protego_cli.counters import Counters
 from protego_cli.esp.events import Event, FirstPacket, PeerMoved
@@ -23,13 +27,14 @@ from protego_cli.esp.outbox import Address, Outbox
 from protego_cli.esp.packet import Dropped, unwrap
 from protego_cli.esp.pairs import MAX_VERDICTS, Pair, Row, Verdict
 from protego_cli.esp.parking import Parking
-from protego_cli.esp.tenants import Tenant
+from protego_cli.esp.tenants import Delivery, Tenant
+from protego_cli.wire import ecn
 from protego_cli.wire.tags import MAX_RESERVED_SPI
 
 MIN_PACKET = 28  # the least of any suite: SPI, number and IV, four bytes of ciphertext, an ICV of eight
 
-TagHandler = Callable[[memoryview, Address, float], None]
-GiveBack = Callable[[memoryview | bytes, Address], None]
+TagHandler = Callable[[memoryview, Address, float, int], None]
+GiveBack = Callable[[memoryview | bytes, Address, int], None]
 
 
 class Inbound:
@@ -56,10 +61,16 @@ class Inbound:
         self._give_back = give_back
 
     def receive(
-        self, view: memoryview, size: int, source: Address, now: float, origin: Address | None = None
+        self,
+        view: memoryview,
+        size: int,
+        source: Address,
+        now: float,
+        origin: Address | None = None,
+        tos: int = 0,
     ) -> None:
-        """ESP packets, or tags, of one size. `now` is wall-clock time, `origin` what a tag told, or `source`
-        itself where that is the peer."""
+        """ESP packets, or tags, of one size, that came with this TOS. `now` is wall-clock time, `origin` what
+        a tag told, or `source` itself where that is the peer."""
         count = len(view) // size
         if size < MIN_PACKET:
             self._counters["gpn_drop_short"] += count
@@ -70,19 +81,20 @@ class Inbound:
         if spis.count(spi) == count:
             if 0 < spi <= MAX_RESERVED_SPI:
                 for at in range(0, len(view), size):
-                    self._tag(view[at : at + size], source, now)
+                    self._tag(view[at : at + size], source, now, tos)
             else:
-                self._one_spi(spi, numbers, view, size, source, now, origin)
+                self._one_spi(spi, numbers, view, size, source, now, origin, tos)
         elif min(spis) <= MAX_RESERVED_SPI:  # a tag speaks of what came before it
             for at in range(0, len(view), size):
-                self.receive(view[at : at + size], size, source, now, origin)
+                self.receive(view[at : at + size], size, source, now, origin, tos)
         else:
             places: dict[int, list[int]] = {}
             for place, spi in enumerate(spis):
                 places.setdefault(spi, []).append(place)
             for spi, found in places.items():
                 part = b"".join([view[place * size : (place + 1) * size] for place in found])
-                self._one_spi(spi, [numbers[place] for place in found], part, size, source, now, origin)
+                row = [numbers[place] for place in found]
+                self._one_spi(spi, row, part, size, source, now, origin, tos)
 
     def _one_spi(
         self,
@@ -93,16 +105,17 @@ class Inbound:
         source: Address,
         now: float,
         origin: Address | None,
+        tos: int,
     ) -> None:
         count = len(numbers)
         pair = self._pairs.get(spi)
         if pair is None:
             if spi in self._parking:
                 packets = [bytes(data[at : at + size]) for at in range(0, count * size, size)]
-                self._parking.park(spi, packets, origin, now)
+                self._parking.park(spi, packets, origin, now, tos)
             elif spi and origin == source:
                 for at in range(0, count * size, size):
-                    self._give_back(data[at : at + size], source)
+                    self._give_back(data[at : at + size], source, tos)
             else:
                 self._counters["gpn_drop_unknown_spi"] += count
             return
@@ -116,7 +129,17 @@ class Inbound:
         if origin is not None and origin != pair.peer and sa.newest(numbers[-1]):
             pair.move_peer(origin)
             self._events.append(PeerMoved(spi, *origin))
+        if ecn.telling(tos):
+            plaintexts = self._leave(plaintexts, tos)
+            if not plaintexts:
+                return
         self._pass_on(pair, plaintexts)
+
+    def _leave(self, opened: list[bytes], tos: int) -> list[bytes]:
+        """Those that may go on under what the outer ECN field says, with that in them."""
+        left = [each for plaintext in opened if (each := _leave(plaintext, tos)) is not None]
+        self._counters["gpn_drop_ecn_in"] += len(opened) - len(left)
+        return left
 
     def _pass_on(self, pair: Pair, plaintexts: list[bytes]) -> None:
         """Opened packets of one SA and one size, in order."""
@@ -136,19 +159,25 @@ class Inbound:
             self._mixed(pair, rows, plaintexts)
 
     def _mixed(self, pair: Pair, rows: list[Row], plaintexts: list[bytes]) -> None:
-        """Opened packets of several flows. Where their lengths differ, as padding allows, they are taken one
-        by one: they may be of one flow, whose order is kept.
+        """Opened packets of several flows. Where their lengths differ, as padding allows, or their TOS, they
+        may be of one flow, whose order is kept.
         """
         if len({row[2] for row in rows}) == 1:
             examples = dict(zip(rows, plaintexts, strict=True))  # a packet of each combination
             judged = {row: self._verdict(pair, row, plaintext) for row, plaintext in examples.items()}
-            if len({verdict[1] for verdict in judged.values() if not isinstance(verdict, str)}) <= 1:
+            verdicts = [judged[row] for row in rows]
+            kinds = {(v[1], v[0].way.tos) for v in judged.values() if not isinstance(v, str)}
+            if len(kinds) <= 1:
                 groups: dict[Verdict, list[bytes]] = {}
-                for row, plaintext in zip(rows, plaintexts, strict=True):
-                    groups.setdefault(judged[row], []).append(plaintext)
+                for verdict, plaintext in zip(verdicts, plaintexts, strict=True):
+                    groups.setdefault(verdict, []).append(plaintext)
                 for verdict, group in groups.items():
                     self._deliver(pair, verdict, group)
-                return
+            else:
+                following = iter(plaintexts)
+                for verdict, stretch in groupby(verdicts):
+                    self._deliver(pair, verdict, [next(following) for _ in stretch])
+            return
         for plaintext in plaintexts:
             self._judge_one(pair, plaintext)
 
@@ -190,7 +219,20 @@ class Inbound:
         tenant = self._tenants.get(pair.entry.vni)
         destination = inner.addresses[len(inner.addresses) // 2 :]
         delivery = tenant.deliver(destination) if tenant else None
-        return (delivery, inner.length) if delivery else "gpn_drop_no_vtep"
+        if delivery is None:
+            return "gpn_drop_no_vtep"
+        way, header = delivery
+        return Delivery(way._replace(tos=ecn.tos(packet)), header), inner.length
+
+
+def _leave(plaintext: bytes, tos: int) -> bytes | None:
+    left = ecn.leave(plaintext, tos)
+    if left is None:
+        try:
+            unwrap(plaintext)
+        except Dropped:  # for another reason, which is found below
+            return plaintext
+    return left
 
 
 @lru_cache(maxsize=1024)

@@ -6,7 +6,9 @@
    here. What a VTEP sent straight here and no tunnel here takes, ARP too, goes on to a GEN, unchanged.
 3. A virtual link may have left inner checksums and segmentation to a card (`wire/offload.py`); one strided
    look at the checksum fields tells.
-4. Inner packets get their trailers, numbers are taken from the sealing range, and the row is sealed.
+4. Where the VXLAN packet's ECN field says so, the inner one is changed, or the packet dropped (RFC 6040).
+5. Inner packets get their trailers, numbers are taken from the sealing range, and the row is sealed; it
+   leaves with the TOS that the inner packets and the tunnel give it.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from protego_cli.esp.outbox import Address, Outbox, Port, Way
 from protego_cli.esp.packet import trailer
 from protego_cli.esp.pairs import Pair
 from protego_cli.esp.tenants import Tenant
-from protego_cli.wire import offload, vxlan
+from protego_cli.wire import ecn, offload, vxlan
 from protego_cli.wire.inner import Inner, parse
 from protego_cli.wire.vxlan import ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, FRAME_LENGTH
 
@@ -43,6 +45,7 @@ class Flow(NamedTuple):
     length: int  # of the inner packet
     trailer: bytes
     unfinished: offload.Mark | None  # tells packets that were left to a card
+    tos: int  # of the inner packet
 
 
 class Outbound:
@@ -89,29 +92,29 @@ class Outbound:
             self._by_packet.add(vni.to_bytes(3))
         self._flows.clear()
 
-    def receive(self, view: memoryview, size: int, source: Address, now: float) -> None:
-        """VXLAN frames of one size. `now` is wall-clock time."""
+    def receive(self, view: memoryview, size: int, source: Address, now: float, tos: int = 0) -> None:
+        """VXLAN frames of one size, that came with this TOS. `now` is wall-clock time."""
         origin = "" if source in self._gens else source[0]
         count = len(view) // size
         layout = _rows(size, bytes(view[20:22]), count)
         if layout is None:
-            self._one_by_one(origin, view, size, now)
+            self._one_by_one(origin, view, size, now, tos)
             return
         fields: tuple[bytes, ...] = layout.unpack(view)
         row = fields[:3]
         if fields == row * count:
             if count > 1 and row[0][4:7] in self._by_packet:
-                self._one_by_one(origin, view, size, now)
+                self._one_by_one(origin, view, size, now, tos)
             else:
-                self._pass_on(self._find(origin, row, view[:size]), view, size, count, now)
+                self._pass_on(self._find(origin, row, view[:size]), view, size, count, now, tos)
             return
         rows: list[Row] = list(zip(fields[0::3], fields[1::3], fields[2::3], strict=True))
         if any(other[0][20:22] != row[0][20:22] for other in rows):  # IPv4 beside IPv6
-            self._one_by_one(origin, view, size, now)
+            self._one_by_one(origin, view, size, now, tos)
         else:
-            self._mixed(origin, rows, view, size, now)
+            self._mixed(origin, rows, view, size, now, tos)
 
-    def _mixed(self, origin: str, rows: list[Row], view: memoryview, size: int, now: float) -> None:
+    def _mixed(self, origin: str, rows: list[Row], view: memoryview, size: int, now: float, tos: int) -> None:
         """Frames of several flows. Those for one SA stay in order, whatever flows they belong to."""
         frames = [view[at : at + size] for at in range(0, len(view), size)]
         flows = [self._find(origin, row, frame) for row, frame in zip(rows, frames, strict=True)]
@@ -121,14 +124,14 @@ class Outbound:
         for places in groups.values():
             for flow, stretch in groupby(places, key=flows.__getitem__):
                 data = b"".join([frames[place] for place in stretch])
-                self._pass_on(flow, memoryview(data), size, len(data) // size, now)
+                self._pass_on(flow, memoryview(data), size, len(data) // size, now, tos)
 
-    def _one_by_one(self, origin: str, view: memoryview, size: int, now: float) -> None:
+    def _one_by_one(self, origin: str, view: memoryview, size: int, now: float, tos: int) -> None:
         for at in range(0, len(view), size):
             frame = view[at : at + size]
             layout = _rows(size, bytes(frame[20:22]), 1)
             flow = self._find(origin, layout.unpack(frame), frame) if layout else self._decide(origin, frame)
-            self._pass_on(flow, frame, size, 1, now)
+            self._pass_on(flow, frame, size, 1, now, tos)
 
     def _find(self, origin: str, row: Row, frame: memoryview) -> Flow | str:
         if row[0][4:7] in self._by_packet:
@@ -163,9 +166,8 @@ class Outbound:
         pair = self._tunnel(vni, inner, packet)
         if isinstance(pair, str):
             return RETURN if origin and self._gens and pair == "gpn_drop_no_rule" else pair
-        return Flow(
-            pair, inner.length, trailer(inner.length, inner.version, pair.outbound.block), offload.mark(frame)
-        )
+        tail = trailer(inner.length, inner.version, pair.outbound.block)
+        return Flow(pair, inner.length, tail, offload.mark(frame), ecn.tos(packet))
 
     def _tunnel(self, vni: int, inner: Inner, packet: memoryview) -> Pair | str:
         """Who seals: of the tunnels that take the packet, the one most exact about its destination."""
@@ -182,14 +184,21 @@ class Outbound:
                 best, narrowest = pair, breadth
         return best or verdict
 
-    def _pass_on(self, flow: Flow | str, view: memoryview, size: int, count: int, now: float) -> None:
+    def _pass_on(
+        self, flow: Flow | str, view: memoryview, size: int, count: int, now: float, tos: int
+    ) -> None:
         """Frames of one flow."""
         if isinstance(flow, str):
             if flow is RETURN:
-                self._outbox.add(Way(Port.VXLAN, self._gens[0], None, RETURN), size, view, count)
+                self._outbox.add(Way(Port.VXLAN, self._gens[0], None, RETURN, tos), size, view, count)
             else:
                 self._counters[flow] += count
             return
+        if ecn.telling(tos):
+            view = self._leave(view, size, tos)
+            count = len(view) // size
+            if not count:
+                return
         mark = flow.unfinished
         if (
             mark
@@ -200,6 +209,15 @@ class Outbound:
         else:
             inners = _inners(size, flow.length, count).unpack_from(view)
             self._seal(flow.pair, inners, flow.length, flow.trailer, now)
+
+    def _leave(self, view: memoryview, size: int, tos: int) -> memoryview:
+        """Those frames that may go on under what the VXLAN packets' ECN field says, with that in them."""
+        frames = [
+            ecn.leave(bytes(view[at : at + size]), tos, FRAME_LENGTH) for at in range(0, len(view), size)
+        ]
+        left = [frame for frame in frames if frame is not None]
+        self._counters["gpn_drop_ecn_out"] += len(frames) - len(left)
+        return memoryview(b"".join(left))
 
     def _finish(self, flow: Flow, mark: offload.Mark, view: memoryview, size: int, now: float) -> None:
         """Frames of which some were left to a card: checksums, and segments, are made here."""
@@ -238,7 +256,7 @@ class Outbound:
         size = sa.overhead + length + len(tail)
         sealed = len(data) // size
         if sealed:
-            self._outbox.add(pair.way, size, data, sealed)
+            self._outbox.add(pair.way_around(inners[0]), size, data, sealed)
             sa.packets += sealed
             sa.bytes += sealed * length
         if sealed < count:

@@ -1,7 +1,7 @@
 """What a GPN sends, gathered into buffers that one segmented send can carry.
 
-Packets for one destination leave in the order in which they came in; equal sizes are put side by side, and a
-shorter one may end a buffer. Splitting by the kernel's limits is the socket's business.
+Packets for one destination leave in the order in which they came in; equal sizes of one TOS are put side by
+side, and a shorter one may end a buffer. Splitting by the kernel's limits is the socket's business.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ class Way(NamedTuple):
     dest: Address
     source: str | None  # source address, where it is not the socket's own
     counter: str  # counts the packets that the kernel took; empty for tags
+    tos: int = 0
 
 
 class Send(NamedTuple):
@@ -39,9 +40,10 @@ class Send(NamedTuple):
 class _Run:
     """Packets for one way that can still be joined by more."""
 
-    __slots__ = ("packets", "parts", "size")
+    __slots__ = ("packets", "parts", "size", "way")
 
-    def __init__(self, size: int, part: Buffer, packets: int) -> None:
+    def __init__(self, way: Way, size: int, part: Buffer, packets: int) -> None:
+        self.way = way
         self.size = size
         self.parts = [part]
         self.packets = packets
@@ -51,21 +53,21 @@ class Outbox:
     """Filled by packets of a batch, then emptied by `take`."""
 
     def __init__(self) -> None:
-        self._open: dict[Way, _Run] = {}
+        self._open: dict[Address, _Run] = {}  # by destination
         self._sends: list[Send] = []
 
     def add(self, way: Way, size: int, data: Buffer, packets: int = 1) -> None:
         """`data` is `packets` packets of exactly `size` bytes each."""
-        run = self._open.get(way)
+        run = self._open.get(way.dest)
         if run is not None:
-            if size == run.size or (packets == 1 and size < run.size):
+            if run.way == way and (size == run.size or (packets == 1 and size < run.size)):
                 run.parts.append(data)
                 run.packets += packets
                 if size < run.size:
-                    self._close(way, self._open.pop(way))
+                    self._close(self._open.pop(way.dest))
                 return
-            self._close(way, run)
-        self._open[way] = _Run(size, data, packets)
+            self._close(run)
+        self._open[way.dest] = _Run(way, size, data, packets)
 
     def put(self, way: Way, datagram: bytes) -> None:
         """A datagram that leaves behind everything added so far, and alone."""
@@ -79,10 +81,10 @@ class Outbox:
         return sends
 
     def _close_all(self) -> None:
-        for way, run in self._open.items():
-            self._close(way, run)
+        for run in self._open.values():
+            self._close(run)
         self._open.clear()
 
-    def _close(self, way: Way, run: _Run) -> None:
+    def _close(self, run: _Run) -> None:
         data = run.parts[0] if len(run.parts) == 1 else b"".join(run.parts)
-        self._sends.append(Send(way, data, run.size, run.packets))
+        self._sends.append(Send(run.way, data, run.size, run.packets))

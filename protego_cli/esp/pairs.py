@@ -14,6 +14,7 @@ from protego_cli.crypto.algorithms import EspSuite, RandomSource
 from protego_cli.esp.outbox import Address, Port, Way
 from protego_cli.esp.sa import InboundSa, OutboundSa
 from protego_cli.esp.tenants import Delivery
+from protego_cli.wire import ecn
 from protego_cli.wire.selectors import TrafficSelector
 
 logger = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ class SaEntry:
     opens: bool = True
     window: int = 1024
     expires: float | None = None
+    dscp: int | None = None  # of sealed packets; None: that of the inner one
 
     def same_sa(self, other: SaEntry) -> bool:
         """Whether both are one SA, perhaps with other limits or another peer address."""
@@ -115,6 +117,11 @@ class Pair:
         """Seal towards this address from now on."""
         self.peer = peer
         self.way = Way(Port.ESP, peer, self.entry.vip, "gpn_sealed")
+
+    def way_around(self, inner: bytes) -> Way:
+        """How a packet leaves that is sealed around this one (RFC 4301 5.1.2.1)."""
+        tos = ecn.around(inner, self.entry.dscp)
+        return self.way._replace(tos=tos) if tos else self.way
 
     def update(self, entry: SaEntry) -> None:
         """Take over what may change while an SA lives. Raises ValueError, changing nothing."""

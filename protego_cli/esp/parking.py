@@ -23,6 +23,7 @@ class Parked(NamedTuple):
     packet: bytes
     origin: Address | None  # the outer source, where the GIN told it
     since: float
+    tos: int  # of the outer header
 
 
 class _Lot:
@@ -58,7 +59,9 @@ class Parking:
         self._counters["gpn_drop_park_expired"] += len(self.release(spi))
         self._lots.pop(spi, None)
 
-    def park(self, spi: int, packets: Iterable[bytes], origin: Address | None, now: float) -> None:
+    def park(
+        self, spi: int, packets: Iterable[bytes], origin: Address | None, now: float, tos: int = 0
+    ) -> None:
         """Hold packets of an SPI that is parked, as far as there is room."""
         self.expire(now)
         lot = self._lots[spi]
@@ -67,7 +70,7 @@ class Parking:
             if lot.size + cost > self._per_spi or self._size + cost > self._overall:
                 self._counters["gpn_drop_park_full"] += 1
                 continue
-            lot.packets.append(Parked(packet, origin, now))
+            lot.packets.append(Parked(packet, origin, now, tos))
             lot.size += cost
             self._size += cost
             self._counters["gpn_parked"] += 1

@@ -17,6 +17,7 @@ from protego_cli.crypto.algorithms import EspSuite, RandomSource
 from protego_cli.errors import Malformed
 from protego_cli.esp.packet import Dropped, trailer, unwrap
 from protego_cli.esp.sa import InboundSa, OutboundSa
+from protego_cli.wire import ecn
 from protego_cli.wire.inner import parse
 from protego_cli.wire.selectors import TrafficSelector
 
@@ -94,12 +95,14 @@ class PeerTunnel:
                 self.counters[drop.counter] += 1
         return datagrams
 
-    def open(self, datagrams: Iterable[bytes], now: float = 0.0) -> list[bytes]:
-        """The inner packets of these datagrams; those that may not come in are dropped and counted."""
+    def open(self, datagrams: Iterable[bytes], now: float = 0.0, tos: int = 0) -> list[bytes]:
+        """The inner packets of these datagrams, which came with this TOS; those that may not come in are
+        dropped and counted.
+        """
         packets = []
         for datagram in datagrams:
             try:
-                packets.append(self._open_one(datagram, now))
+                packets.append(self._open_one(datagram, now, tos))
             except Dropped as drop:
                 self.counters[drop.counter] += 1
         return [packet for packet in packets if packet is not None]
@@ -121,7 +124,7 @@ class PeerTunnel:
         sa.bytes += inner.length
         return sealed
 
-    def _open_one(self, datagram: bytes, now: float) -> bytes | None:
+    def _open_one(self, datagram: bytes, now: float, tos: int) -> bytes | None:
         """None when the SA itself dropped and counted it."""
         if len(datagram) < _HEADER.size:
             raise Dropped("gpn_drop_short")
@@ -137,8 +140,11 @@ class PeerTunnel:
             sa.authentic = True
             self._first.append(spi)
         inner, packet = unwrap(opened[0])
+        left = ecn.leave(packet, tos)
+        if left is None:
+            raise Dropped("gpn_drop_ecn_in")
         if not sa.selectors.admit(inner, packet):
             raise Dropped("gpn_drop_selector_in")
         sa.packets += 1
         sa.bytes += inner.length
-        return packet
+        return left

@@ -106,7 +106,7 @@ class Peer:
         if sealed and batch.source != self._gateway:  # direct return comes from the VIP too
             self.tally.misdelivered += len(sealed)
             return
-        for packet in self._tunnel.open(sealed, now):
+        for packet in self._tunnel.open(sealed, now, batch.tos):
             self.tally.add(self.receives, packet)
         for spi in self._tunnel.take_first():
             self._seal_on(spi)

@@ -5,7 +5,8 @@
 
 1. `put` makes the device; with `drop`, or when the process ends, it goes, and its addresses and routes too.
 2. What the tenant sends is read many packets at a time. Packets between the same two addresses keep their
-   order and become one batch as long as they are equally long; each gets the headers that a VTEP would send.
+   order and become one batch as long as they are equally long and have one TOS; each gets the headers that a
+   VTEP would send, and the batch goes out with that TOS. What a GPN sends leaves VXLAN by RFC 6040.
 3. While a tunnel has a Route, the peer's prefixes are routed to the device. iproute2 does it beside the data
    path; what it refuses is logged, and tried again with the next change.
 4. A device that somebody deletes is made anew, as soon as that can be done.
@@ -29,7 +30,8 @@ from protego_cli.net.gso import MAX_SEGMENTS, segments_per_send
 from protego_cli.net.pump import pump
 from protego_cli.net.steering import HERE
 from protego_cli.net.tun import IP_TIMEOUT, DeviceGone, TunDevice, ip_command
-from protego_cli.net.udp import Address, Batch
+from protego_cli.net.udp import Address, Batch, Buffer
+from protego_cli.wire import ecn
 from protego_cli.wire.vxlan import ETHERTYPE_IPV4, ETHERTYPE_IPV6, FRAME_LENGTH, build_frame_header
 
 log = logging.getLogger(__name__)
@@ -59,36 +61,42 @@ class Spec:
 
 
 class _Run:
-    """Packets of one length, then perhaps a shorter one, each behind its header."""
+    """Packets of one length and TOS, then perhaps a shorter one, each behind its header."""
 
-    __slots__ = ("parts", "size")
+    __slots__ = ("parts", "size", "tos")
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, tos: int) -> None:
         self.size = size
+        self.tos = tos
         self.parts: list[bytes] = []
 
 
-def frames(packets: Iterable[bytes], header4: bytes, header6: bytes) -> list[tuple[bytes, int]]:
-    """VXLAN batches, each with its segment size, of IP packets; what is neither IPv4 nor IPv6 is left out."""
+def frames(packets: Iterable[bytes], header4: bytes, header6: bytes) -> list[tuple[bytes, int, int]]:
+    """VXLAN batches, each with its segment size and TOS, of IP packets; others are left out."""
     done: list[_Run] = []
     runs: dict[bytes, _Run] = {}  # by addresses, the one that may go on
     for packet in packets:
-        version = packet[0] >> 4 if packet else 0
+        version = packet[0] >> 4 if len(packet) > 1 else 0
         if version == 4:
             header, flow = header4, packet[12:20]
         elif version == 6:
             header, flow = header6, packet[8:40]
         else:
             continue
-        size = FRAME_LENGTH + len(packet)
+        size, tos = FRAME_LENGTH + len(packet), ecn.tos(packet)
         run = runs.get(flow)
-        if run is None or size > run.size or len(run.parts) >= 2 * segments_per_send(run.size):
-            run = runs[flow] = _Run(size)
+        if (
+            run is None
+            or size > run.size
+            or tos != run.tos
+            or len(run.parts) >= 2 * segments_per_send(run.size)
+        ):
+            run = runs[flow] = _Run(size, tos)
             done.append(run)
         run.parts += (header, packet)
         if size < run.size:
             del runs[flow]
-    return [(b"".join(run.parts), run.size) for run in done]
+    return [(b"".join(run.parts), run.size, run.tos) for run in done]
 
 
 class Attachment:
@@ -139,8 +147,8 @@ class Attachment:
                 self._device.close()
                 self._device = None
                 return None
-            for data, size in frames(packets, *self._headers):
-                self._batches.append(Batch(memoryview(data), size, _SOURCE))
+            for data, size, tos in frames(packets, *self._headers):
+                self._batches.append(Batch(memoryview(data), size, _SOURCE, tos))
         return self._batches.popleft() if self._batches else None
 
     async def wait_readable(self) -> None:
@@ -161,9 +169,13 @@ class Attachment:
 
     # ---- to the tenant
 
-    def deliver(self, view: memoryview, size: int) -> None:
-        """VXLAN packets from a GPN."""
-        packets = [view[at + FRAME_LENGTH : at + size] for at in range(0, len(view), size)]
+    def deliver(self, view: memoryview, size: int, tos: int) -> None:
+        """VXLAN packets from a GPN, that came with this TOS."""
+        packets: list[Buffer] = [view[at + FRAME_LENGTH : at + size] for at in range(0, len(view), size)]
+        if ecn.telling(tos):
+            left = [ecn.leave(bytes(packet), tos) for packet in packets]
+            packets = [packet for packet in left if packet is not None]
+            self._counters["gen_drop_ecn"] += len(left) - len(packets)
         taken = self._device.write(packets) if self._device is not None else 0
         self._counters["gen_delivered"] += taken
         self._counters["gen_drop_tun"] += len(packets) - taken
@@ -263,11 +275,11 @@ class Attachments:
                 del self._routes[vni]
             self._reroute(vni)
 
-    def deliver(self, vni: int, view: memoryview, size: int) -> None:
-        """VXLAN packets that a GPN sent for the tenant."""
+    def deliver(self, vni: int, view: memoryview, size: int, tos: int = 0) -> None:
+        """VXLAN packets that a GPN sent for the tenant, and the TOS they came with."""
         attachment = self._open.get(vni)
         if attachment is not None:
-            attachment.deliver(view, size)
+            attachment.deliver(view, size, tos)
         else:
             self._counters["gen_drop_tun"] += -(-len(view) // size)
 

@@ -132,7 +132,7 @@ class MuxEgress:
         if isinstance(flow, str):
             self._counters[flow] += count
         elif isinstance(flow, _Own):
-            self._own(flow.vni, flow.vtep, memoryview(data), size)
+            self._own(flow.vni, flow.vtep, memoryview(data), size, tos)
         elif self._fabric.send(data, size, flow, tos=tos):
             self._counters["gen_forwarded"] += count
         else:

@@ -134,9 +134,10 @@ class Egress(Protocol):
     def forward(self, batch: Batch) -> None: ...
 
 
-Own = Callable[[int, str | None, memoryview, int], None]
+Own = Callable[[int, str | None, memoryview, int, int], None]
 """Takes VXLAN packets that stay in a GEN: their VNI, the address of the VTEP that sent them (None when a GPN
-passed them on), segments of a size, the last perhaps shorter. They are valid until the call returns."""
+passed them on), segments of a size, the last perhaps shorter, and the TOS that they came with. They are valid
+until the call returns."""
 
 
 class SteeringBackend(Protocol):

@@ -85,13 +85,13 @@ class TagLink:
         fabric: Sender,
         counters: Counters,
         dropped: str,
-        returned: Callable[[bytes, Address], None] | None = None,
+        returned: Callable[[bytes, Address, int], None] | None = None,
         *,
         random: RandomSource = os.urandom,
         clock: Callable[[], float] = trio.current_time,
     ) -> None:
-        """`dropped`: the counter of tags that are malformed, forged or foreign; `returned` takes the packet
-        and outer source of a RETURN, where there may be any."""
+        """`dropped`: the counter of tags that are malformed, forged or foreign; `returned` takes the packet,
+        outer source and TOS of a RETURN, where there may be any."""
         self._fabric = fabric
         self._counters = counters
         self._dropped = dropped
@@ -121,7 +121,7 @@ class TagLink:
             return
         for segment in segments(batch.view, batch.size):
             if is_tag(segment[:4]):
-                self._echo(pulse, segment)
+                self._echo(pulse, segment, batch.tos)
             else:
                 yield Batch(segment, len(segment), batch.source, batch.tos)
 
@@ -172,7 +172,7 @@ class TagLink:
         datagram = seal_tag(pulse.gpn.tag_key, Tag(TagKind.PROBE, nonce), hmac_sha256)
         self._fabric.send(datagram, TAG_LENGTH, pulse.gpn.address)
 
-    def _echo(self, pulse: _Pulse, datagram: memoryview) -> None:
+    def _echo(self, pulse: _Pulse, datagram: memoryview, tos: int) -> None:
         try:
             tag = open_tag(pulse.gpn.tag_key, datagram, hmac_sha256)
         except Malformed:
@@ -186,7 +186,7 @@ class TagLink:
             if waiting is not None:
                 waiting.set()
         elif tag.kind is TagKind.RETURN and self._returned is not None and len(tag.address) == 4:
-            self._returned(tag.packet, (socket.inet_ntoa(tag.address), tag.port))
+            self._returned(tag.packet, (socket.inet_ntoa(tag.address), tag.port), tos)
         else:
             self._counters[self._dropped] += 1
 

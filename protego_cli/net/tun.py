@@ -98,7 +98,7 @@ class TunDevice:
                 raise DeviceGone(error.strerror) from error
         return packets
 
-    def write(self, packets: Sequence[memoryview]) -> int:
+    def write(self, packets: Sequence[bytes | bytearray | memoryview]) -> int:
         """How many packets the kernel took."""
         taken, fd = 0, self._fd
         for packet in packets:

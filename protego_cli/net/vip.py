@@ -68,11 +68,11 @@ class VipPort:
             if not (spi and self._forward(spi, part, size, packets, tops[spi], source, tos)):
                 self._not_steered(spi, part, size, packets, source)
 
-    def receive_returned(self, packet: bytes, source: Address) -> None:
+    def receive_returned(self, packet: bytes, source: Address, tos: int) -> None:
         """An ESP packet that a GPN did not know: it is steered by our own table, or nobody's."""
         spi, number = _HEADER.unpack_from(packet)
         view = memoryview(packet)
-        if spi > MAX_RESERVED_SPI and self._forward(spi, view, len(view), 1, number, source, 0):
+        if spi > MAX_RESERVED_SPI and self._forward(spi, view, len(view), 1, number, source, tos):
             self._counters["gin_esp_returned"] += 1
         else:
             self._counters["gin_drop_unknown_spi"] += 1

@@ -59,10 +59,10 @@ class GenPlane:
         for rest in self._tags.take(batch):
             self._steering.forward(rest)
 
-    def _keep(self, vni: int, vtep: str | None, view: memoryview, size: int) -> None:
+    def _keep(self, vni: int, vtep: str | None, view: memoryview, size: int, tos: int) -> None:
         """What the steering leaves here (`steering.Own`)."""
         if vni in self._attached:
-            self._attachments.deliver(vni, view, size)
+            self._attachments.deliver(vni, view, size, tos)
         else:
             self._answers.receive(vni, vtep, view, size)
 

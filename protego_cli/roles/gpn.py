@@ -58,16 +58,18 @@ class GpnPlane:
 
     def receive_esp(self, batch: Batch) -> None:
         """A batch on the ESP port."""
-        self._act(self._gateway.receive_esp(batch.view, batch.size, batch.source, time.time()))
+        view, size, source, tos = batch
+        self._act(self._gateway.receive_esp(view, size, source, time.time(), tos))
 
     def receive_vxlan(self, batch: Batch) -> None:
         """A batch on the VXLAN port."""
-        self._act(self._gateway.receive_vxlan(batch.view, batch.size, batch.source, time.time()))
+        view, size, source, tos = batch
+        self._act(self._gateway.receive_vxlan(view, size, source, time.time(), tos))
 
     def _act(self, sends: list[Send]) -> None:
         """Send what the gateway made, and pass on what it noticed."""
         for way, data, size, packets in sends:
-            if self._sockets[way.port].send(data, size, way.dest, source=way.source):
+            if self._sockets[way.port].send(data, size, way.dest, source=way.source, tos=way.tos):
                 if way.counter:
                     self.counters[way.counter] += packets
             else:
@@ -152,6 +154,7 @@ class GpnPlane:
             opens=sa.opens,
             window=sa.window,
             expires=sa.expires,
+            dscp=sa.dscp,
         )
 
 

@@ -20,6 +20,14 @@ def checksum(*parts: Buffer) -> bytes:
     return (0xFFFF - ones_sum(*parts)).to_bytes(2)
 
 
+def amended(code: Buffer, change: int) -> bytes:
+    """A checksum after a word that it covers has grown by `change` (RFC 1624 3, equation 3). One that was
+    wrong stays wrong.
+    """
+    total = (0xFFFF - int.from_bytes(code)) + 0xFFFF + change
+    return (0xFFFF - (total % 0xFFFF or 0xFFFF)).to_bytes(2)
+
+
 def intact(*parts: Buffer) -> bool:
     """Whether the checksum inside the parts is right."""
     return ones_sum(*parts) == 0xFFFF

@@ -31,9 +31,10 @@ GATEWAY_MAC, VTEP_MAC = "02:50:00:00:10:01", "02:00:00:00:00:05"
 VTEP, GEN, PEER, VIP = "10.20.0.5", "10.10.0.3", "198.51.100.7", "203.0.113.10"
 IN4, IN6 = IP(src="10.2.0.9", dst="10.1.0.5"), IPv6(src="fd00:2::9", dst="fd00:1::5")
 OUT4, OUT6 = IP(src="10.1.0.5", dst="10.2.0.9"), IPv6(src="fd00:1::5", dst="fd00:2::9")
+EF, ECT1, ECT0, CE = 46 << 2, 1, 2, 3  # of a TOS (RFC 3246, RFC 3168 5)
 DATA = UDP(sport=7, dport=9) / Raw(b"golden")
 
-Case = dict[str, str]
+Case = dict[str, str | int]
 
 
 def _esp(number: int, inner: Packet) -> bytes:
@@ -53,14 +54,81 @@ def _from_vtep(inner: Packet, vni: int = VNI) -> bytes:
     return bytes(VXLAN(vni=vni, flags=8) / Ether(src=VTEP_MAC, dst=GATEWAY_MAC) / inner)
 
 
-def _case(description: str, port: str, packet: bytes, verdict: str, out: bytes = b"") -> Case:
+def _case(
+    description: str,
+    port: str,
+    packet: bytes,
+    verdict: str,
+    out: bytes = b"",
+    *,
+    tos: int = 0,
+    out_tos: int = 0,
+) -> Case:
     return {
         "description": description,
         "port": port,
         "in": packet.hex(),
+        "tos": tos,
         "verdict": verdict,
         "out": out.hex(),
+        "out_tos": out_tos,
     }
+
+
+def _marked(inner: Packet, tos: int) -> Packet:
+    """The same packet with this TOS; scapy computes the header checksum when it is built."""
+    marked = inner.copy()
+    setattr(marked, "tc" if IPv6 in inner else "tos", tos)
+    return marked
+
+
+def _inbound_marks() -> list[Case]:
+    """RFC 6040 4.2; EF is DSCP 46, which goes no further than the outer header."""
+    cases: list[Case] = []
+    number = 100_001
+    for name, inner in (("IPv4", IN4 / DATA), ("IPv6", IN6 / DATA)):
+        for outer, before, after in (
+            (EF | CE, EF | ECT0, EF | CE),
+            (CE, ECT1, CE),
+            (EF | ECT1, ECT0, ECT1),
+            (EF, ECT0, ECT0),
+            (ECT0, 0, 0),
+            (CE, 0, None),
+        ):
+            packet = _esp(number, _marked(inner, before))
+            number += 1
+            if after is None:
+                cases.append(
+                    _case(f"{name} that cannot bear CE", "esp", packet, "gpn_drop_ecn_in", tos=outer)
+                )
+            else:
+                out = _to_vtep(_marked(inner, after))
+                description = f"{name}, TOS {before:#04x} in {outer:#04x}"
+                cases.append(_case(description, "esp", packet, "gpn_opened", out, tos=outer, out_tos=after))
+    return cases
+
+
+def _outbound_marks(number: int) -> list[Case]:
+    """RFC 6040 4.1, after VXLAN is left by 4.2."""
+    cases: list[Case] = []
+    for name, inner in (("IPv4", OUT4 / DATA), ("IPv6", OUT6 / DATA)):
+        for outer, before, after in (
+            (0, EF | ECT0, EF | ECT0),
+            (EF | CE, ECT0, CE),
+            (ECT1, CE, CE),
+            (CE, 0, None),
+        ):
+            packet = _from_vtep(_marked(inner, before))
+            if after is None:
+                cases.append(
+                    _case(f"{name} that cannot bear CE", "vxlan", packet, "gpn_drop_ecn_out", tos=outer)
+                )
+                continue
+            out = scapy_seal(GCM, KEY_OUT, SPI_OUT, number, bytes(_marked(inner, after)))
+            number += 1
+            description = f"{name}, TOS {before:#04x} in {outer:#04x}"
+            cases.append(_case(description, "vxlan", packet, "gpn_sealed", out, tos=outer, out_tos=after))
+    return cases
 
 
 def _inbound() -> list[Case]:
@@ -94,6 +162,7 @@ def _inbound() -> list[Case]:
         ),
         _case("far ahead", "esp", _esp(100_000, good4), "gpn_opened", _to_vtep(good4)),
         _case("left of the window", "esp", _esp(14, good4), "gpn_drop_replay"),
+        *_inbound_marks(),
     ]
 
 
@@ -126,6 +195,7 @@ def _outbound() -> list[Case]:
             *(_from_vtep(IP(src="10.1.1.5", dst="10.2.0.9") / DATA), "gpn_drop_selector_out"),
         ),
         _case("reserved fields set", "vxlan", bytes(reserved), "gpn_sealed", sealed(5, good4)),
+        *_outbound_marks(6),
     ]
 
 

@@ -184,8 +184,8 @@ async def until(condition: Callable[[], bool], what: str) -> None:
     assert condition(), what
 
 
-def echo_request(source: str = "10.1.0.9", dest: str = "10.1.0.1", size: int = 56) -> bytes:
-    return bytes(IP(src=source, dst=dest) / ICMP(seq=1) / Raw(bytes(size)))
+def echo_request(source: str = "10.1.0.9", dest: str = "10.1.0.1", size: int = 56, tos: int = 0) -> bytes:
+    return bytes(IP(src=source, dst=dest, tos=tos) / ICMP(seq=1) / Raw(bytes(size)))
 
 
 async def test_it_is_made_anew_when_somebody_deletes_it(space: Namespace) -> None:
@@ -220,6 +220,38 @@ async def test_it_is_made_anew_when_somebody_deletes_it(space: Namespace) -> Non
             assert "acme0" not in devices(space)
             attachments.deliver(1001, memoryview(frame), len(frame))
             assert counters["gen_drop_tun"] >= 2
+            nursery.cancel_scope.cancel()
+
+
+async def test_congestion_on_the_way_is_told_to_the_tenant_and_by_it(space: Namespace) -> None:
+    """RFC 6040: a ping's answer bears the TOS of the ping, and here leaves in VXLAN of that TOS."""
+    heard: list[tuple[int, int]] = []  # TOS outside and inside
+    counters = Counters()
+
+    def hear(batch: Batch) -> None:
+        inner = bytes(batch.view[FRAME_LENGTH:])
+        if inner[0] == 0x45 and inner[9] == 1:
+            heard.append((batch.tos, inner[1]))
+
+    with ExitStack() as stack:
+        attachments = Attachments(counters, stack)
+        attachments.put(spec(space))
+        attachments.put_route("acme/hq", 1001, ("10.2.0.0/24",))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(attachments.serve, hear)
+            for outer, inner, outgoing in ((0, 0x28, 0x28), (3, 0x2A, 0x2B), (0xB9, 2, 1), (3, 3, 3)):
+
+                def answered(outer: int = outer, inner: int = inner, outgoing: int = outgoing) -> bool:
+                    frame = bytes(FRAME_LENGTH) + echo_request(tos=inner)
+                    attachments.deliver(1001, memoryview(frame), len(frame), outer)
+                    return (outgoing, outgoing) in heard
+
+                await until(answered, f"an answer of TOS {outgoing}")
+            delivered = counters["gen_delivered"]
+            frame = bytes(FRAME_LENGTH) + echo_request(tos=0x28)
+            attachments.deliver(1001, memoryview(frame * 3), len(frame), 3)
+            assert counters["gen_drop_ecn"] == 3
+            assert counters["gen_delivered"] == delivered
             nursery.cancel_scope.cancel()
 
 

@@ -34,19 +34,24 @@ class Station:
 
     def __init__(self, sock: UdpSocket) -> None:
         self._sock = sock
-        self._heard: list[tuple[bytes, Address]] = []
+        self._heard: list[tuple[bytes, Address, int]] = []
         self.address = sock.address
 
-    def say(self, dest: Address, *datagrams: bytes) -> None:
+    def say(self, dest: Address, *datagrams: bytes, tos: int = 0) -> None:
         for datagram in datagrams:
-            assert self._sock.send(datagram, len(datagram), dest)
+            assert self._sock.send(datagram, len(datagram), dest, tos=tos)
 
-    def say_batch(self, dest: Address, *datagrams: bytes) -> None:
+    def say_batch(self, dest: Address, *datagrams: bytes, tos: int = 0) -> None:
         """Datagrams of one length, the last perhaps shorter, in one segmented send."""
-        assert self._sock.send(b"".join(datagrams), len(datagrams[0]), dest)
+        assert self._sock.send(b"".join(datagrams), len(datagrams[0]), dest, tos=tos)
 
     async def hear(self) -> tuple[bytes, Address]:
         """The next datagram and where it came from."""
+        data, source, _ = await self.hear_all()
+        return data, source
+
+    async def hear_all(self) -> tuple[bytes, Address, int]:
+        """The next datagram, where it came from, and its TOS."""
         with trio.fail_after(10):
             while not self._heard:
                 batch = self._sock.receive()
@@ -54,7 +59,7 @@ class Station:
                     await self._sock.wait_readable()
                 else:
                     parts = segments(batch.view, batch.size)
-                    self._heard += [(bytes(part), batch.source) for part in parts]
+                    self._heard += [(bytes(part), batch.source, batch.tos) for part in parts]
             return self._heard.pop(0)
 
 

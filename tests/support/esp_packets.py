@@ -20,9 +20,18 @@ def ipv4(
     )
 
 
-def ipv6(source: str, destination: str, payload: bytes, *, protocol: int = UDP) -> bytes:
+def summed(packet: bytes) -> bytes:
+    """An IPv4 packet without options, with its header checksum."""
+    header = packet[:10] + bytes(2) + packet[12:20]
+    total = sum(struct.unpack("!10H", header))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return header[:10] + (total ^ 0xFFFF).to_bytes(2) + packet[12:]
+
+
+def ipv6(source: str, destination: str, payload: bytes, *, protocol: int = UDP, tos: int = 0) -> bytes:
     addresses = ipaddress.IPv6Address(source).packed + ipaddress.IPv6Address(destination).packed
-    return struct.pack("!IHBB", 6 << 28, len(payload), protocol, 64) + addresses + payload
+    return struct.pack("!IHBB", 6 << 28 | tos << 20, len(payload), protocol, 64) + addresses + payload
 
 
 def ports(source: int, destination: int, payload: bytes = b"") -> bytes:

@@ -1,7 +1,7 @@
 """A GPN's data path written for the reader: one packet at a time, sets and `ipaddress`, no batch, no cache.
 
-It judges by the RFCs' text (4301 5, 4303 3, 4106, 3602, 4868, 7348) and shares with the gateway nothing but
-the names of the counters. Tests compare the two.
+It judges by the RFCs' text (4301 5, 4303 3, 4106, 3602, 4868, 6040 4, 7348) and shares with the gateway
+nothing but the names of the counters. Tests compare the two.
 """
 
 from __future__ import annotations
@@ -20,7 +20,12 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import CBC
 
+from tests.support.esp_packets import summed
+
 Address = tuple[str, int]
+Sent = tuple[Address, bytes, int]
+"""Destination, datagram, TOS."""
+
 WINDOW = 64
 
 
@@ -84,11 +89,12 @@ class ReferenceSa:
     hi: int = 1 << 32
     seen: set[int] = field(default_factory=set)
     suite: str = GCM
+    dscp: int | None = None
 
 
 @dataclass
 class ReferenceGpn:
-    """`sent_in` and `sent_out` collect (destination, datagram) in order; drops are counted by reason."""
+    """`sent_in` and `sent_out` collect what leaves, in order; drops are counted by reason."""
 
     sas: list[ReferenceSa]
     rules: dict[str, int]  # tunnel -> inbound SPI
@@ -96,12 +102,12 @@ class ReferenceGpn:
     gateway_mac: bytes
     gens: list[Address]
     counts: Counter[str] = field(default_factory=Counter)
-    sent_in: list[tuple[Address, bytes]] = field(default_factory=list)
-    sent_out: list[tuple[Address, bytes]] = field(default_factory=list)
+    sent_in: list[Sent] = field(default_factory=list)
+    sent_out: list[Sent] = field(default_factory=list)
 
     # ---- from the peer
 
-    def receive_esp(self, packet: bytes) -> None:
+    def receive_esp(self, packet: bytes, tos: int = 0) -> None:
         if len(packet) < 28:
             self.counts["gpn_drop_short"] += 1
             return
@@ -128,13 +134,13 @@ class ReferenceGpn:
             self.counts["gpn_drop_auth"] += 1
             return
         sa.seen.add(number)
-        verdict = self._opened(sa, text)
+        verdict = self._opened(sa, text, tos)
         if isinstance(verdict, str):
             self.counts[verdict] += 1
         else:
             self.sent_in.append(verdict)
 
-    def _opened(self, sa: ReferenceSa, text: bytes) -> tuple[Address, bytes] | str:
+    def _opened(self, sa: ReferenceSa, text: bytes, tos: int) -> Sent | str:
         if len(text) < 2:
             return "gpn_drop_padding"
         pad, next_header = text[-2:]
@@ -146,6 +152,10 @@ class ReferenceGpn:
         inner = ip_packet(body)
         if inner is None or {4: 4, 6: 41}[inner[0] >> 4] != next_header:
             return "gpn_drop_inner_in"
+        left = decapsulated(inner, tos)
+        if left is None:
+            return "gpn_drop_ecn_in"
+        inner = left
         source, destination = addresses(inner)
         if not _within(source, sa.remote) or not _within(destination, sa.local):
             return "gpn_drop_selector_in"
@@ -159,18 +169,18 @@ class ReferenceGpn:
         _, address, mac = max(vteps)
         ethertype = b"\x08\x00" if inner[0] >> 4 == 4 else b"\x86\xdd"
         header = bytes((8, 0, 0, 0)) + sa.vni.to_bytes(3) + bytes(1) + mac + self.gateway_mac + ethertype
-        return address, header + inner
+        return address, header + inner, traffic_class(inner)
 
     # ---- from the tenant
 
-    def receive_vxlan(self, frame: bytes, source: Address) -> None:
-        verdict = self._framed(frame, source)
+    def receive_vxlan(self, frame: bytes, source: Address, tos: int = 0) -> None:
+        verdict = self._framed(frame, source, tos)
         if isinstance(verdict, str):
             self.counts[verdict] += 1
         else:
             self.sent_out.append(verdict)
 
-    def _framed(self, frame: bytes, source: Address) -> tuple[Address, bytes] | str:
+    def _framed(self, frame: bytes, source: Address, tos: int) -> Sent | str:
         if len(frame) == 32 and frame[:3] == bytes(3) and frame[3]:
             return "gpn_drop_tag"
         if len(frame) < 8 or not frame[0] & 8:
@@ -180,7 +190,7 @@ class ReferenceGpn:
         if not from_gen and source[0] not in [address[0] for _, address, _ in self.vteps.get(vni, [])]:
             return "gpn_drop_vxlan_source"
         if frame[20:22] == b"\x08\x06" and not from_gen:
-            return self.gens[0], frame
+            return self.gens[0], frame, tos
         inner = ip_packet(frame[22:])
         if inner is None or frame[20:22] != {4: b"\x08\x00", 6: b"\x86\xdd"}[inner[0] >> 4]:
             return "gpn_drop_inner"
@@ -188,16 +198,23 @@ class ReferenceGpn:
         ruled = [sa for sa in self.sas if sa.vni == vni and self.rules.get(sa.tunnel) == sa.spi_in]
         near = [sa for sa in ruled if _within(there, sa.remote)]
         if not near:
-            return (self.gens[0], frame) if not from_gen else "gpn_drop_no_rule"
+            return (self.gens[0], frame, tos) if not from_gen else "gpn_drop_no_rule"
         taking = [sa for sa in near if _within(here, sa.local)]
         if not taking:
             return "gpn_drop_selector_out"
         sa = min(taking, key=lambda sa: (_breadth(there, sa.remote), sa.tunnel))
+        left = decapsulated(inner, tos)
+        if left is None:
+            return "gpn_drop_ecn_out"
+        inner = left
         if sa.next_out >= sa.hi:
             return "gpn_drop_range"
         number, sa.next_out = sa.next_out, sa.next_out + 1
         text = padded(inner, 4 if inner[0] >> 4 == 4 else 41, suite=sa.suite)
-        return sa.peer, seal(sa.key_out, sa.spi_out, number, text, sa.suite)
+        outer = traffic_class(inner)
+        if sa.dscp is not None:
+            outer = sa.dscp * 4 + outer % 4
+        return sa.peer, seal(sa.key_out, sa.spi_out, number, text, sa.suite), outer
 
 
 def _whole(packet: bytes, suite: str) -> bool:
@@ -218,6 +235,27 @@ def ip_packet(data: bytes) -> bytes | None:
         jumbo = payload == 0 and data[6] == 0
         return data[: 40 + payload] if 40 + payload <= len(data) and not jumbo else None
     return None
+
+
+def traffic_class(packet: bytes) -> int:
+    return packet[1] if packet[0] >> 4 == 4 else int.from_bytes(packet[:2]) >> 4 & 0xFF
+
+
+def decapsulated(packet: bytes, outer: int) -> bytes | None:
+    """RFC 6040 4.2, in its words: the packet with the outgoing ECN field, None where it must be dropped."""
+    names = {0: "Not-ECT", 1: "ECT(1)", 2: "ECT(0)", 3: "CE"}
+    arriving_inner, arriving_outer = names[traffic_class(packet) % 4], names[outer % 4]
+    outgoing = arriving_inner
+    if arriving_inner == "Not-ECT" and arriving_outer == "CE":
+        return None
+    if arriving_inner != "Not-ECT" and arriving_outer == "CE":
+        outgoing = "CE"
+    if arriving_inner == "ECT(0)" and arriving_outer == "ECT(1)":
+        outgoing = "ECT(1)"
+    value = traffic_class(packet) & 0xFC | next(bits for bits, name in names.items() if name == outgoing)
+    if packet[0] >> 4 == 6:
+        return (int.from_bytes(packet[:2]) & 0xF00F | value << 4).to_bytes(2) + packet[2:]
+    return packet if value == packet[1] else summed(packet[:1] + bytes([value]) + packet[2:])
 
 
 def addresses(packet: bytes) -> tuple[str, str]:

@@ -69,6 +69,7 @@ def entry(sa: ReferenceSa, suite: EspSuite = GCM) -> SaEntry:
         seal_lo=sa.next_out,
         seal_hi=sa.hi,
         window=WINDOW,
+        dscp=sa.dscp,
     )
 
 
@@ -80,24 +81,35 @@ class World(NamedTuple):
     def sa(self, tunnel: str = "acme/hq") -> ReferenceSa:
         return next(sa for sa in self.reference.sas if sa.tunnel == tunnel)
 
-    def receive_esp(self, *packets: bytes, source: tuple[str, int] = GIN, now: float = NOW) -> list[Send]:
+    def receive_esp(
+        self, *packets: bytes, source: tuple[str, int] = GIN, now: float = NOW, tos: int = 0
+    ) -> list[Send]:
         """Packets as GRO hands them over: equal sizes side by side, the last perhaps shorter."""
         return [
             send
             for batch, size in batches(packets)
-            for send in self.gateway.receive_esp(memoryview(batch), size, source, now)
+            for send in self.gateway.receive_esp(memoryview(batch), size, source, now, tos)
         ]
 
-    def receive_vxlan(self, *frames: bytes, source: tuple[str, int] = GEN, now: float = NOW) -> list[Send]:
+    def receive_vxlan(
+        self, *frames: bytes, source: tuple[str, int] = GEN, now: float = NOW, tos: int = 0
+    ) -> list[Send]:
         return [
             send
             for batch, size in batches(frames)
-            for send in self.gateway.receive_vxlan(memoryview(batch), size, source, now)
+            for send in self.gateway.receive_vxlan(memoryview(batch), size, source, now, tos)
         ]
 
 
-def world(*, rules: bool = True, room: int | None = None, suite: EspSuite = GCM, start: int = 1) -> World:
-    """`room`: how many numbers each SA may seal under, from `start`."""
+def world(
+    *,
+    rules: bool = True,
+    room: int | None = None,
+    suite: EspSuite = GCM,
+    start: int = 1,
+    dscp: int | None = None,
+) -> World:
+    """`room`: how many numbers each SA may seal under, from `start`; `dscp`: of what it seals."""
     counters = Counters()
     gateway = Gateway(counters, Random(1).randbytes)
     gateway.put_neighbour("gin-1", Neighbour(GIN[0], None, GIN_KEY))
@@ -107,6 +119,7 @@ def world(*, rules: bool = True, room: int | None = None, suite: EspSuite = GCM,
     reference = ReferenceGpn(sas(suite), {}, VTEPS, GATEWAY_MAC, [GEN])
     for sa in reference.sas:
         sa.next_out = start
+        sa.dscp = dscp
         sa.hi = sa.hi if room is None else sa.next_out + room
         assert gateway.put_sa(entry(sa, suite), NOW) == []
         if rules:
@@ -140,3 +153,8 @@ def datagrams(sends: list[Send]) -> list[tuple[tuple[str, int], bytes]]:
         for send in sends
         for at in range(0, len(send.data), send.size)
     ]
+
+
+def marked(sends: list[Send]) -> list[tuple[tuple[str, int], bytes, int]]:
+    """The same, and the TOS of each."""
+    return [(*sent, send.way.tos) for send in sends for sent in datagrams([send])]
