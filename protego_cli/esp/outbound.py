@@ -194,7 +194,7 @@ class Outbound:
             else:
                 self._counters[flow] += count
             return
-        if ecn.telling(tos):
+        if ecn.telling(tos) and ecn.combined(flow.tos, tos) != flow.tos & 3:
             view = self._leave(view, size, tos)
             count = len(view) // size
             if not count:

@@ -51,6 +51,11 @@ def telling(outer: int) -> bool:
     return bool(outer & 1)
 
 
+def combined(inner: int, outer: int) -> int | None:
+    """The ECN field with which a packet leaves, by both TOS; None when it must be dropped."""
+    return _LEAVING[outer & 3][inner & 3]
+
+
 def leave(packet: bytes, outer: int, at: int = 0) -> bytes | None:
     """A packet as it leaves a tunnel under an outer header of that TOS; None when it must be dropped.
 
@@ -61,7 +66,7 @@ def leave(packet: bytes, outer: int, at: int = 0) -> bytes | None:
         return packet
     shift = 0 if version == 4 else 4
     inner = packet[at + 1] >> shift & 3
-    ecn = _LEAVING[outer & 3][inner]
+    ecn = combined(inner, outer)
     if ecn is None or ecn == inner:
         return None if ecn is None else packet
     left = bytearray(packet)
