@@ -77,6 +77,9 @@ class MuxIngress:
     async def settle(self) -> None:
         """Nothing is left to do."""
 
+    async def tend(self) -> None:
+        """There is nothing outside."""
+
     def forward(
         self,
         spi: int,

@@ -23,8 +23,7 @@ from typing import Final
 import trio
 
 SEARCHED: Final = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
-ANSWER_TIMEOUT: Final = 20.0  # seconds; 100,000 elements take one
-END_TIMEOUT: Final = 5.0
+TRIAL_TIMEOUT: Final = 10.0  # seconds
 
 _ERROR = re.compile(r"Error: ([^\n]+)")
 
@@ -85,19 +84,19 @@ class Nft:
     def alive(self) -> bool:
         return self._child.poll() is None
 
-    async def run(self, script: str) -> None:
-        """Return once the kernel has taken the script. Raises NftFailed; then it has taken nothing of it,
-        unless the child is gone or does not answer."""
+    async def run(self, script: str, patience: float) -> None:
+        """Return once the kernel has taken the script, which may take so many seconds. Raises NftFailed; then
+        it has taken nothing of it, unless the child is gone or does not answer."""
         self._script.truncate(0)
         os.pwrite(self._script.fileno(), script.encode(), 0)
         self._sent += 1
         end = f"protego-{self._sent}"
         try:
-            with trio.fail_after(ANSWER_TIMEOUT):
+            with trio.fail_after(patience):
                 self._say(f'include "/proc/self/fd/{self._script.fileno()}"\n{end}\n'.encode())
                 said = await self._until(f"\n{end}\n".encode())
         except trio.TooSlowError:
-            raise NftFailed(f"nft has not answered for {ANSWER_TIMEOUT:g} s") from None
+            raise NftFailed(f"nft has not answered for {patience:g} s") from None
         except OSError as error:
             raise NftFailed(f"nft has ended ({error.strerror})") from None
         complaint, _, _ = said.rpartition("\n")  # the line before the last is about our own
@@ -105,17 +104,12 @@ class Nft:
             raise NftFailed(summary(complaint))
 
     def close(self) -> None:
-        """End the child, and with it its tables."""
-        for pipe in (self._child.stdin, self._script):
+        """End the child, whatever it does, and with it its tables."""
+        self._child.kill()
+        self._child.wait()
+        for pipe in (self._child.stdin, self._child.stderr, self._script):
             if pipe is not None:
                 pipe.close()
-        try:
-            self._child.wait(END_TIMEOUT)
-        except subprocess.TimeoutExpired:
-            self._child.kill()
-            self._child.wait()
-        if self._child.stderr is not None:
-            self._child.stderr.close()
 
     def _say(self, line: bytes) -> None:
         if self._child.stdin is None or self._child.stdin.write(line) != len(line):
@@ -148,7 +142,7 @@ def try_out(script: str) -> str | None:
             input=script,
             capture_output=True,
             text=True,
-            timeout=ANSWER_TIMEOUT,
+            timeout=TRIAL_TIMEOUT,
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -10,9 +10,10 @@
    if the table is gone altogether, packets still go where they should; only the speed differs.
 4. A packet that the kernel merged behind one of another SPI goes with it. The GPN sends it back once.
 
-Changes wait for `settle`, which hands them to `nft` (`nft.py`) as one transaction. The table belongs to the
-process of nft and goes with it. If nft fails, it is ended, and every packet comes to the socket until another
-nft has the whole map.
+`tend` starts nft (`nft.py`), fills the map piece by piece, and hooks the rule in with what has changed
+meanwhile: before that, nothing goes by the map. From then on changes wait for `settle`, which hands them to
+nft as one transaction. The table belongs to the process of nft and goes with it. If nft fails, it is ended,
+every packet comes to the socket again, and `tend` begins anew.
 
 The kernel keeps no marks, and counts a merged packet once.
 """
@@ -21,7 +22,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from pathlib import Path
 from typing import Final
 
@@ -40,11 +41,21 @@ RETRY: Final = 5.0  # seconds from a failure of nft to the next try
 COUNTER: Final = "forwarded"
 MAP: Final = "spis"
 
+PIECE: Final = 10_000  # SPIs in one transaction while the map is filled
+PATIENCE: Final = 0.7  # seconds for a change: the GMN waits one for the whole message
+PATIENCE_EACH: Final = 1e-4  # and for each SPI that changes
+FILL_PATIENCE: Final = 10.0  # for a step that nobody waits for
+
 _TABLE = """\
 table ip {table} {{
   flags owner;
   map {map} {{ typeof @th,64,32 : ip daddr; }}
   counter {counter} {{ }}
+}}
+"""
+_HOOK = """\
+table ip {table} {{
+  flags owner;
   chain steer {{
     type filter hook prerouting priority raw; policy accept;
     ip daddr {{ {vips} }} udp dport {port} ip frag-off & 0x3fff == 0 \
@@ -60,14 +71,20 @@ def table_of(door: Door) -> str:
 
 def skeleton(door: Door) -> str:
     """The script that makes the table, its map empty. It fails while another process owns such a table."""
-    return _TABLE.format(
+    return _TABLE.format(table=table_of(door), map=MAP, counter=COUNTER)
+
+
+def hook(door: Door) -> str:
+    """The script that lets packets go by the map."""
+    return _HOOK.format(
         table=table_of(door), map=MAP, counter=COUNTER, vips=", ".join(door.vips), port=door.port
     )
 
 
 def fault() -> str | None:
     """Why this machine cannot steer by nftables, with the remedy; None when it can. Leaves nothing behind."""
-    refused = try_out(skeleton(Door(f"trial-{os.getpid()}", ("192.0.2.1",), 4500)))
+    trial = Door(f"trial-{os.getpid()}", ("192.0.2.1",), 4500)
+    refused = try_out(skeleton(trial) + hook(trial))
     if refused == "nft is not installed":
         return 'nft is not installed: `apt install nftables`, or set ingress = "mux"'
     if refused is not None and "not permitted" in refused:
@@ -92,6 +109,7 @@ class NftIngress(MuxIngress):
         self._door = door
         self._table = table_of(door)
         self._nft: Nft | None = None
+        self._hooked = False  # whether packets go by the map
         self._changed: set[int] = set()
         self._there: dict[int, str] = {}  # what the kernel's map holds
         self._counted = 0  # of the kernel's counter
@@ -122,19 +140,20 @@ class NftIngress(MuxIngress):
         return {}
 
     async def settle(self) -> None:
-        """Bring the kernel's map to what was told. Never fails: without nft, all packets come here."""
-        with trio.CancelScope(shield=True):  # a transaction takes its time, but an end
+        """Bring the map to what was told, where packets go by it. Never fails."""
+        if not self._hooked:
+            return
+        with trio.CancelScope(shield=True):  # a transaction that was begun must be seen to its end
             async with self._turn:
-                if self._nft is not None and not self._nft.alive:
-                    self._give_up("nft has ended")
-                if self._nft is None and trio.current_time() < self._retry:
-                    return
-                if self._nft is not None and not self._changed:
-                    return
-                try:
-                    await self._bring(self._nft)
-                except NftFailed as error:
-                    self._give_up(str(error))
+                if self._hooked:
+                    await self._try(self._change)
+
+    async def tend(self) -> None:
+        """Have the kernel steer, where it does not."""
+        if self._nft is not None and not self._nft.alive:
+            self._give_up("nft has ended")
+        if self._nft is None and trio.current_time() >= self._retry:
+            await self._try(self._begin)
 
     def refresh(self) -> None:
         count = counted(self._table, COUNTER) if self._nft is not None else None
@@ -143,28 +162,46 @@ class NftIngress(MuxIngress):
             self._counted = count
 
     def close(self) -> None:
+        self._hooked = False
         if self._nft is not None:
             self._nft.close()
             self._nft = None
 
-    async def _bring(self, nft: Nft | None) -> None:
-        """One transaction: the changes, or with a new nft the whole table."""
-        script = ""
-        if nft is None:
-            self._nft = nft = Nft()
-            self._there, self._counted = {}, 0
-            script, changed = skeleton(self._door), set(self._steered)
-        else:
-            changed = self._changed
+    async def _try(self, step: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await step()
+        except NftFailed as error:
+            self._give_up(str(error))
+
+    async def _begin(self) -> None:
+        """Start nft, fill the map, and let packets go by it."""
+        self._nft = nft = Nft()
+        self._there, self._counted = {}, 0
         self._changed = set()
-        wanted = {spi: place for spi in changed if (place := self._place(spi)) is not None}
-        stale = [spi for spi in changed if spi in self._there and self._there[spi] != wanted.get(spi)]
+        everything = list(self._steered)
+        await nft.run(skeleton(self._door), FILL_PATIENCE)
+        for start in range(0, len(everything), PIECE):
+            await self._bring(nft, everything[start : start + PIECE], FILL_PATIENCE)
+        async with self._turn:
+            self._hooked = True  # who settles from here on waits for its turn
+            await self._change(hook(self._door))
+        log.info("the kernel steers table=%s spis=%d", self._table, len(self._there))
+
+    async def _change(self, more: str = "") -> None:
+        """What was changed since the last time, in one transaction."""
+        changed, self._changed = self._changed, set()
+        if self._nft is not None and (changed or more):
+            await self._bring(self._nft, changed, PATIENCE + PATIENCE_EACH * len(changed), more)
+
+    async def _bring(self, nft: Nft, spis: Collection[int], patience: float, more: str = "") -> None:
+        """Make the map what was told of these SPIs."""
+        wanted = {spi: place for spi in spis if (place := self._place(spi)) is not None}
+        stale = [spi for spi in spis if spi in self._there and self._there[spi] != wanted.get(spi)]
         fresh = {spi: place for spi, place in wanted.items() if self._there.get(spi) != place}
-        script += self._elements("delete", (f"{spi:#x}" for spi in stale))
+        script = self._elements("delete", (f"{spi:#x}" for spi in stale))
         script += self._elements("add", (f"{spi:#x} : {place}" for spi, place in fresh.items()))
-        if not script:
-            return
-        await nft.run(script)
+        if script or more:
+            await nft.run(script + more, patience)
         for spi in stale:
             del self._there[spi]
         self._there |= fresh
@@ -188,4 +225,4 @@ class NftIngress(MuxIngress):
         """End nft, and with it the table: then all comes to the socket."""
         self.close()
         self._retry = trio.current_time() + RETRY
-        log.error("the kernel steers no longer, this process does table=%s reason=%s", self._table, reason)
+        log.error("the kernel does not steer, this process does table=%s reason=%s", self._table, reason)

@@ -74,8 +74,12 @@ class Ingress(Protocol):
     def unsteer(self, spi: int) -> None: ...
 
     async def settle(self) -> None:
-        """Return once every packet goes by the changes made so far. Called after each message's changes, and
-        now and then without."""
+        """Return once every packet goes by the changes made so far. Called after each message's changes."""
+        ...
+
+    async def tend(self) -> None:
+        """Set up or mend what there is outside of this process. Called when the node has learned what it is
+        to do, and every second."""
         ...
 
     def forward(

@@ -70,10 +70,10 @@ class GinPlane:
                 nursery.start_soon(pump, sock, self._port(sock.address).receive_ike)
 
     async def _tend(self) -> None:
-        """Let the steering mend what has gone wrong outside of this process."""
+        """Let the steering set up, and mend, what it has outside of this process."""
         while True:
+            await self._steering.tend()
             await trio.sleep(TEND_INTERVAL)
-            await self._steering.settle()
 
     def _port(self, local: Address) -> VipPort:
         return VipPort(partial(self._relay.from_peer, local), self._steering, self.counters)

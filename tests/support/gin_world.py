@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import trio
 import trio.testing
 
 from protego_cli.config.model import Cluster, Node, Ports
 from protego_cli.control.messages import AnyRecord, Key, Neighbour, Steer, Welcome
+from protego_cli.net import nftables
 from protego_cli.plugins.steering_backends import Mux, Nftables
 from protego_cli.roles.gin import GinPlane
 from protego_cli.wire.tags import TagKind
@@ -84,12 +86,13 @@ def gin_world(backend: str) -> Iterator[tuple[World, Namespace | None]]:
         if backend == "nftables":
             (space,) = stack.enter_context(namespaces("gin"))
             stack.enter_context(inside(space))
+            stack.enter_context(patch.object(nftables, "PATIENCE", 20.0))  # on a busy machine nft may be slow
         yield World(backend, stack), space
 
 
 @asynccontextmanager
 async def serving(world: World) -> AsyncIterator[None]:
-    await world.plane.settle()
+    await world.plane._steering.tend()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(world.plane.serve, lambda: None)
         yield

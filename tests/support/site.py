@@ -4,6 +4,11 @@
     -- 10.20.0.0/24 -- tenant (kernel vxlan, inner 10.1.0.5)
 
 Every role is a process of `protego up`, with the fabric's addresses on the gateway's loopback.
+
+With an edge, the GIN has a machine of its own between customer and gateway; packets to the customer take the
+other way:
+
+    customer -- 192.0.2.0/24 -- edge (VIP, GIN) -- 10.30.0.0/24 -- gateway
 """
 
 from __future__ import annotations
@@ -36,6 +41,7 @@ name = "site"
 vips = ["{vip}"]
 pki = "pki"
 state = "state"
+ingress = "{ingress}"
 
 {nodes}
 [tenants.acme]
@@ -161,6 +167,7 @@ class Site:
     tenant: Namespace
     swan: StrongSwan
     gpns: tuple[str, ...]
+    edge: Namespace | None = None
     roles: dict[str, subprocess.Popen[str]] = field(default_factory=dict)
 
     @property
@@ -172,8 +179,9 @@ class Site:
 
     def start(self, node: str, **environment: str) -> None:
         """Start one role as a process of its own, as an operator would."""
+        machine = self.edge if self.edge and node == "gin-1" else self.gateway
         variables = [f"{name}={value}" for name, value in environment.items()]
-        self.roles[node] = self.gateway.popen(
+        self.roles[node] = machine.popen(
             *("env", *variables, sys.executable, "-m", "protego_cli"),
             *("up", "--name", node, "-c", str(self.cluster)),
             log=self.directory / f"{node}.log",
@@ -239,14 +247,18 @@ class Site:
             "tenant sockets": self.tenant.udp_drops(),
             "tenant devices": self.tenant.device_drops(),
             "gateway devices": self.gateway.device_drops(),
+            "edge devices": self.edge.device_drops() if self.edge else 0,
         }
 
 
 @contextmanager
-def site(directory: Path, *, gpns: int = 2, start: str = "wait", tun: bool = False) -> Iterator[Site]:
+def site(
+    directory: Path, *, gpns: int = 2, start: str = "wait", tun: bool = False, edge: str | None = None
+) -> Iterator[Site]:
     """Everything up except the tunnel; what runs in it is ended and removed on exit.
 
-    With `tun`, the gateway and the tenant are one machine: no VXLAN, but a device that the GEN makes.
+    With `tun`, the gateway and the tenant are one machine: no VXLAN, but a device that the GEN makes. `edge`
+    is the steering backend of a GIN on a machine of its own.
     """
     names = tuple(f"gpn-{index}" for index in range(1, gpns + 1))
     addresses = ADDRESSES | {name: f"10.10.0.{10 + index}" for index, name in enumerate(names, 1)}
@@ -254,19 +266,25 @@ def site(directory: Path, *, gpns: int = 2, start: str = "wait", tun: bool = Fal
         customer, gateway, tenant = stack.enter_context(namespaces("cust", "gw", "ten"))
         stack.enter_context(receive_buffers(8 << 20))
         veth(customer, "wan", f"{PEER}/24", gateway, "wan", "198.51.100.1/24")
-        for address in (VIP, *addresses.values()):
-            gateway.ip("addr", "add", f"{address}/32", "dev", "lo")
+        for name, address in {"vip": VIP, **addresses}.items():
+            if not (edge and name == "gin-1"):
+                gateway.ip("addr", "add", f"{address}/32", "dev", "lo")
         customer.ip("addr", "add", f"{CUSTOMER_INNER}/24", "dev", "lo")
         customer.ip("addr", "add", f"{CUSTOMER_INNER6}/64", "dev", "lo", "nodad")
-        customer.ip("route", "add", f"{VIP}/32", "via", "198.51.100.1")
+        machine = None
+        if edge:
+            (machine,) = stack.enter_context(namespaces("edge"))
+            _edge(machine, customer, gateway)
+        else:
+            customer.ip("route", "add", f"{VIP}/32", "via", "198.51.100.1")
         if not tun:
             veth(tenant, "lan", "10.20.0.5/24", gateway, "lan", "10.20.0.1/24")
             tenant.ip("route", "add", "10.10.0.0/24", "via", "10.20.0.1")
             _tenant_vxlan(tenant)
         swan = stack.enter_context(strongswan(customer, directory / "charon"))
-        made = Site(directory, customer, gateway, tenant, swan, names)
+        made = Site(directory, customer, gateway, tenant, swan, names, machine)
         attach = TUN.format(netns=tenant.name, inner=TENANT_INNER, inner6=TENANT_INNER6) if tun else VXLAN
-        _write_cluster(made, addresses, start, attach)
+        _write_cluster(made, addresses, start, attach, edge or "mux")
         made.protego("pki", "init")
         stack.callback(_stop_roles, made)
         for node in addresses:
@@ -288,13 +306,39 @@ def _tenant_vxlan(tenant: Namespace) -> None:
     tenant.ip("route", "add", "fd00:2::/64", "via", GATEWAY_INNER6)
 
 
-def _write_cluster(made: Site, addresses: dict[str, str], start: str, attach: str) -> None:
+def _edge(machine: Namespace, customer: Namespace, gateway: Namespace) -> None:
+    """The GIN's machine, and the routes through it."""
+    veth(customer, "in", "192.0.2.7/24", machine, "out", "192.0.2.1/24")
+    veth(machine, "fab", "10.30.0.1/24", gateway, "fab", "10.30.0.2/24")
+    for address in (VIP, ADDRESSES["gin-1"]):
+        machine.ip("addr", "add", f"{address}/32", "dev", "lo")
+    machine.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
+    machine.ip("route", "add", f"{PEER}/32", "via", "192.0.2.7")
+    machine.ip("route", "add", "10.10.0.0/24", "via", "10.30.0.2")
+    gateway.ip("route", "add", f"{ADDRESSES['gin-1']}/32", "via", "10.30.0.1")
+    customer.ip("route", "add", f"{VIP}/32", "via", "192.0.2.1", "src", PEER)
+    for space in (
+        customer,
+        gateway,
+    ):  # packets come in on one way and go out on the other
+        space.run("sysctl", "-qw", "net.ipv4.conf.all.rp_filter=2")
+
+
+def _write_cluster(made: Site, addresses: dict[str, str], start: str, attach: str, ingress: str) -> None:
     nodes = "".join(
         f'[nodes.{name}]\nrole = "{name.split("-")[0]}"\naddress = "{address}"\n\n'
         for name, address in addresses.items()
     )
     made.cluster.write_text(
-        CLUSTER.format(vip=VIP, peer=PEER, nodes=nodes, gateway_mac=GATEWAY_MAC, start=start, attach=attach)
+        CLUSTER.format(
+            vip=VIP,
+            peer=PEER,
+            nodes=nodes,
+            gateway_mac=GATEWAY_MAC,
+            start=start,
+            attach=attach,
+            ingress=ingress,
+        )
     )
     secret = made.directory / "secrets" / "acme-hq.psk"
     secret.parent.mkdir()
