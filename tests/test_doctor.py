@@ -267,6 +267,14 @@ def test_a_fit_machine_has_nothing_wrong(tmp_path: Path) -> None:
             "GPNs' addresses on eth0",
             "sysctl -w net.ipv4.conf.all.send_redirects=0 net.ipv4.conf.eth0.send_redirects=0",
         ),
+        (
+            "gin-1",
+            {"closed": {"ip filter FORWARD": "", "inet f c": "udp dport 4500 accept"}},
+            "firewall",
+            "warning",
+            "the chain ip filter FORWARD drops what it does not name",
+            "nft insert rule ip filter FORWARD udp dport 4500 accept",
+        ),
         ("gpn-1", {"cores": 1}, "cores", "warning", "2 GPNs are to have 2 cores of 1", None),
     ],
 )
@@ -293,6 +301,7 @@ def test_with_mux_nobody_asks_for_what_nftables_needs(tmp_path: Path) -> None:
     cluster = load(write_cluster(tmp_path, NFTABLES.replace('"nftables"', '"mux"')))
     strict = replace(
         FIT,
+        closed={"ip filter FORWARD": ""},
         devices={"eth0": Device(loopback=False, merging=("rx-gro-list",))},
         **sysctls(ipv4__conf__all__rp_filter="1", ipv4__conf__all__send_redirects="1"),
     )

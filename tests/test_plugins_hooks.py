@@ -147,6 +147,12 @@ def test_steering_backends_are_found_by_name(tmp_path: Path) -> None:
     assert backends["tunnel"].ingress(object(), Counters(), door) == "ingress"  # type: ignore[arg-type,comparison-overlap]
 
 
+def test_no_backend_may_be_called_auto(tmp_path: Path) -> None:
+    text = BACKEND.replace("{returned}", "(Tunnel(),)").replace('name = "tunnel"', 'name = "auto"')
+    with pytest.raises(PluginError, match='has the name "auto"'):
+        load(write(tmp_path / "steering.py", text))
+
+
 def test_steering_backends_are_checked(tmp_path: Path) -> None:
     path = write(tmp_path / "steering.py", BACKEND.replace("{returned}", "[Half()]"))
     with pytest.raises(

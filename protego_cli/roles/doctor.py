@@ -286,6 +286,22 @@ def redirects(cluster: Cluster, node: Node, machine: Machine) -> Iterator[Findin
         yield Finding(node.name, "redirects", "ok", "none are sent")
 
 
+def firewall(cluster: Cluster, node: Node, machine: Machine) -> Iterator[Finding]:
+    """The kernel's own filter sees what the steering rule passes on as forwarded packets."""
+    if not steers_in_kernel(cluster, [node]):
+        return
+    rule = f"udp dport {node.ports.natt} accept"
+    closed = [chain for chain, rules in machine.closed.items() if rule not in rules]
+    for chain in closed:
+        yield Finding(
+            node.name, "firewall", "warning",
+            f"the chain {chain} drops what it does not name, perhaps what the kernel steers to the GPNs",
+            f"nft insert rule {chain} {rule}",
+        )  # fmt: skip
+    if not closed:
+        yield Finding(node.name, "firewall", "ok", "passes on what the kernel steers")
+
+
 # ---- GEN
 
 
@@ -330,7 +346,7 @@ def cores(cluster: Cluster, node: Node, machine: Machine) -> Iterator[Finding]:
 CHECKS: Final[dict[Role, tuple[Check, ...]]] = {
     "gmn": (address, files, ports),
     "gin": (
-        *(address, files, ports, vips, low_ports, steering, merging, redirects),
+        *(address, files, ports, vips, low_ports, steering, firewall, merging, redirects),
         *(buffers, offload, fabric_mtu),
     ),
     "gen": (address, files, ports, attachments, buffers, offload, fabric_mtu),

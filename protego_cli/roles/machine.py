@@ -26,6 +26,7 @@ from protego_cli.config.checks import check_secrets
 from protego_cli.config.model import Cluster, Node
 from protego_cli.control.pki import client_context, validity
 from protego_cli.errors import EnvironmentFault
+from protego_cli.net.nft import find
 from protego_cli.net.steering import SteeringBackend
 from protego_cli.net.tun import CLONE_DEVICE, NAMESPACES
 from protego_cli.net.udp import UDP_GRO, UDP_SEGMENT
@@ -76,6 +77,7 @@ class Machine:
     sysctls: Mapping[str, str] = field(default_factory=dict)
     paths: Mapping[str, Way | None] = field(default_factory=dict)  # by address; None where there is none
     steering: Mapping[str, str | None] = field(default_factory=dict)  # backend -> why it cannot run
+    closed: Mapping[str, str] = field(default_factory=dict)  # chains that pass on only what their rules name
     gro: bool = True
     gso: bool = True
     tun: str | None = None  # what keeps a TUN device from being made
@@ -129,6 +131,7 @@ def survey(
             for name, backend in backends.items()
             if name in named or (name == "nftables" and "auto" in named)
         },
+        closed=_closed_chains(),
         gro=_option(UDP_GRO, 1),
         gso=_option(UDP_SEGMENT, 0),
         tun=_tun(),
@@ -235,6 +238,28 @@ def _ip(*arguments: str) -> list[dict[str, Any]]:
     command = ["ip", "-json", *arguments]
     done = subprocess.run(command, capture_output=True, check=False, timeout=10)  # noqa: S603 - addresses
     return list(json.loads(done.stdout or b"[]"))
+
+
+def _closed_chains() -> dict[str, str]:
+    """FAMILY TABLE CHAIN of what drops forwarded IPv4 by default, with its rules, as far as one may see."""
+    found = {}
+    for entry in json.loads(_nft("-j", "list", "chains") or "{}").get("nftables", ()):
+        chain = entry.get("chain", {})
+        drops = chain.get("hook") == "forward" and chain.get("policy") == "drop"
+        if drops and chain["family"] in ("ip", "inet"):
+            name = chain["family"], chain["table"], chain["name"]
+            found[" ".join(name)] = _nft("list", "chain", *name)
+    return found
+
+
+def _nft(*arguments: str) -> str:
+    """What nft lists; nothing where it is missing or refuses."""
+    program = find()
+    if program is None:
+        return ""
+    command = [program, *arguments]
+    done = subprocess.run(command, capture_output=True, check=False, text=True, timeout=10)  # noqa: S603 - names
+    return done.stdout
 
 
 def _tun() -> str | None:
