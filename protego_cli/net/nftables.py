@@ -37,10 +37,9 @@ from protego_cli.net.udp import Address
 log = logging.getLogger(__name__)
 
 IP_FORWARD: Final = Path("/proc/sys/net/ipv4/ip_forward")
-RETRY: Final = 5.0  # seconds from a failure of nft to the next try
+RETRY: Final = (5.0, 60.0)  # seconds from a failure of nft to the next try: at first, at last
 COUNTER: Final = "forwarded"
 MAP: Final = "spis"
-
 PIECE: Final = 10_000  # SPIs in one transaction while the map is filled
 PATIENCE: Final = 0.7  # seconds for a change: the GMN waits one for the whole message
 PATIENCE_EACH: Final = 1e-4  # and for each SPI that changes
@@ -115,6 +114,7 @@ class NftIngress(MuxIngress):
         self._counted = 0  # of the kernel's counter
         self._turn = trio.Lock()
         self._retry = 0.0  # when nft may be tried again
+        self._pause = RETRY[0]
 
     def put_gpn(self, gpn: Gpn) -> None:
         known = self._targets.get(gpn.name)
@@ -175,9 +175,8 @@ class NftIngress(MuxIngress):
 
     async def _begin(self) -> None:
         """Start nft, fill the map, and let packets go by it."""
+        self._there, self._counted, self._changed = {}, 0, set()
         self._nft = nft = Nft()
-        self._there, self._counted = {}, 0
-        self._changed = set()
         everything = list(self._steered)
         await nft.run(skeleton(self._door), FILL_PATIENCE)
         for start in range(0, len(everything), PIECE):
@@ -185,6 +184,7 @@ class NftIngress(MuxIngress):
         async with self._turn:
             self._hooked = True  # who settles from here on waits for its turn
             await self._change(hook(self._door))
+        self._pause = RETRY[0]
         log.info("the kernel steers table=%s spis=%d", self._table, len(self._there))
 
     async def _change(self, more: str = "") -> None:
@@ -224,5 +224,6 @@ class NftIngress(MuxIngress):
     def _give_up(self, reason: str) -> None:
         """End nft, and with it the table: then all comes to the socket."""
         self.close()
-        self._retry = trio.current_time() + RETRY
+        self._retry = trio.current_time() + self._pause
+        self._pause = min(2 * self._pause, RETRY[1])
         log.error("the kernel does not steer, this process does table=%s reason=%s", self._table, reason)

@@ -280,7 +280,9 @@ async def test_it_goes_on_without_nft_and_then_with_another(
     world: tuple[World, Namespace], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     gin, space = world
-    monkeypatch.setattr(nftables, "RETRY", 0.3)
+    ingress = gin.plane._steering
+    assert isinstance(ingress, NftIngress)
+    monkeypatch.setattr(ingress, "_pause", 0.3)
     gin.peer.say(gin.vip, esp(SPI, 1))
     assert await gin.hear_at_gpn() == esp(SPI, 1)
     await gin.counted(gin_esp_forwarded=1)
@@ -293,7 +295,7 @@ async def test_it_goes_on_without_nft_and_then_with_another(
         pass
     assert heard == (esp(SPI, 2), gin.fabric), "this process passes it on"
     with trio.fail_after(10):
-        while "protego.test.gin-1" not in ruleset(space):
+        while "hook prerouting" not in ruleset(space):
             await trio.testing.wait_all_tasks_blocked(0.01)
     assert "the kernel does not steer" in caplog.text
     assert "nft has ended" in caplog.text
@@ -301,6 +303,20 @@ async def test_it_goes_on_without_nft_and_then_with_another(
     gin.peer.say(gin.vip, esp(SPI, 3))
     assert await gin.hear_at_gpn(gin.gpn2) == esp(SPI, 3)
     await gin.counted(gin_esp_forwarded=3)
+
+
+async def test_without_nft_nothing_piles_up(
+    space: Namespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(nft, "SEARCHED", str(tmp_path))
+    monkeypatch.setattr(nftables, "RETRY", (0.0, 0.0))
+    ingress = NftIngress(RecordingSender(), Counters(), DOOR)
+    for spi in range(300, 310):
+        ingress.steer(spi, "gpn-1", PEER)
+        await ingress.settle()
+        await ingress.tend()
+        assert not ingress._changed
+    assert caplog.text.count("reason=nft is not installed") == 10
 
 
 async def test_nft_that_hangs_is_ended(
