@@ -181,7 +181,8 @@ def test_every_field_has_its_landing() -> None:
     assert set(module.TUNNEL) == set(TunnelConfig.__struct_fields__) - {"name", "tenant"}
     assert set(module.NODE) == set(Node.__struct_fields__) - {"name"}
     assert set(module.TENANT) == set(TenantConfig.__struct_fields__) - {"name", "tunnels"}
-    settings = set(Cluster.__struct_fields__) - {"file", "nodes", "tenants", "ike", "plugins"}
+    keys = {field.encode_name for field in msgspec.structs.fields(Cluster)}
+    settings = keys - {"file", "nodes", "tenants", "ike", "plugins"}
     assert set(module.SETTINGS) == (
         {f"cluster.{name}" for name in settings}
         | {f"ike.{name}" for name in IkeSettings.__struct_fields__}

@@ -328,6 +328,29 @@ def test_the_example_is_valid(tmp_path: Path) -> None:
     assert cluster.ike == IkeSettings(), "the example calls these values the defaults"
 
 
+def test_a_tunnels_path_has_an_mtu_and_what_is_cut_is_chosen(tmp_path: Path) -> None:
+    peer = 'peer = "198.51.100.7"'
+    tunnel = load(write_cluster(tmp_path)).tunnels()[0]
+    assert (tunnel.mtu, tunnel.fragment, tunnel.mss) == (1500, "inner", None)
+    file = write_cluster(tmp_path, changed((peer, f'{peer}\nmtu = 1492\nfragment = "outer"\nmss = 1300')))
+    tunnel = load(file).tunnels()[0]
+    assert (tunnel.mtu, tunnel.fragment, tunnel.mss) == (1492, "outer", 1300)
+    file = write_cluster(tmp_path, changed((peer, f'{peer}\nmtu = 575\nfragment = "both"\nmss = 215')))
+    with pytest.raises(ConfigError) as caught:
+        load(file)
+    assert "mtu: expected a whole number from 576 to 9000, got 575" in str(caught.value)
+    assert 'fragment: expected "inner", "outer", got "both"' in str(caught.value)
+    assert 'mss: expected "auto" or a whole number from 216 to 8960, got 215' in str(caught.value)
+
+
+def test_how_packets_return_to_peers_is_chosen(tmp_path: Path) -> None:
+    name = 'name = "demo"'
+    assert load(write_cluster(tmp_path)).returns == "direct"
+    assert load(write_cluster(tmp_path, changed((name, f'{name}\nreturn = "gin"')))).returns == "gin"
+    with pytest.raises(ConfigError, match=r'cluster\.return: expected "direct", "gin", got "gen"'):
+        load(write_cluster(tmp_path, changed((name, f'{name}\nreturn = "gen"'))))
+
+
 def test_a_replay_window_is_a_power_of_two(tmp_path: Path) -> None:
     assert load(write_cluster(tmp_path)).tunnels()[0].window == 1024
     peer = 'peer = "198.51.100.7"'

@@ -289,6 +289,14 @@ def test_what_is_wrong_is_told_with_what_mends_it(
         assert finding.mend == mend
 
 
+def test_a_gpn_needs_no_vip_where_gins_send_for_it(tmp_path: Path) -> None:
+    bare = alone(replace(FIT, addresses={"10.10.0.11": "eth0"}), "10.10.0.11")
+    direct = load(write_cluster(tmp_path, NFTABLES))
+    assert [finding.check for finding in bad(direct, "gpn-1", bare)] == ["vip"]
+    through = NFTABLES.replace("[cluster]\n", '[cluster]\nreturn = "gin"\n')
+    assert bad(load(write_cluster(tmp_path, through)), "gpn-1", bare) == []
+
+
 def test_arp_matters_where_no_gin_is(cluster: Cluster) -> None:
     talkative = replace(FIT, **sysctls(ipv4__conf__all__arp_ignore="0"))
     assert bad(cluster, "gpn-1", talkative) == []

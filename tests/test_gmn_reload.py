@@ -278,6 +278,18 @@ async def test_new_ike_proposals_rekey_the_ike_sa(autojump_clock: MockClock) -> 
         assert sealing(w) is old
 
 
+async def test_another_mtu_is_on_the_gpn_at_once(autojump_clock: MockClock) -> None:
+    async with world() as w:
+        await w.up()
+        old = sealing(w)
+        edited(w, mtu=1400, fragment="outer", mss="auto")
+        assert await applied(w) == ["tunnel acme/hq changed now: done"]
+        assert sealing(w) is old
+        record = w.nodes.all[old.gpn].held["sa", old.spi]
+        assert isinstance(record, Sa)
+        assert (record.mtu, record.fragment, record.mss) == (1400, "outer", "auto")
+
+
 async def test_another_window_comes_with_a_rekey_and_not_before(autojump_clock: MockClock) -> None:
     async with world() as w:
         await w.up()

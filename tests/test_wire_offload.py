@@ -107,6 +107,15 @@ def test_any_bytes_are_taken(data: bytes, segment: int) -> None:
     assert all(len(packet) <= len(data) + 60 for packet in finish(memoryview(data), segment))
 
 
+@pytest.mark.parametrize("words", range(5))
+def test_a_tcp_header_shorter_than_can_be_is_not_cut(words: int) -> None:
+    for last in range(60):
+        frame = bytearray(whole("v4", "tcp", bytes(2 * INNER_MTU - 120 + last)))
+        frame[54] = words << 4
+        left = partial(bytes(frame))
+        assert finish(memoryview(left)) == [left]
+
+
 def test_fragments_and_other_protocols_are_left_alone() -> None:
     fragment = bytes(VXLAN() / ETHER / IP(frag=10, proto=17) / Raw(b"x" * 64))
     icmp = bytes(VXLAN() / ETHER / IP(proto=1) / Raw(b"x" * 64))

@@ -74,6 +74,7 @@ SETTINGS: Final[dict[str, tuple[Landing, tuple[Role, ...]]]] = {
     "cluster.store": (Landing("restart", "The GMN reads it when it starts."), ("gmn",)),
     "cluster.state_key": (Landing("restart", "The GMN reads it when it starts."), ("gmn",)),
     "cluster.ingress": (Landing("restart", "A GIN or GEN reads it when it starts."), ("gin", "gen")),
+    "cluster.return": (Landing("restart", "A GPN reads it when it starts."), ("gpn",)),
     "cluster.packing": (Landing("now", "Tunnels that need a place get it from the new policy."), ()),
     "plugins.paths": (Landing("restart", _EVERYWHERE), ("gmn", "gin", "gen", "gpn")),
     "ike.retransmit_first": (Landing("now", _RETRANSMISSION), ()),
@@ -121,6 +122,9 @@ TUNNEL: Final[dict[str, Landing]] = {
     "esp": Landing("rekey", "The peer is offered the new proposals by a rekey."),
     "window": Landing("rekey", "An SA keeps its window, so a rekey makes one that has the new one."),
     "dscp": Landing("now", "Its GPN seals by it from now on."),
+    "mtu": Landing("now", "Its GPN seals by it from now on."),
+    "fragment": Landing("now", "Its GPN seals by it from now on."),
+    "mss": Landing("now", "Its GPN seals by it from now on."),
     "start": Landing("now", "Says who dials when it is down."),
     "lifetimes": Landing("now", "Hold for SAs that are made from now on, in bytes and packets for all."),
     "vip": Landing("reconnect", "It has another VIP."),
@@ -155,7 +159,9 @@ def _settings(old: Cluster, new: Cluster) -> Iterator[Change]:
 def _flat(cluster: Cluster) -> dict[str, object]:
     """The settings by their keys in the file."""
     tables = {"cluster": cluster, "plugins": cluster.plugins, "ike": cluster.ike}
-    return {key: getattr(tables[key.split(".")[0]], key.split(".")[1]) for key in SETTINGS}
+    named = {field.encode_name: field.name for field in msgspec.structs.fields(Cluster)}
+    keys = {key: key.split(".") for key in SETTINGS}
+    return {key: getattr(tables[table], named.get(own, own)) for key, (table, own) in keys.items()}
 
 
 def _nodes(old: Cluster, new: Cluster) -> Iterator[Change]:

@@ -170,6 +170,7 @@ def _read(path: Path, plugged: _Plugged) -> tuple[Cluster, list[Problem]]:
     state = section.take("state", values.path(base), base / "state")
     ingress = section.take("ingress", _named(plugged.ingress, "a steering backend"), "mux")
     packing = section.take("packing", _named(plugged.packing, "a packing policy"), "spread")
+    returns = section.take("return", values.choice(["direct", "gin"]), "direct")
     store = section.take("store", _named(plugged.store, "a state store"), "sqlite")
     state_key = section.take("state_key", values.path(base), None)
     section.done()
@@ -189,6 +190,7 @@ def _read(path: Path, plugged: _Plugged) -> tuple[Cluster, list[Problem]]:
         ),
         ingress=ingress,
         packing=packing,
+        returns=cast('Literal["direct", "gin"]', returns),
         store=store,
         state_key=state_key,
         ike=ike,
@@ -376,6 +378,11 @@ def _tunnel(
         vip=table.take("vip", values.choice(vips, what="one of cluster.vips"), vips[0] if vips else ""),
         window=table.take("window", values.power_of_two(32, 1 << 14), 1024),
         dscp=table.take("dscp", values.dscp, "copy"),
+        mtu=table.take("mtu", values.integer(576, 9000), 1500),
+        fragment=cast(
+            'Literal["inner", "outer"]', table.take("fragment", values.choice(["inner", "outer"]), "inner")
+        ),
+        mss=table.take("mss", values.mss, None),
         lifetimes=_lifetimes(table.table("lifetimes"), lifetimes),
     )
     table.done()

@@ -86,7 +86,15 @@ class TunnelConfig(msgspec.Struct, frozen=True):
     vip: str = ""  # filled with the first VIP when left out
     window: int = 1024  # of the replay check, in packets
     dscp: Literal["copy", "clear"] | int = "copy"  # of sealed packets: that of the inner one, none, or this
+    mtu: int = 1500  # of the path to the peer
+    fragment: Literal["inner", "outer"] = "inner"  # what is cut where a sealed packet would not fit
+    mss: int | Literal["auto"] | None = None  # the largest that TCP may announce through the tunnel
     lifetimes: Lifetimes = Lifetimes()  # filled with those of [ike] where left out
+
+    @property
+    def path(self) -> tuple[int | str | None, ...]:
+        """What decides about long packets and SYNs; it may change while an SA lives."""
+        return self.mtu, self.fragment, self.mss
 
     @property
     def id(self) -> str:
@@ -151,6 +159,8 @@ class Cluster(msgspec.Struct, frozen=True):
     state: Path
     nodes: tuple[Node, ...]
     tenants: tuple[TenantConfig, ...]
+    returns: Literal["direct", "gin"] = msgspec.field(default="direct", name="return")
+    """How what GPNs seal reaches the peers: straight from the GPN, or through a GIN."""
     ingress: str = "mux"  # steering backend, or "auto"
     packing: str = "spread"  # packing policy
     store: str = "sqlite"  # state store

@@ -148,6 +148,15 @@ def mac(value: object) -> bytes:
     return raw
 
 
+def mss(value: object) -> int | Literal["auto"]:
+    """TCP's maximum segment size: a number, or what fits the path."""
+    if value == "auto":
+        return "auto"
+    if isinstance(value, bool) or not isinstance(value, int) or not 216 <= value <= 8960:
+        raise ValueError(f'expected "auto" or a whole number from 216 to 8960, got {shown(value)}')
+    return value
+
+
 def integer(low: int, high: int) -> Callable[[object], int]:
     def convert(value: object) -> int:
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:

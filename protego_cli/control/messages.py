@@ -129,6 +129,9 @@ class Sa(Record, frozen=True):
     integrity: str | None = None  # keyword; None where the encryption is an AEAD
     esn: bool = False  # sequence numbers have 64 bits
     dscp: int | None = None  # of sealed packets; None: that of the inner one
+    mtu: int = 1500  # of the path to the peer
+    fragment: Literal["inner", "outer"] = "inner"
+    mss: int | Literal["auto"] | None = None  # the largest that TCP may announce through the tunnel
 
     @property
     def key(self) -> tuple[str, int | str]:

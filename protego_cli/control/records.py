@@ -34,6 +34,9 @@ def sa_record(tunnel: Tunnel, placed: Placed) -> Sa:
         integrity=child.integrity,
         esn=child.esn,
         dscp=_dscp(tunnel.config.dscp),
+        mtu=tunnel.config.mtu,
+        fragment=tunnel.config.fragment,
+        mss=tunnel.config.mss,
     )
 
 

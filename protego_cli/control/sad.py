@@ -97,7 +97,7 @@ class Sad:
                 tunnel = self.tunnels.get(config.id) or self._keep(Tunnel(config, tenant.vni))
                 before, tunnel.config = tunnel.config, config
                 tunnels[config.id] = tunnel
-                if before.dscp != config.dscp:
+                if (before.dscp, before.path) != (config.dscp, config.path):
                     for placed in tunnel.sas.values():
                         self.nodes.put_sa(tunnel, placed)
         self.tunnels.clear()

@@ -27,6 +27,7 @@ from protego_cli.counters import Counters
 from protego_cli.crypto.algorithms import RandomSource
 from protego_cli.crypto.mac import hmac_sha256
 from protego_cli.errors import Malformed
+from protego_cli.esp.doors import Doors
 from protego_cli.esp.events import Event
 from protego_cli.esp.inbound import Inbound
 from protego_cli.esp.outbound import Outbound
@@ -63,7 +64,9 @@ class Usage(NamedTuple):
 class Gateway:
     """One GPN's data path."""
 
-    def __init__(self, counters: Counters, random: RandomSource) -> None:
+    def __init__(self, counters: Counters, random: RandomSource, *, through_gins: bool = False) -> None:
+        """`through_gins`: what goes to peers leaves through a GIN, not from here."""
+        self._doors = Doors() if through_gins else None
         self._counters = counters
         self._random = random
         self._events: list[Event] = []
@@ -92,9 +95,11 @@ class Gateway:
         self._neighbours.pop(name, None)
         self._learn_neighbours()
 
-    def put_tenant(self, vni: int, gateway_mac: bytes, vteps: Sequence[Vtep]) -> None:
-        """Raises ValueError for addresses that are none."""
-        self._tenants[vni] = Tenant(vni, gateway_mac, vteps)
+    def put_tenant(
+        self, vni: int, gateway_mac: bytes, vteps: Sequence[Vtep], gateway: Sequence[str] = ()
+    ) -> None:
+        """`gateway`: our own inner addresses. Raises ValueError for addresses that are none."""
+        self._tenants[vni] = Tenant(vni, gateway_mac, vteps, gateway)
         self._forget(vni)
 
     def drop_tenant(self, vni: int) -> None:
@@ -117,12 +122,14 @@ class Gateway:
         if pair is not None and entry == pair.entry:
             return []
         if pair is not None and entry.same_sa(pair.entry):
+            if entry.path != pair.entry.path:
+                self._outbound.forget()
             pair.update(entry)
         else:
             identity = entry.spi_in, entry.spi_out
             same = pair is not None and pair.entry.spi_out == entry.spi_out
             used = pair.used if pair and same else self._retired.get(identity, UNUSED)
-            fresh = Pair(entry, self._random, used)
+            fresh = Pair(entry, self._random, used, self._doors)
             self.drop_sa(entry.spi_in)
             self._pairs[entry.spi_in] = fresh
             self._link(entry.vni, entry.tunnel)
@@ -163,6 +170,8 @@ class Gateway:
         self._fabric = frozenset(neighbour.address for neighbour in self._neighbours.values())
         if self._gin and all(each.tag_key != self._gin[1] for each in self._neighbours.values()):
             self._gin = None
+        if self._doors is not None and self._doors.keep(self._fabric):
+            self._choose_ways()
         self._outbound.set_gens(n.vxlan for _, n in sorted(self._neighbours.items()) if n.vxlan)
 
     def _forget(self, vni: int) -> None:
@@ -204,8 +213,15 @@ class Gateway:
         return self._outbox.take()
 
     def expire(self, now: float) -> None:
-        """Give up what has been parked too long; to be called about every second."""
+        """Give up what has been parked too long, and silent GINs; to be called about every second."""
         self._parking.expire(now)
+        if self._doors is not None and self._doors.expire(now):
+            self._choose_ways()
+
+    def _choose_ways(self) -> None:
+        """The GINs that are there are not the same any more."""
+        for pair in self._pairs.values():
+            pair.choose_way()
 
     # ---- what the control plane hears
 
@@ -252,6 +268,8 @@ class Gateway:
         tag, key = opened
         if tag.kind is not TagKind.ORIGIN:
             self._gin = source, key
+            if self._doors is not None and self._doors.hear(source, now):
+                self._choose_ways()
             self._echo(tag, key, Port.ESP, source)
             return
         packet = memoryview(tag.packet)

@@ -8,7 +8,7 @@
 4. One C call reads of every opened packet what decides: version, length, addresses, trailer. Each distinct
    combination is judged once: trailer, inner header, selectors, and the VTEP that serves the destination.
 5. Packets of one verdict go behind its VXLAN and Ethernet headers, again in one C call, and leave with their
-   own TOS.
+   own TOS; before, TCP SYNs are held to the tunnel's MSS where it has one.
 
 Packets whose keys are on their way are parked. A packet that came in an ORIGIN tag and opened as the newest
 of its SA moves the peer's address.
@@ -29,6 +29,7 @@ from protego_cli.esp.pairs import MAX_VERDICTS, Pair, Row, Verdict
 from protego_cli.esp.parking import Parking
 from protego_cli.esp.tenants import Delivery, Tenant
 from protego_cli.wire import ecn
+from protego_cli.wire.mss import clamp_row
 from protego_cli.wire.tags import MAX_RESERVED_SPI
 
 MIN_PACKET = 28  # the least of any suite: SPI, number and IV, four bytes of ciphertext, an ICV of eight
@@ -129,6 +130,8 @@ class Inbound:
         if origin is not None and origin != pair.peer and sa.newest(numbers[-1]):
             pair.move_peer(origin)
             self._events.append(PeerMoved(spi, *origin))
+        if pair.doors is not None and source != pair.came_by:
+            pair.come_by(source)
         if ecn.telling(tos):
             plaintexts = self._leave(plaintexts, tos)
             if not plaintexts:
@@ -181,12 +184,14 @@ class Inbound:
         for plaintext in plaintexts:
             self._judge_one(pair, plaintext)
 
-    def _deliver(self, pair: Pair, verdict: Verdict, plaintexts: list[bytes]) -> None:
+    def _deliver(self, pair: Pair, verdict: Verdict, plaintexts: Sequence[bytes]) -> None:
         """Packets of one verdict: a delivery with the length of the inner packet, or the reason of a drop."""
         count = len(plaintexts)
         if isinstance(verdict, str):
             self._counters[verdict] += count
             return
+        if pair.mss is not None:
+            plaintexts = clamp_row(plaintexts, pair.mss)
         (way, header), length = verdict
         fields = [header] * (2 * count)
         fields[1::2] = plaintexts

@@ -7,7 +7,9 @@
 3. A virtual link may have left inner checksums and segmentation to a card (`wire/offload.py`); one strided
    look at the checksum fields tells.
 4. Where the VXLAN packet's ECN field says so, the inner one is changed, or the packet dropped (RFC 6040).
-5. Inner packets get their trailers, numbers are taken from the sealing range, and the row is sealed; it
+5. What would not fit the tunnel's path is cut, or its sender told (`oversize.py`): of one flow and frame size
+   all do or none does, so that it is found once.
+6. Inner packets get their trailers, numbers are taken from the sealing range, and the row is sealed; it
    leaves with the TOS that the inner packets and the tunnel give it.
 """
 
@@ -23,11 +25,13 @@ from protego_cli.counters import Counters
 from protego_cli.errors import Malformed
 from protego_cli.esp.events import Event, RangeLow
 from protego_cli.esp.outbox import Address, Outbox, Port, Way
+from protego_cli.esp.oversize import Oversize
 from protego_cli.esp.packet import trailer
 from protego_cli.esp.pairs import Pair
 from protego_cli.esp.tenants import Tenant
-from protego_cli.wire import ecn, offload, vxlan
+from protego_cli.wire import ecn, mss, offload, vxlan
 from protego_cli.wire.inner import Inner, parse
+from protego_cli.wire.returning import HEADER_LENGTH, add_header
 from protego_cli.wire.vxlan import ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, FRAME_LENGTH
 
 MAX_FLOWS = 1 << 14
@@ -46,6 +50,8 @@ class Flow(NamedTuple):
     trailer: bytes
     unfinished: offload.Mark | None  # tells packets that were left to a card
     tos: int  # of the inner packet
+    oversize: bool  # too long for the tunnel's path
+    flags: int  # offset of the TCP flags in a frame, where SYNs are looked for
 
 
 class Outbound:
@@ -64,6 +70,7 @@ class Outbound:
         self._tenants = tenants
         self._outbox = outbox
         self._events = events
+        self._oversize = Oversize(counters, tenants, outbox)
         self._gens: tuple[Address, ...] = ()
         self._ruled: dict[int, dict[str, Pair]] = {}  # by VNI, then tunnel
         self._by_packet: set[bytes] = set()  # VNIs, as on the wire, whose selectors look at ports
@@ -167,7 +174,10 @@ class Outbound:
         if isinstance(pair, str):
             return RETURN if origin and self._gens and pair == "gpn_drop_no_rule" else pair
         tail = trailer(inner.length, inner.version, pair.outbound.block)
-        return Flow(pair, inner.length, tail, offload.mark(frame), ecn.tos(packet))
+        oversize = inner.length > pair.limit(inner.version)
+        flags = mss.flags_at(packet) if pair.mss else 0
+        flags += FRAME_LENGTH if flags else 0
+        return Flow(pair, inner.length, tail, offload.mark(frame), ecn.tos(packet), oversize, flags)
 
     def _tunnel(self, vni: int, inner: Inner, packet: memoryview) -> Pair | str:
         """Who seals: of the tunnels that take the packet, the one most exact about its destination."""
@@ -200,7 +210,9 @@ class Outbound:
             if not count:
                 return
         mark = flow.unfinished
-        if (
+        if flow.oversize or (flow.flags and mss.any_syn(bytes(view[flow.flags :: size]))):
+            self._each(flow, view, size, now)
+        elif (
             mark
             and mark.value[0] in bytes(view[mark.at :: size])
             and mark.value in _pieces(view, mark.at, size)
@@ -222,29 +234,35 @@ class Outbound:
     def _finish(self, flow: Flow, mark: offload.Mark, view: memoryview, size: int, now: float) -> None:
         """Frames of which some were left to a card: checksums, and segments, are made here."""
         start, end, at, value, whole = mark
+        if not whole:
+            self._each(flow, view, size, now)
+            return
         inners: list[bytes] = []
         for first in range(0, len(view), size):
             frame = view[first : first + size]
             if frame[at : at + 2] != value:
                 inners.append(bytes(frame[FRAME_LENGTH:end]))
-            elif whole:
+            else:
                 checksum = offload.checksum(frame, start, end)
                 inners.append(b"".join((frame[FRAME_LENGTH:at], checksum, frame[at + 2 : end])))
-            else:
-                inners += [piece[FRAME_LENGTH:] for piece in offload.finish(frame)]
-        if whole:
-            self._seal(flow.pair, inners, flow.length, flow.trailer, now)
-            return
-        for inner in inners:
-            head = parse(inner)
-            packet = inner[: head.length]
-            self._seal(
-                flow.pair,
-                (packet,),
-                head.length,
-                trailer(head.length, head.version, flow.pair.outbound.block),
-                now,
-            )
+        self._seal(flow.pair, inners, flow.length, flow.trailer, now)
+
+    def _each(self, flow: Flow, view: memoryview, size: int, now: float) -> None:
+        """Frames of which any may come to be several packets, or none."""
+        pair, mark = flow.pair, flow.unfinished
+        for at in range(0, len(view), size):
+            frame = view[at : at + size]
+            pieces: Sequence[bytes | memoryview] = (frame,)
+            if mark and frame[mark.at : mark.at + 2] == mark.value:
+                limit = pair.limit(frame[FRAME_LENGTH] >> 4)
+                pieces = offload.finish(frame, mtu=min(offload.INNER_MTU, limit))
+            for piece in pieces:
+                inner = parse(piece[FRAME_LENGTH:])
+                packet = bytes(piece[FRAME_LENGTH : FRAME_LENGTH + inner.length])
+                packet = mss.clamp(packet, pair.mss) if pair.mss else packet
+                for part in self._oversize.fit(pair, inner, packet, now):
+                    tail = trailer(len(part), inner.version, pair.outbound.block)
+                    self._seal(pair, (part,), len(part), tail, now)
 
     def _seal(self, pair: Pair, inners: Sequence[bytes], length: int, tail: bytes, now: float) -> None:
         """Inner packets of one length, in order."""
@@ -252,11 +270,18 @@ class Outbound:
         if sa.expires is not None and now >= sa.expires:
             self._counters["gpn_drop_expired"] += count
             return
+        way = pair.way_around(inners[0])
+        if way is None:
+            self._counters["gpn_drop_no_gin"] += count
+            return
         data = sa.seal([inner + tail for inner in inners])
         size = sa.overhead + length + len(tail)
         sealed = len(data) // size
         if sealed:
-            self._outbox.add(pair.way_around(inners[0]), size, data, sealed)
+            if pair.header:
+                data = add_header(pair.header, data, size, sealed)
+                size += HEADER_LENGTH
+            self._outbox.add(way, size, data, sealed)
             sa.packets += sealed
             sa.bytes += sealed * length
         if sealed < count:

@@ -6,20 +6,33 @@ numbers only move on to a range that repeats none.
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from protego_cli.crypto.algorithms import EspSuite, RandomSource
+from protego_cli.esp.doors import Doors
 from protego_cli.esp.outbox import Address, Port, Way
 from protego_cli.esp.sa import InboundSa, OutboundSa
 from protego_cli.esp.tenants import Delivery
 from protego_cli.wire import ecn
+from protego_cli.wire.mss import HEADERS4, HEADERS6, Ceiling
+from protego_cli.wire.returning import build_header
 from protego_cli.wire.selectors import TrafficSelector
 
 logger = logging.getLogger(__name__)
 
 MAX_VERDICTS = 4096  # remembered per SA
+OUTER: Final = 20 + 8  # IP and UDP before ESP (RFC 3948)
+LEAST6: Final = 1280  # what every IPv6 link takes (RFC 8200 5)
+ERRORS: Final = 50.0  # ICMP errors a second for one SA, and as many at once
+
+Fragment = Literal["inner", "outer"]
+"""What is cut where a sealed packet would not fit: the tenant's packet, or the ESP packet."""
+
+Mss = int | Literal["auto"] | None
+"""The largest that TCP SYNs may announce; "auto" for what fits the path."""
 
 Row = tuple[bytes, ...]
 """What decides about an opened packet: head up to the length, addresses, trailer."""
@@ -50,6 +63,14 @@ class SaEntry:
     window: int = 1024
     expires: float | None = None
     dscp: int | None = None  # of sealed packets; None: that of the inner one
+    mtu: int = 1500  # of the path to the peer
+    fragment: Fragment = "inner"
+    mss: Mss = None
+
+    @property
+    def path(self) -> tuple[int, Fragment, Mss]:
+        """What decides what becomes of long packets, and of SYNs."""
+        return self.mtu, self.fragment, self.mss
 
     def same_sa(self, other: SaEntry) -> bool:
         """Whether both are one SA, perhaps with other limits or another peer address."""
@@ -72,14 +93,38 @@ class Used(NamedTuple):
 UNUSED = Used()
 
 
+class Allowance:
+    """How often something may be said."""
+
+    __slots__ = ("_last", "_left")
+
+    def __init__(self) -> None:
+        self._left, self._last = ERRORS, 0.0
+
+    def take(self, now: float) -> bool:
+        """Whether it may be said once more. `now` is wall-clock time, which may be set back."""
+        self._left = min(ERRORS, self._left + max(0.0, now - self._last) * ERRORS)
+        self._last = now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
+
+
 class Pair:
     """Both SAs of a CHILD_SA with what surrounds them."""
 
-    __slots__ = ("entry", "inbound", "low_told", "outbound", "peer", "verdicts", "way")
+    __slots__ = (
+        *("_limit", "came_by", "doors", "entry", "errors", "header", "inbound"),
+        *("low_told", "mss", "outbound", "peer", "verdicts", "way"),
+    )
 
-    def __init__(self, entry: SaEntry, random: RandomSource, used: Used = UNUSED) -> None:
-        """`used`: how far this process got with the same SA before. Raises ValueError for keys or ranges
-        that are none.
+    def __init__(
+        self, entry: SaEntry, random: RandomSource, used: Used = UNUSED, doors: Doors | None = None
+    ) -> None:
+        """`used`: how far this process got with the same SA before; `doors`: packets go through these.
+
+        Raises ValueError for keys or ranges that are none.
         """
         self.inbound = InboundSa(
             entry.spi_in,
@@ -107,21 +152,53 @@ class Pair:
         self.entry = entry
         self.verdicts: dict[tuple[int, Row], Verdict] = {}  # by length of the plaintext, and what decides
         self.low_told = False  # RangeLow was said for this range
+        self.errors = Allowance()
+        self.came_by: Address | None = None  # the GIN that the peer's packets came by
+        self.header = b""  # before each packet that goes through a GIN
+        self.doors = doors
+        self._measure()
         self.move_peer(entry.peer)
 
     @property
     def used(self) -> Used:
         return Used(self.outbound.next, self.inbound.highest)
 
+    def limit(self, version: int) -> int:
+        """The longest inner packet of this IP version that is sealed as it is."""
+        return self._limit if version == 4 else max(self._limit, LEAST6)
+
+    def _measure(self) -> None:
+        """What fits the path: the longest inner packet that does with its trailer and sealed; and the MSS."""
+        room = self.entry.mtu - OUTER - self.outbound.overhead
+        self._limit = room - room % self.outbound.block - 2
+        most = self.entry.mss
+        fitting = Ceiling(self._limit - HEADERS4, self._limit - HEADERS6)
+        self.mss = fitting if most == "auto" else Ceiling(most, most) if most else None
+
     def move_peer(self, peer: Address) -> None:
         """Seal towards this address from now on."""
         self.peer = peer
-        self.way = Way(Port.ESP, peer, self.entry.vip, "gpn_sealed")
+        self.choose_way()
 
-    def way_around(self, inner: bytes) -> Way:
+    def come_by(self, source: Address) -> None:
+        """A packet that opened came from there: answers leave by the same GIN, if it is one."""
+        if self.doors is not None and source in self.doors:
+            self.came_by = source
+            self.choose_way()
+
+    def choose_way(self) -> None:
+        """Straight to the peer, or through a GIN; None where there must be one and is none."""
+        if self.doors is None:
+            self.way: Way | None = Way(Port.ESP, self.peer, self.entry.vip, "gpn_sealed")
+            return
+        gin = self.doors.choose(self.came_by)
+        self.way = Way(Port.ESP, gin, None, "gpn_sealed") if gin else None
+        self.header = build_header(self.entry.spi_in, ipaddress.IPv4Address(self.entry.vip).packed)
+
+    def way_around(self, inner: bytes) -> Way | None:
         """How a packet leaves that is sealed around this one (RFC 4301 5.1.2.1)."""
         tos = ecn.around(inner, self.entry.dscp)
-        return self.way._replace(tos=tos) if tos else self.way
+        return self.way._replace(tos=tos) if tos and self.way else self.way
 
     def update(self, entry: SaEntry) -> None:
         """Take over what may change while an SA lives. Raises ValueError, changing nothing."""
@@ -135,6 +212,7 @@ class Pair:
                     *(entry.tunnel, entry.spi_in, entry.seal_lo, entry.seal_hi),
                 )
         self.entry = entry
+        self._measure()
         self.inbound.raise_floor(entry.floor)
         self.inbound.opens = entry.opens
         self.inbound.expires = self.outbound.expires = entry.expires

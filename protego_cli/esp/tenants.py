@@ -28,12 +28,16 @@ class Delivery(NamedTuple):
 
 
 class Tenant:
-    """One VNI. Raises ValueError for prefixes, a VNI or MACs that are none."""
+    """One VNI. Raises ValueError for addresses, a VNI or MACs that are none."""
 
-    def __init__(self, vni: int, gateway_mac: bytes, vteps: Sequence[Vtep]) -> None:
+    def __init__(
+        self, vni: int, gateway_mac: bytes, vteps: Sequence[Vtep], gateway: Sequence[str] = ()
+    ) -> None:
         if any(len(mac) != 6 for mac in (gateway_mac, *(vtep.mac for vtep in vteps))):
             raise ValueError("a MAC address has 6 bytes")
         self.vni = vni
+        own = [ipaddress.ip_address(address) for address in reversed(gateway)]  # so the first of each wins
+        self.gateway: dict[int, bytes] = {address.version: address.packed for address in own}
         self._vteps: dict[str, set[Address]] = {}
         for vtep in vteps:
             self._vteps.setdefault(vtep.address, set()).add((vtep.address, vtep.port))

@@ -3,6 +3,7 @@
     peer ─▶ VIP:natt ─┬─ ESP ─▶ steering ─▶ GPN address:esp      all from address:fabric
             VIP:ike  ─┴─ IKE ─▶ relay ───▶ GMN address:fabric
     address:fabric ◀─ envelopes of the GMN ─▶ VIP ─▶ peer;  echoes of the GPNs ─▶ tags
+    address:fabric ◀─ ESP of the GPNs ─▶ VIP:natt ─▶ peer    (return = "gin")
 
 With a backend that steers in the kernel, only what that does not know comes to VIP:natt.
 It holds no keys of tunnels. Desired state: Neighbour (GPNs) and Steer. What peers send before the first Sync
@@ -24,6 +25,7 @@ from protego_cli.counters import Counters
 from protego_cli.errors import Refused
 from protego_cli.net.pump import pump
 from protego_cli.net.relay import IkeRelay
+from protego_cli.net.returns import Returns
 from protego_cli.net.steering import Door, Gpn, Ingress, SteeringBackend, choose
 from protego_cli.net.tagging import TagLink
 from protego_cli.net.udp import Address, Batch, UdpSocket
@@ -54,6 +56,7 @@ class GinPlane:
         self._ike = [bind(vip, ports.ike) for vip in cluster.vips] if ports.ike else []
         self._relay = IkeRelay(self.fabric, (gmn.address, gmn.ports.fabric), self.counters)
         self._relay.attach(self.natt, self._ike)
+        self._returns = Returns(self.natt, self.counters)
         returned = self._port(self.natt[0].address).receive_returned
         self._tags = TagLink(self.fabric, self.counters, "gin_drop_tag", returned)
         self._cpu = CpuMeter()
@@ -80,7 +83,8 @@ class GinPlane:
 
     def _from_fabric(self, batch: Batch) -> None:
         for rest in self._tags.take(batch):
-            self._relay.from_fabric(rest)
+            if not self._returns.receive(rest):
+                self._relay.from_fabric(rest)
 
     # ---- control.agent.DataPlane
 
@@ -94,8 +98,11 @@ class GinPlane:
                     gpn = Gpn(record.name, (record.address, record.esp_port), record.tag_key)
                     self._steering.put_gpn(gpn)
                     self._tags.put_gpn(gpn)
+                    self._returns.put_gpn(gpn)
                 case Steer():
-                    self._steering.steer(record.spi, record.gpn, (record.peer, record.peer_port))
+                    peer = record.peer, record.peer_port
+                    self._steering.steer(record.spi, record.gpn, peer)
+                    self._returns.steer(record.spi, peer)
         except ValueError as error:
             raise Refused(f"{record.key[0]} {record.key[1]}: {error}") from error
 
@@ -104,8 +111,10 @@ class GinPlane:
             case "neighbour", str(name):
                 self._steering.drop_gpn(name)
                 self._tags.drop_gpn(name)
+                self._returns.drop_gpn(name)
             case "steer", int(spi):
                 self._steering.unsteer(spi)
+                self._returns.unsteer(spi)
 
     async def settle(self) -> None:
         await self._steering.settle()

@@ -2,6 +2,7 @@
 
     GIN ─▶ address:esp ───▶ gateway ─▶ address:vxlan ─▶ VTEP
     GEN ─▶ address:vxlan ─▶ gateway ─▶ address:esp, source VIP ─▶ peer
+                                   or address:esp ─▶ GIN ─▶ peer    (return = "gin")
     probes and barriers are echoed by the socket they came to, behind what came before them
 
 Desired state: Neighbour, Tenant, Park, Sa and Rule. What arrives before the first Sync waits in the sockets,
@@ -34,18 +35,24 @@ from protego_cli.net.udp import Batch, UdpSocket
 from protego_cli.plugins.manager import Plugins
 from protego_cli.roles.cpu import CpuMeter
 
+TEND_INTERVAL = 0.5  # seconds
+
 
 class GpnPlane:
     """A GPN without its control channel: the sockets, the gateway, and what the desired state acts on."""
 
-    def __init__(self, node: Node, registry: Registry, stack: ExitStack) -> None:
-        """Bind the sockets; `stack` closes them. Raises EnvironmentFault."""
+    def __init__(
+        self, node: Node, registry: Registry, stack: ExitStack, *, through_gins: bool = False
+    ) -> None:
+        """Bind the sockets; `stack` closes them. `through_gins`: GINs send what goes to peers. Raises
+        EnvironmentFault.
+        """
         self.counters = Counters()
         self.esp = stack.enter_context(closing(UdpSocket.bind(node.address, node.ports.esp)))
         self.vxlan = stack.enter_context(closing(UdpSocket.bind(node.address, node.ports.vxlan)))
         self._sockets = {Port.ESP: self.esp, Port.VXLAN: self.vxlan}
         self._registry = registry
-        self._gateway = Gateway(self.counters, os.urandom)
+        self._gateway = Gateway(self.counters, os.urandom, through_gins=through_gins)
         self._cpu = CpuMeter()
         self._notify: Callable[[Notice], None] | None = None
 
@@ -55,6 +62,13 @@ class GpnPlane:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(pump, self.esp, self.receive_esp)
             nursery.start_soon(pump, self.vxlan, self.receive_vxlan)
+            nursery.start_soon(self._tend)
+
+    async def _tend(self) -> None:
+        """Give up what waits too long, and GINs that are silent, with or without a GMN."""
+        while True:
+            await trio.sleep(TEND_INTERVAL)
+            self._gateway.expire(time.time())
 
     def receive_esp(self, batch: Batch) -> None:
         """A batch on the ESP port."""
@@ -92,7 +106,7 @@ class GpnPlane:
                     gateway.put_neighbour(record.name, Neighbour(record.address, gen, record.tag_key))
                 case Tenant():
                     vteps = [Vtep(v.prefix, v.address, v.port, v.mac) for v in record.vteps]
-                    gateway.put_tenant(record.vni, record.gateway_mac, vteps)
+                    gateway.put_tenant(record.vni, record.gateway_mac, vteps, record.gateway)
                 case Park():
                     gateway.park(record.spi)
                 case Sa():
@@ -126,7 +140,6 @@ class GpnPlane:
         return {}
 
     def report(self) -> Report:
-        self._gateway.expire(time.time())
         self.counters["gpn_drop_overflow"] = self.esp.overflow() + self.vxlan.overflow()
         usage = tuple(SaUsage(*used) for used in self._gateway.usage())
         return Report(self._cpu(), usage=usage, counters=self.counters.nonzero())
@@ -155,6 +168,9 @@ class GpnPlane:
             window=sa.window,
             expires=sa.expires,
             dscp=sa.dscp,
+            mtu=sa.mtu,
+            fragment=sa.fragment,
+            mss=sa.mss,
         )
 
 
@@ -177,7 +193,7 @@ async def run(
 ) -> None:
     """Serve as this GPN until cancelled; started once its sockets are bound."""
     with ExitStack() as stack:
-        plane = GpnPlane(node, plugins.registry(), stack)
+        plane = GpnPlane(node, plugins.registry(), stack, through_gins=cluster.returns == "gin")
         agent = Agent(cluster, node, plane)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(agent.run)

@@ -91,20 +91,21 @@ def checksum(frame: memoryview, start: int, end: int) -> bytes:
     return (0xFFFF - ones_sum(frame[start:end]) or 0xFFFF).to_bytes(2, "big")
 
 
-def finish(frame: memoryview, segment: int = 0) -> list[bytes]:
+def finish(frame: memoryview, segment: int = 0, mtu: int = INNER_MTU) -> list[bytes]:
     """The packets to send on instead: one with its checksum, or several when it was never segmented.
 
     `segment` is the payload size that the sender asked the card to cut at, 0 when it is not known: then TCP
-    is cut at `INNER_MTU`, and UDP, whose datagrams have meaning, is not cut.
+    is cut at `mtu`, and UDP, whose datagrams have meaning, is not cut.
     """
     transport = _locate(frame)
     if transport is None:
         return [bytes(frame)]
-    header_end = transport.start + 8
+    least = header_end = transport.start + 8
     if transport.protocol == TCP:
+        least = transport.start + 20
         header_end = transport.start + (frame[transport.start + 12] >> 4) * 4
-        segment = segment or INNER_MTU - (header_end - IP)
-    if not transport.start + 8 <= header_end <= transport.end or segment < 0:
+        segment = segment or mtu - (header_end - IP)
+    if not least <= header_end <= transport.end or segment < 0:
         return [bytes(frame)]
     length = transport.end - header_end
     starts = range(0, length, segment) if length and segment else (0,)

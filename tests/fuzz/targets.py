@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from protego_cli.control import frames
 from protego_cli.control.messages import GetMarks, Hello, Sync, Tenant, Vtep
@@ -23,16 +23,18 @@ from protego_cli.ike.events import Path
 from protego_cli.ike.protect import NotAuthentic, Opener, Sealer
 from protego_cli.net import answers
 from protego_cli.wire import envelope, ike, inner, payloads, tags, vxlan
+from protego_cli.wire.checksum import checksum
 from protego_cli.wire.proposals import Proposal, Transform
 from protego_cli.wire.selectors import TrafficSelector
 from tests.support import questions
 from tests.support.esp_packets import ipv4, ipv6, ports
 from tests.support.esp_reference import padded, seal
-from tests.support.esp_world import GCM, GEN, GEN_KEY, GIN, GIN_KEY, VTEP, sas, world
+from tests.support.esp_world import GCM, GEN, GEN_KEY, GIN, GIN_KEY, NOW, VTEP, entry, sas, world
 from tests.support.ike_pairs import GATEWAY, PEER, SPI, TUNNEL, connected, pair
 from tests.support.ike_restarts import fresh
 from tests.support.network import REGISTRY, Network, Site
 from tests.support.senders import RecordingSender
+from tests.test_wire_offload import partial
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ def targets() -> list[Target]:
         _esp("esp", GCM),
         _esp("esp-cbc", REGISTRY.esp_suite("aes256", "sha256", esn=True)),
         _vxlan(),
+        _small_path(),
         _answers(),
         _peer(),
     ]
@@ -327,6 +330,28 @@ def _vxlan() -> Target:
     packets = [head + b"\x08\x00" + INNER[0], head + b"\x86\xdd" + INNER[1]]
     packets.append(tags.seal_tag(GEN_KEY, tags.Tag(tags.TagKind.BARRIER, 9), hmac_sha256))
     return Target("overlay", run, [bytes((row,)) + packet for packet in packets for row in (0, 3)])
+
+
+def _small_path() -> Target:
+    """Packets that are too long, cut, clamped and finished, over a tunnel that takes little."""
+    w = world()
+    w.gateway.put_sa(replace(entry(w.sa()), mtu=576, mss="auto"), NOW)
+
+    def run(data: bytes) -> None:
+        w.receive_vxlan(*_rows(data), source=GEN)
+
+    head = bytes((8, 0, 0, 0, 0, 3, 0xE9, 0)) + bytes(12)
+    syn = bytes(12) + bytes((0x60, 2)) + bytes(6) + bytes((2, 4, 5, 0xB4))
+    there, there6 = ("10.1.0.5", "10.2.0.9"), ("fd00:1::5", "fd00:2::9")
+    seeds = [head + b"\x08\x00" + ipv4(*there, load, protocol=6) for load in (syn, syn + bytes(1500))]
+    seeds += [head + b"\x86\xdd" + ipv6(*there6, load, protocol=6) for load in (syn, syn + bytes(1500))]
+    seeds += [partial(seed) for seed in seeds]
+    datagram = ports(7, 9, bytes(700))
+    for field in (0, 0x4000, 0x2005):  # to be cut, to be told of, a fragment already
+        packet = ipv4(*there, datagram, fragment=field)
+        packet = packet[:10] + checksum(packet[:10], packet[12:20]) + packet[12:]
+        seeds.append(head + b"\x08\x00" + packet)
+    return Target("small-path", run, [bytes((row,)) + seed for seed in seeds for row in (0, 3)])
 
 
 def _peer() -> Target:
