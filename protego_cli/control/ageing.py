@@ -101,7 +101,7 @@ class Ageing:
                     self._end(tunnel, placed, what)
 
     def _renew(self, tunnel: Tunnel, placed: Placed) -> None:
-        if tunnel.sealing is placed:
+        if placed.seals:
             self._renewals.renew(tunnel, placed)
 
     def _end(self, tunnel: Tunnel, placed: Placed, limit: str) -> None:

@@ -63,7 +63,7 @@ def _child_sa(tunnel: Tunnel, placed: Placed) -> ChildSaDetail:
     return ChildSaDetail(
         spi_in=f"{placed.spi:08x}",
         spi_out=f"{child.spi_out:08x}",
-        state=_state(tunnel, placed),
+        state=_state(placed),
         gpn=placed.gpn,
         suite=child.suite,
         local_ts=tuple(map(str, child.local_ts)),
@@ -84,12 +84,12 @@ def _child_sa(tunnel: Tunnel, placed: Placed) -> ChildSaDetail:
     )
 
 
-def _state(tunnel: Tunnel, placed: Placed) -> str:
+def _state(placed: Placed) -> str:
     if placed.retiring:
         return "retiring"
-    if placed is tunnel.sealing:
+    if placed.seals:
         return "sealing"
-    return "successor" if placed is tunnel.successor else "standing"
+    return "successor" if placed is placed.strand.successor else "standing"
 
 
 def endpoint(address: tuple[str, int]) -> str:

@@ -20,7 +20,7 @@ from protego_cli.config.model import Role
 from protego_cli.control.fabric import NodeDown, NodeState
 from protego_cli.control.messages import AnyRecord, Key, Park, Route, Steer
 from protego_cli.control.records import route_record, rule_record, sa_record
-from protego_cli.control.tunnel import Placed, Tunnel
+from protego_cli.control.tunnel import Placed, Strand, Tunnel
 from protego_cli.errors import ProtegoError
 
 log = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ class Distribution:
         self._gins = tuple(gins)
         self._gens = tuple(gens)
         self._steers: dict[int, Steer] = {}  # what every GIN should hold
-        self._routes: dict[str, Route] = {}  # what every GEN should hold
+        self._routes: dict[str, Route] = {}  # what every GEN should hold, by strand
 
     def reach(self, gins: Sequence[str], gens: Sequence[str]) -> None:
         """The GINs and GENs that there are from now on; what the others hold, the new ones shall hold."""
@@ -108,27 +108,30 @@ class Distribution:
     def drop_sa(self, placed: Placed) -> None:
         self._fabric.desire(placed.gpn, drop=(("sa", placed.spi),))
 
-    def rule(self, tunnel: Tunnel, placed: Placed) -> None:
-        """The tunnel's packets that reach this GPN are sealed on this SA."""
-        tunnel.ruled = tunnel.ruled | {placed.gpn: placed.spi}
-        self._fabric.desire(placed.gpn, put=(rule_record(tunnel, placed),))
+    def rule(self, placed: Placed) -> None:
+        """The strand's packets that reach this GPN are sealed on this SA."""
+        strand = placed.strand
+        strand.ruled = strand.ruled | {placed.gpn: placed.spi}
+        self._fabric.desire(placed.gpn, put=(rule_record(placed),))
 
-    def unrule(self, tunnel: Tunnel, placed: Placed) -> None:
+    def unrule(self, placed: Placed) -> None:
         """End the Rule of this SA on its GPN, if it has one still."""
-        if tunnel.ruled.get(placed.gpn) == placed.spi:
-            tunnel.ruled = {gpn: spi for gpn, spi in tunnel.ruled.items() if gpn != placed.gpn}
-            self._fabric.desire(placed.gpn, drop=(("rule", tunnel.id),))
+        strand = placed.strand
+        if strand.ruled.get(placed.gpn) == placed.spi:
+            strand.ruled = {gpn: spi for gpn, spi in strand.ruled.items() if gpn != placed.gpn}
+            self._fabric.desire(placed.gpn, drop=(("rule", strand.name),))
 
-    def route(self, tunnel: Tunnel, placed: Placed) -> None:
-        """The tunnel's packets go to this SA's GPN."""
-        self._routes[tunnel.id] = record = route_record(tunnel, placed)
+    def route(self, tunnel: Tunnel, *placed: Placed) -> None:
+        """The packets of these SAs' strands go to their GPN; a GEN learns of all of them at once."""
+        records = [route_record(tunnel, sa) for sa in placed]
+        self._routes.update((record.tunnel, record) for record in records)
         for gen in self._gens:
-            self._fabric.desire(gen, put=(record,))
+            self._fabric.desire(gen, put=records)
 
-    def unroute(self, tunnel: Tunnel) -> None:
-        self._routes.pop(tunnel.id, None)
+    def unroute(self, strand: Strand) -> None:
+        self._routes.pop(strand.name, None)
         for gen in self._gens:
-            self._fabric.desire(gen, drop=(("route", tunnel.id),))
+            self._fabric.desire(gen, drop=(("route", strand.name),))
 
     # ---- acknowledgements
 

@@ -37,6 +37,7 @@ from protego_cli.ike.events import (
     IkeRekeyed,
     Path,
 )
+from protego_cli.ike.exchanges.create_child import Selectors
 from protego_cli.ike.view import IkeSaView
 from protego_cli.net.gso import segments
 from protego_cli.net.pump import pump
@@ -71,7 +72,7 @@ class IkeEngine(Protocol):
     def timer(self) -> float | None: ...
     def handle_timer(self, now: float) -> None: ...
     def initiate(self, tunnel: str, path: Path, spi_in: int, now: float) -> int: ...
-    def create_child(self, ike: int, spi_in: int, now: float) -> int: ...
+    def create_child(self, ike: int, spi_in: int, now: float, selectors: Selectors | None = None) -> int: ...
     def rekey_child(self, spi_in: int, new_spi: int, now: float, *, anew: bool = False) -> int: ...
     def delete_child(self, spi_in: int, now: float) -> int: ...
     def rekey_ike(self, ike: int, now: float) -> int: ...
@@ -151,9 +152,11 @@ class Driver:
         token = self._engine.initiate(tunnel, path, spi_in, trio.current_time())
         return await self._outcome(token, ChildEstablished)
 
-    async def create_child(self, ike: int, spi_in: int) -> ChildEstablished:
-        """CREATE_CHILD_SA for one more. Raises ExchangeError."""
-        token = self._engine.create_child(ike, spi_in, trio.current_time())
+    async def create_child(
+        self, ike: int, spi_in: int, selectors: Selectors | None = None
+    ) -> ChildEstablished:
+        """CREATE_CHILD_SA for one more, with these selectors or the tunnel's. Raises ExchangeError."""
+        token = self._engine.create_child(ike, spi_in, trio.current_time(), selectors)
         return await self._outcome(token, ChildEstablished)
 
     async def rekey_child(self, spi_in: int, new_spi: int, *, anew: bool = False) -> ChildEstablished:

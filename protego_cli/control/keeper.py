@@ -156,7 +156,7 @@ class Keeper:
         """The peer has the SA: let it stand and seal."""
         sad = self._sad
         await sad.gathered.wait()
-        first = tunnel.sealing in (None, placed)
+        first = placed.strand.sealing in (None, placed)
         try:
             await (sad.install_first(tunnel, placed) if first else sad.installed(placed))
         except ProtegoError:
@@ -164,7 +164,7 @@ class Keeper:
             raise
         self._tunnels.stand(tunnel, placed)
         if not first:
-            tunnel.successor = placed
+            placed.strand.successor = placed
             await self._tunnels.succeed(tunnel, placed)
 
 

@@ -63,5 +63,5 @@ class Membership:
                 self._tunnels.peer_address(node, request)
             case RangeLow():
                 found = self._sad.find(request.spi_in, node)
-                if found is not None and found[0].sealing is found[1]:
+                if found is not None and found[1].seals:
                     self._renewals.renew(*found)

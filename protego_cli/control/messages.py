@@ -144,7 +144,7 @@ class Sa(Record, frozen=True):
 class Rule(Record, frozen=True):
     """Which SA of this GPN seals a tunnel's packets; without one, the GPN seals none of them."""
 
-    tunnel: str
+    tunnel: str  # of its strands but the first: TENANT/TUNNEL#N (docs/architecture.md)
     spi_in: int
 
     @property
@@ -171,7 +171,7 @@ class Steer(Record, frozen=True):
 class Route(Record, frozen=True):
     """GEN: a tunnel's remote prefixes in a VNI go to that GPN. Replaced atomically."""
 
-    tunnel: str
+    tunnel: str  # as in a Rule
     vni: int
     prefixes: tuple[str, ...]
     gpn: str

@@ -16,13 +16,18 @@ While this goes on every SPI that the peer is given lies on B. So when the peer 
 whichever SA wins completes the migration: `_rekey` waits until what the peer began is settled, and starts
 again from the SA that seals then. A failed rekey touches nothing of the old SA: only the new SPI's steering
 and parking are undone. When B goes down after the peer has agreed to the new SA, that SA is placed on A.
+
+A tunnel of several strands (`tunnel.Strand`) moves as a whole: steps 1 and 2 for each, all new SAs on B with
+their Rules, then step 4 for all at once. GENs route by destination alone, and from the first Route that
+changes to the last barrier both GPNs seal for every strand. Meanwhile the peer has to wait with requests of
+its own (TEMPORARY_FAILURE, 2.25). When one strand cannot be rekeyed none moves: the new SAs are deleted.
 """
 
 from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -35,11 +40,14 @@ from protego_cli.control.fabric import NodeState
 from protego_cli.control.messages import Migrated
 from protego_cli.control.recovery import Recovery
 from protego_cli.control.sad import Sad
-from protego_cli.control.tunnel import Asked, Placed, Tunnel
+from protego_cli.control.tunnel import Asked, Placed, Strand, Tunnel
 from protego_cli.errors import ChildSaNotFound, NotFound, ProtegoError, Refused, TemporaryFailure
 from protego_cli.ike.events import ChildEstablished
 
 log = logging.getLogger(__name__)
+
+Outcome = Callable[[], Awaitable[ChildEstablished]]
+"""Waits for the peer's answer to a request. Raises ExchangeError."""
 
 RETRIES: Final = (0.1, 0.2, 0.4, 0.8, 1.6)  # seconds between rekeys that the peer cannot do now (2.25)
 SETTLING: Final = 15.0  # seconds for what the peer began; above `tunnels.OVERDUE`
@@ -91,7 +99,7 @@ class Migrations:
         try:
             source = self._check(tunnel, to).gpn
             events.emit("migration begun", tunnel=name, node=to, source=source)
-            times = await self._move(tunnel, to)
+            times = await self._move_all(tunnel, to)
         except ProtegoError as error:
             events.emit("migration failed", tunnel=name, node=to, reason=error)
             raise
@@ -128,55 +136,70 @@ class Migrations:
         of the CHILD_SA. Nothing happens when this SA does not seal any more.
         """
         async with tunnel.moving:
-            if tunnel.sealing is not placed:
+            if not placed.seals:
                 return
             config, outdated = tunnel.config, set(tunnel.outdated)
             if "ike" in outdated:
-                try:
-                    rekeyed = await self._driver.rekey_ike(placed.ike)
-                except ExchangeError as error:
-                    raise Refused(f"the IKE_SA of {tunnel.id} cannot be rekeyed: {error}") from error
-                initiator = "gateway" if rekeyed.initiator else "peer"
-                self._sad.events.emit(
-                    "IKE_SA rekeyed", tunnel=tunnel.id, suite=rekeyed.suite, initiator=initiator
-                )
+                for ike in dict.fromkeys(sa.ike for sa in tunnel.seals):
+                    await self._rekey_ike(tunnel, ike)
                 if tunnel.config == config:
                     tunnel.outdated.discard("ike")
             if "child" in outdated:
-                await self._renew(tunnel, placed, anew=True)
+                for sealing in tunnel.seals:
+                    await self._renew(tunnel, sealing, anew=True)
                 if tunnel.config == config:
                     tunnel.outdated.discard("child")
 
+    async def _rekey_ike(self, tunnel: Tunnel, ike: int) -> None:
+        try:
+            rekeyed = await self._driver.rekey_ike(ike)
+        except ExchangeError as error:
+            raise Refused(f"the IKE_SA of {tunnel.id} cannot be rekeyed: {error}") from error
+        initiator = "gateway" if rekeyed.initiator else "peer"
+        self._sad.events.emit("IKE_SA rekeyed", tunnel=tunnel.id, suite=rekeyed.suite, initiator=initiator)
+
     async def _renew(self, tunnel: Tunnel, placed: Placed, *, anew: bool = False) -> None:
-        if tunnel.sealing is not placed:
+        if not placed.seals:
             return
         if placed.gpn not in self._sad.fabric.connected("gpn"):
             raise Refused(f"{placed.gpn} is down")
-        to = self._sad.seat(tunnel) or placed.gpn
-        times = await self._move(tunnel, to, anew=anew)
+        to = placed.gpn if tunnel.several else self._sad.seat(tunnel) or placed.gpn
+        times = await self._move(tunnel, placed.strand, to, anew=anew)
+        sealing = placed.strand.sealing
         self._sad.events.emit(
             "rekeyed",
             tunnel=tunnel.id,
             node=to,
-            spi=tunnel.sealing.spi if tunnel.sealing else None,
+            spi=sealing.spi if sealing else None,
             initiator="gateway",
             total_ms=round(times.total * 1e3, 1),
         )
 
     async def rekey(self, tunnel: Tunnel) -> None:
-        """The same, as the operator asks. Raises Refused, saying why."""
+        """The same for all its sealing SAs, as the operator asks. Raises Refused, saying why."""
         if tunnel.id in self._requested:
             raise Refused(f"{tunnel.id} is being moved to {self._requested[tunnel.id]}, which rekeys it")
-        placed = tunnel.sealing
-        if placed is None or placed.retiring:
+        seals = [sa for sa in tunnel.seals if not sa.retiring]
+        if not seals:
             raise Refused(f"{tunnel.id} is not up, so there is nothing to rekey")
-        try:
-            await self.renew(tunnel, placed)
-        except ProtegoError as error:
-            self._sad.events.emit(
-                "rekey failed", tunnel=tunnel.id, node=placed.gpn, spi=placed.spi, reason=error
-            )
-            raise
+        for placed in seals:
+            try:
+                await self.renew(tunnel, placed)
+            except ProtegoError as error:
+                self._sad.events.emit(
+                    "rekey failed", tunnel=tunnel.id, node=placed.gpn, spi=placed.spi, reason=error
+                )
+                raise
+
+    async def gather(self, tunnel: Tunnel) -> None:
+        """Move the strands of a tunnel to one GPN: the death of a GPN has parted them. Raises Refused."""
+        async with tunnel.moving:
+            if not tunnel.scattered:
+                return
+            to = self._sad.seat(tunnel)
+            if to is None:
+                raise Refused(f"no GPN could take {tunnel.id}")
+            await self._move_all(tunnel, to)
 
     # ---- what can be asked
 
@@ -199,27 +222,43 @@ class Migrations:
                     f"{other.name} is cut off from the GMN and may still pass packets on as it last knew; "
                     f"nothing is moved until it is back"
                 )
-        if tunnel.sealing is None or tunnel.sealing.retiring:
+        sealing = tunnel.sealing
+        if sealing is None or sealing.retiring:
             raise Refused(f"{tunnel.id} is not up, so there is nothing to move")
-        if tunnel.sealing.gpn == to:
+        elsewhere = next((sa for sa in tunnel.seals if sa.gpn != to), None)
+        if elsewhere is None:
             raise Refused(f"{tunnel.id} is on {to} already")
-        return tunnel.sealing
+        return elsewhere
 
     # ---- the procedure
 
-    async def _move(self, tunnel: Tunnel, to: str, *, anew: bool = False) -> Times:
+    async def _move_all(self, tunnel: Tunnel, to: str) -> Times:
+        """Move a tunnel, with as many strands as it has when nothing that its peer began is open."""
         await self._sad.gathered.wait()
         tunnel.target = to
         try:
-            return await self._rekey_onto(tunnel, to, anew)
+            sealing = await self._settled(tunnel)
+            if tunnel.several:
+                return await self._together(tunnel, to)
+            return await self._rekey_onto(tunnel, sealing.strand, to, anew=False)
+        finally:
+            tunnel.target = None
+            tunnel.changed()
+
+    async def _move(self, tunnel: Tunnel, strand: Strand, to: str, *, anew: bool = False) -> Times:
+        """Rekey one strand of a tunnel, onto a GPN where the others are, too."""
+        await self._sad.gathered.wait()
+        tunnel.target = to
+        try:
+            return await self._rekey_onto(tunnel, strand, to, anew)
         finally:
             tunnel.target = None
 
-    async def _rekey_onto(self, tunnel: Tunnel, to: str, anew: bool) -> Times:
+    async def _rekey_onto(self, tunnel: Tunnel, strand: Strand, to: str, anew: bool) -> Times:
         start = trio.current_time()
         spi = self._sad.spis.allocate()
         try:
-            old, event = await self._rekey(tunnel, to, spi, anew)
+            old, event = await self._rekey(tunnel, strand, to, spi, anew)
         except ProtegoError:
             await self._undo(spi, to)
             raise
@@ -252,7 +291,7 @@ class Migrations:
         await self._sad.gathered.wait()
         distributed = await self._distribute(tunnel, new, old)
         crash_point("migration.distributed")
-        if tunnel.sealing is old:
+        if old.seals:
             raise Refused(f"{tunnel.id}: the peer deleted the new SA at once; it stays on {old.gpn}")
         await self._sad.nodes.let_go(old.gpn)
         await self._round_trip(tunnel, new)
@@ -262,11 +301,113 @@ class Migrations:
         crash_point("migration.deleted")
         return distributed
 
+    # ---- several strands
+
+    async def _together(self, tunnel: Tunnel, to: str) -> Times:
+        """Move all strands that are not on `to` at once, or none. Raises ProtegoError."""
+        start = trio.current_time()
+        begun = list(tunnel.strands)
+        try:
+            for strand in begun:
+                if strand.sealing is not None and strand.sealing.gpn != to and strand.aside is None:
+                    await self._set_aside(tunnel, strand, to)
+                    crash_point("migration.aside")
+            rekeyed = trio.current_time() - start
+            news = [strand.aside for strand in begun if strand.aside is not None]
+            stay = [sa for sa in tunnel.seals if sa.strand.aside is None]
+            settled = all(strand.successor is None for strand in tunnel.strands)
+            if not news or not settled or any(sa.gpn != to for sa in (*news, *stay)):
+                raise Refused(f"{tunnel.id}: its peer has changed it meanwhile; try again")
+            olds = [new.strand.sealing for new in news]
+            await self._sad.flip_together(tunnel, news)
+        except ProtegoError:
+            await self._take_back(tunnel)
+            raise
+        tunnel.changed()
+        distributed = trio.current_time() - start
+        crash_point("migration.distributed")
+        for gpn in dict.fromkeys(old.gpn for old in olds if old is not None):
+            await self._sad.nodes.let_go(gpn)
+        for new in {new.ike: new for new in news}.values():
+            await self._round_trip(tunnel, new)
+        crash_point("migration.round-trip")
+        for old, new in zip(olds, news, strict=True):
+            if old is not None:
+                await self._delete(tunnel, old)
+            new.replaces = None
+        crash_point("migration.deleted")
+        return Times(rekeyed, distributed, trio.current_time() - start)
+
+    async def _set_aside(self, tunnel: Tunnel, strand: Strand, to: str) -> None:
+        """Rekey one strand onto `to`, where the new SA stands and does not seal yet."""
+        spi = self._sad.spis.allocate()
+        try:
+            old, event = await self._rekey(tunnel, strand, to, spi, anew=False)
+            if event is None:
+                raise Refused(f"{tunnel.id}: a rekey of the peer came between; try again")
+        except ProtegoError:
+            await self._undo(spi, to)
+            raise
+        crash_point("migration.rekeyed")
+        await self._stand_aside(tunnel, old, event, to)
+
+    async def _stand_aside(self, tunnel: Tunnel, old: Placed, event: ChildEstablished, to: str) -> None:
+        if event.ike not in tunnel.ikes:
+            await self._undo(event.child.spi_in, to)
+            raise Refused(f"{tunnel.id} went down meanwhile")
+        new = self._place(tunnel, event, old, to)
+        if not event.redundant:
+            new.replaces = old.spi
+        await self._sad.installed(new)
+        tunnel.stand(new)
+        if event.redundant:  # it opens, should the peer use it, until the engine has deleted it
+            raise Refused(f"{tunnel.id}: a rekey of the peer came between; try again")
+
+    async def _take_back(self, tunnel: Tunnel) -> None:
+        """Delete what stands aside: the tunnel stays where it is."""
+        for strand in tunnel.strands:
+            new = strand.aside
+            if new is None:
+                continue
+            new.replaces = None
+            await self._sad.leave(tunnel, new)
+            await self._delete(tunnel, new)
+        tunnel.changed()
+
     # ---- after a restart of the GMN
 
-    async def resume(
-        self, tunnel: Tunnel, spi: int, asked: Asked, outcome: Callable[[], Awaitable[ChildEstablished]]
+    async def resume_together(
+        self, tunnel: Tunnel, to: str, asked: Sequence[tuple[int, Asked, Outcome]]
     ) -> None:
+        """Go on with a move of several strands that an earlier life has begun; `asked`: requests whose
+        answers have not been acted on.
+        """
+        async with tunnel.moving:
+            tunnel.target = to
+            try:
+                for spi, request, outcome in asked:
+                    try:
+                        event = await outcome()
+                    except ProtegoError:
+                        await self._undo(spi, request.gpn)
+                        continue
+                    await self._sad.gathered.wait()
+                    old = tunnel.sas.get(request.replaces or 0)
+                    if old is None:
+                        await self._undo(spi, request.gpn)
+                        await self._driver.delete_child(spi)
+                    else:
+                        await self._stand_aside(tunnel, old, event, request.gpn)
+                await self._sad.gathered.wait()
+                await self._together(tunnel, to)
+            except ProtegoError as error:
+                await self._take_back(tunnel)
+                self._sad.events.emit("migration failed", tunnel=tunnel.id, node=to, reason=error)
+            finally:
+                tunnel.target = None
+                tunnel.changed()
+
+    async def resume(self, tunnel: Tunnel, spi: int, asked: Asked, outcome: Outcome) -> None:
         """Go on with a rekey that an earlier life has begun: `outcome` is the peer's answer to it."""
         async with tunnel.moving:
             tunnel.target = asked.gpn
@@ -291,12 +432,12 @@ class Migrations:
             try:
                 if new.retiring:
                     return
-                if old is not None and tunnel.sealing in (old, new):
+                if old is not None and new.strand.sealing in (old, new):
                     await self._replace(tunnel, new, old)
                     return
                 tunnel.stand(new)
                 new.replaces = None
-                if tunnel.sealing is None:
+                if new.strand.sealing is None:
                     await self._sad.flip_whole(tunnel, new)
             except ProtegoError as error:
                 self._sad.events.emit("migration failed", tunnel=tunnel.id, node=new.gpn, reason=error)
@@ -309,50 +450,55 @@ class Migrations:
         """
         path = event.child.path
         peer = old.peer if path == old.child.path else (path.remote, path.remote_port)
-        return self._sad.place(tunnel, event.child, event.ike, to, peer)
+        return self._sad.place(tunnel, event.child, event.ike, to, peer, strand=old.strand)
 
     async def _rekey(
-        self, tunnel: Tunnel, to: str, spi: int, anew: bool
+        self, tunnel: Tunnel, strand: Strand, to: str, spi: int, anew: bool
     ) -> tuple[Placed, ChildEstablished | None]:
         """Steps 1 and 2: the SA that is replaced, and what replaces it; None when a rekey of the peer has put
-        the tunnel on `to`.
+        the strand on `to`.
         """
-        first = tunnel.sealing
+        first = strand.sealing
         delays = iter(RETRIES)
         missing = False  # at the peer, which may be about to say DELETE
         while True:
-            old = await self._settled(tunnel)
+            old = await self._settled(tunnel, strand)
             if old is not first and old.gpn == to:
                 return first or old, None
             await self._prepare(tunnel, spi, to, old)
-            if tunnel.sealing is not old or not tunnel.settled:
+            if not old.seals or not tunnel.settled:
                 continue
             try:
                 return old, await self._driver.rekey_child(old.spi, spi, anew=anew)
             except ExchangeError as error:
-                if error.notify == ChildSaNotFound.notify and missing and tunnel.sealing is old:
+                if error.notify == ChildSaNotFound.notify and missing and old.seals:
                     return old, await self._create(tunnel, old, spi)
                 missing = error.notify == ChildSaNotFound.notify
                 delay = next(delays, None)
                 if delay is None or not _passes(error, tunnel):
                     raise Refused(f"{tunnel.id} cannot be rekeyed: {error}") from error
             with trio.move_on_after(delay):
-                await tunnel.until(lambda old=old: tunnel.sealing is not old)  # type: ignore[misc]
+                await tunnel.until(lambda old=old: not old.seals)  # type: ignore[misc]
 
     async def _create(self, tunnel: Tunnel, old: Placed, spi: int) -> ChildEstablished:
         """The peer has lost the SA without a word: make one from scratch (2.25). Raises Refused."""
         try:
-            return await self._driver.create_child(old.ike, spi)
+            child = old.child
+            selectors = (child.local_ts, child.remote_ts) if tunnel.several else None
+            return await self._driver.create_child(old.ike, spi, selectors)
         except ExchangeError as error:
             raise Refused(f"{tunnel.id} has lost its CHILD_SA and gets no other: {error}") from error
 
-    async def _settled(self, tunnel: Tunnel) -> Placed:
-        """The sealing SA, when nothing that the peer began is open any more. Raises Refused."""
+    async def _settled(self, tunnel: Tunnel, strand: Strand | None = None) -> Placed:
+        """The sealing SA, of this strand or of any, when nothing that the peer began is open any more. Raises
+        Refused.
+        """
         with trio.move_on_after(SETTLING):
             await tunnel.until(lambda: tunnel.settled)
-        if tunnel.sealing is None or tunnel.sealing.retiring:
+        sealing = tunnel.sealing if strand is None else strand.sealing
+        if sealing is None or sealing.retiring:
             raise Refused(f"{tunnel.id} went down meanwhile")
-        return tunnel.sealing
+        return sealing
 
     async def _prepare(self, tunnel: Tunnel, spi: int, to: str, old: Placed) -> None:
         """Step 1. Done already, in a second attempt, it costs nothing. Raises NodeDown."""
@@ -370,7 +516,7 @@ class Migrations:
         old GPN if possible: the peer counts on it by now.
         """
         try:
-            self._sad.nodes.rule(tunnel, new)  # in one update with the SA
+            self._sad.nodes.rule(new)  # in one update with the SA
             await self._sad.nodes.holds(new.gpn)
             tunnel.stand(new)
             crash_point("migration.installed")
@@ -410,8 +556,9 @@ class Migrations:
         one; when it began to seal.
         """
         with trio.move_on_after(SETTLING):
-            await tunnel.until(lambda: tunnel.sealing is not old and tunnel.settled)
-        if tunnel.sealing is None or tunnel.sealing is old or tunnel.sealing.gpn != to:
+            await tunnel.until(lambda: not old.seals and tunnel.settled)
+        sealing = old.strand.sealing
+        if sealing is None or sealing is old or sealing.gpn != to:
             raise Refused(f"{tunnel.id}: a rekey of the peer came between and was not completed; try again")
         sealed = trio.current_time()
         with trio.move_on_after(SETTLING):

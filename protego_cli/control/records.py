@@ -46,11 +46,11 @@ def _dscp(option: Literal["copy", "clear"] | int) -> int | None:
     return 0 if option == "clear" else option
 
 
-def rule_record(tunnel: Tunnel, placed: Placed) -> Rule:
-    return Rule(tunnel.id, placed.spi)
+def rule_record(placed: Placed) -> Rule:
+    return Rule(placed.strand.name, placed.spi)
 
 
 def route_record(tunnel: Tunnel, placed: Placed) -> Route:
     """What the peer's side of the CHILD_SA's selectors covers, as prefixes."""
     prefixes = dict.fromkeys(prefix for selector in placed.child.remote_ts for prefix in selector.prefixes())
-    return Route(tunnel.id, tunnel.vni, tuple(prefixes), placed.gpn)
+    return Route(placed.strand.name, tunnel.vni, tuple(prefixes), placed.gpn)

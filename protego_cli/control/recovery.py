@@ -40,7 +40,7 @@ class Recovery:
                 continue  # moved meanwhile
             self._sad.renumber(tunnel, placed)
             if placed.numbers == EXHAUSTED:
-                self._sad.nodes.unrule(tunnel, placed)
+                self._sad.nodes.unrule(placed)
 
     async def settle_floors(self, sas: Sequence[Placed]) -> None:
         """Raise the floor of SAs whose process is gone above all that it may have opened."""

@@ -28,22 +28,41 @@ class Renewals:
         self._migrations = migrations
         self._tasks = tasks
         self._limit = trio.CapacityLimiter(AT_ONCE)
+        sad.scattered = self.gather
+
+    def gather(self, tunnel: Tunnel) -> None:
+        """Bring a tunnel's strands to one GPN again, unless that is under way."""
+        if not tunnel.gathering:
+            tunnel.gathering = True
+            self._tasks.start_soon(self._gather, tunnel)
+
+    async def _gather(self, tunnel: Tunnel) -> None:
+        pause = FIRST_PAUSE
+        while tunnel.scattered:
+            try:
+                async with self._limit:
+                    await self._migrations.gather(tunnel)
+            except ProtegoError as error:
+                self._sad.events.emit("rekey failed", tunnel=tunnel.id, reason=error)
+                await trio.sleep(pause)
+                pause = min(pause * 2, LAST_PAUSE)
+        tunnel.gathering = False
 
     def renew_all(self, gpn: str) -> None:
-        """Rekey every tunnel that seals on a GPN."""
-        found = [(tunnel, sa) for tunnel, sa in self._sad.on(gpn) if tunnel.sealing is sa]
+        """Rekey every SA that seals on a GPN."""
+        found = [(tunnel, sa) for tunnel, sa in self._sad.on(gpn) if sa.seals]
         for tunnel, placed in sorted(found, key=lambda item: item[1].opens):
             self.renew(tunnel, placed)
 
     def renew(self, tunnel: Tunnel, placed: Placed) -> None:
-        """Rekey a tunnel that seals on this SA, unless that is under way."""
+        """Rekey this SA as long as it seals, unless that is under way."""
         if not placed.renewing:
             placed.renewing = True
             self._tasks.start_soon(self._renew, tunnel, placed)
 
     async def _renew(self, tunnel: Tunnel, placed: Placed) -> None:
         pause = FIRST_PAUSE
-        while tunnel.sealing is placed and not placed.retiring:
+        while placed.seals and not placed.retiring:
             try:
                 async with self._limit:
                     await self._migrations.renew(tunnel, placed)

@@ -20,7 +20,7 @@ answer was held back never happened, and come again.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from functools import partial
 from typing import Final
 
@@ -30,12 +30,12 @@ from protego_cli.config.model import Cluster
 from protego_cli.control.driver import Driver, ExchangeError
 from protego_cli.control.journal import NODE, Journal, nothing
 from protego_cli.control.keeper import Keeper
-from protego_cli.control.migration import Migrations
+from protego_cli.control.migration import Migrations, Outcome
 from protego_cli.control.ranges import EXHAUSTED
 from protego_cli.control.renewal import Renewals
 from protego_cli.control.sad import Sad
-from protego_cli.control.stored import ASKED, SA, TUNNEL, load_asked, load_sa, load_tunnel
-from protego_cli.control.tunnel import Asked, Placed, Tunnel
+from protego_cli.control.stored import ASKED, SA, TUNNEL, StoredStrand, load_asked, load_sa, load_tunnel
+from protego_cli.control.tunnel import Asked, Placed, Strand, Tunnel
 from protego_cli.control.tunnels import OVERDUE, Tunnels
 from protego_cli.ike.engine import Engine
 from protego_cli.ike.events import ChildEstablished, ChildSa, Standing
@@ -70,6 +70,7 @@ class Restart:
         self._renewals = renewals
         self._tasks = tasks
         self._known: dict[int, tuple[ChildSa, Standing]] = {}  # the engine's CHILD_SAs, by inbound SPI
+        self._moving: set[int] = set()  # inbound SPIs in requests that `_go_on_moving` sees to
 
     # ---- what there was
 
@@ -87,6 +88,9 @@ class Restart:
         for tunnel in self._sad.tunnels.values():
             if tunnel.sas or tunnel.ikes:
                 self._go_on(tunnel)
+        for tunnel in self._sad.tunnels.values():
+            if tunnel.several and (to := self._bound_for(tunnel)) is not None:
+                self._go_on_moving(tunnel, to, asked)
         for spi, request in list(self._sad.asked.items()):
             self._answer(spi, request, asked.get(spi))
         for spi in self._known:
@@ -110,13 +114,17 @@ class Restart:
             await self._sad.until_connected(names)
         async with trio.open_nursery() as nursery:
             for tunnel in self._sad.tunnels.values():
-                if any(tunnel.sealing is None or tunnel.sealing.gpn != gpn for gpn in tunnel.ruled):
+                if any(
+                    strand.sealing is None or strand.sealing.gpn != gpn
+                    for strand in tunnel.strands
+                    for gpn in strand.ruled
+                ):
                     nursery.start_soon(self._sad.tidy, tunnel)
         self._sad.gathered.set()
 
     def _take_up_sas(self) -> None:
         found = [(spi, load_sa(data)) for spi, data in self._journal.found(SA)]
-        for spi, (placed, granted) in sorted(found, key=lambda item: item[1][0].since):
+        for spi, (placed, granted, number) in sorted(found, key=lambda item: item[1][0].since):
             tunnel = self._sad.tunnels.get(placed.child.tunnel)
             if tunnel is None:  # no longer configured: the engine tells the peer
                 self._journal.put(SA, spi, None)
@@ -126,7 +134,7 @@ class Restart:
             if lost:  # no longer configured: whoever takes it knows nothing of what it has opened
                 placed.gpn = self._cluster.nodes_of("gpn")[0].name
                 placed.opens, placed.renewing = False, True
-            self._sad.take_up(tunnel, placed, granted)
+            self._sad.take_up(tunnel, placed, granted, tunnel.strand(number))
             if lost:
                 self._sad.renumber(tunnel, placed)
 
@@ -138,16 +146,20 @@ class Restart:
                 continue
             stored = load_tunnel(data)
             mark, tunnel.mark = tunnel.mark, nothing
-            tunnel.sealing = tunnel.sas.get(stored.sealing or 0)
-            tunnel.successor = tunnel.sas.get(stored.successor or 0)
             tunnel.retired = stored.retired
-            for gpn, spi in stored.ruled.items():
-                placed = tunnel.sas.get(spi)
-                if placed is not None and placed.gpn == gpn and placed.numbers != EXHAUSTED:
-                    self._sad.nodes.rule(tunnel, placed)
+            for number, lineage in enumerate(stored.strands, 1):
+                self._take_up_strand(tunnel, tunnel.strand(number), lineage)
             tunnel.mark = mark
-            if tunnel.sealing is not None and tunnel.sealing.standing:
-                self._sad.nodes.route(tunnel, tunnel.sealing)
+
+    def _take_up_strand(self, tunnel: Tunnel, strand: Strand, stored: StoredStrand) -> None:
+        strand.sealing = tunnel.sas.get(stored.sealing or 0)
+        strand.successor = tunnel.sas.get(stored.successor or 0)
+        for gpn, spi in stored.ruled.items():
+            placed = tunnel.sas.get(spi)
+            if placed is not None and placed.gpn == gpn and placed.numbers != EXHAUSTED:
+                self._sad.nodes.rule(placed)
+        if strand.sealing is not None and strand.sealing.standing:
+            self._sad.nodes.route(tunnel, strand.sealing)
 
     def _take_up_requests(self) -> None:
         gpns = {node.name for node in self._cluster.nodes_of("gpn")}
@@ -165,22 +177,50 @@ class Restart:
         for placed in list(tunnel.sas.values()):
             for step in self._steps(tunnel, placed):
                 self._tasks.start_soon(step)
-        sealing, successor = tunnel.sealing, tunnel.successor
-        if successor is not None and not self._under_way(successor):
-            self._tasks.start_soon(self._tunnels.succeed, tunnel, successor)
+        successors = [strand.successor for strand in tunnel.strands if strand.successor is not None]
+        for successor in successors:
+            if not self._under_way(successor):
+                self._tasks.start_soon(self._tunnels.succeed, tunnel, successor)
+        seals = {sa.ike for sa in tunnel.seals}
+        used = seals | {sa.ike for sa in successors}
         for ike in tunnel.ikes:
-            if sealing is not None and ike < sealing.ike and (successor is None or successor.ike != ike):
+            if ike not in used and any(ike < newer for newer in seals):
                 self._tasks.start_soon(self._tunnels.end_replaced, tunnel, ike)
             else:
                 self._tasks.start_soon(self._tunnels.close_if_childless, tunnel, ike)
-        if sealing is not None and len(tunnel.children(sealing.ike)) > 1:
-            self._tasks.start_soon(self._delete_others, tunnel, sealing.ike)
+        for ike in seals:
+            if len(tunnel.children(ike)) > sum(1 for sa in tunnel.seals if sa.ike == ike):
+                self._tasks.start_soon(self._delete_others, tunnel, ike)
+        if tunnel.scattered:
+            self._sad.scattered(tunnel)
+
+    # ---- the move of several strands
+
+    def _bound_for(self, tunnel: Tunnel) -> str | None:
+        """Where all strands of a tunnel were being moved to, and none has begun to seal."""
+        aside = next((strand.aside for strand in tunnel.strands if strand.aside is not None), None)
+        if aside is not None:
+            return aside.gpn
+        asked = (asked for asked in self._sad.asked.values() if asked.tunnel == tunnel.id)
+        homes = {sa.gpn for sa in tunnel.seals}
+        return next((each.gpn for each in asked if each.replaces and each.gpn not in homes), None)
+
+    def _go_on_moving(self, tunnel: Tunnel, to: str, tokens: Mapping[int, int]) -> None:
+        outcomes = []
+        for spi, asked in list(self._sad.asked.items()):
+            if asked.tunnel == tunnel.id and asked.replaces is not None:
+                if (outcome := self._outcome(spi, asked, tokens.get(spi))) is None:
+                    self._sad.unask(spi)
+                else:
+                    outcomes.append((spi, asked, outcome))
+                self._moving.add(spi)
+        self._tasks.start_soon(self._migrations.resume_together, tunnel, to, outcomes)
 
     def _steps(self, tunnel: Tunnel, placed: Placed) -> Iterator[Callable[[], Awaitable[None]]]:
         """What is left to do for an SA."""
         sad = self._sad
         if placed.retiring:
-            if tunnel.sealing is placed:
+            if placed.seals:
                 yield partial(sad.leave, tunnel, placed)
             return
         known = self._known.get(placed.spi)
@@ -191,12 +231,14 @@ class Restart:
                 sad.forget(tunnel, placed)
             return
         leaving = placed.spi in known[1].leaving
+        if placed.replaces is not None and placed is placed.strand.aside and tunnel.several:
+            return  # `_go_on_moving`
         if placed.replaces is not None:
             yield partial(self._migrations.finish, tunnel, placed)
         elif not placed.standing and not leaving:
             tunnel.dialling = True
             yield partial(self._keeper.finish, tunnel, placed)
-        elif tunnel.sealing is placed and (placed.renewing or not placed.opens or placed.numbers.lo > 1):
+        elif placed.seals and (placed.renewing or not placed.opens or placed.numbers.lo > 1):
             placed.renewing = False
             self._renewals.renew(tunnel, placed)
 
@@ -210,23 +252,26 @@ class Restart:
         return placed.replaces is not None or not placed.standing
 
     def _answer(self, spi: int, asked: Asked, token: int | None) -> None:
-        """A request of ours: its answer is on its way, or has come and was not acted on, or was an error."""
-        tunnel = self._sad.tunnels[asked.tunnel]
-        known = self._known.get(spi)
-        if known is not None:
-            child, standing = known
-            event = ChildEstablished(0, standing.ike, child, asked.replaces, spi in standing.leaving)
-            outcome: Callable[[], Awaitable[ChildEstablished]] = partial(_at_hand, event)
-        elif token is not None:
-            outcome = self._driver.resume(token)
-        else:
-            self._sad.unask(spi)
+        if spi in self._moving:
             return
-        if asked.replaces is None:
+        tunnel = self._sad.tunnels[asked.tunnel]
+        outcome = self._outcome(spi, asked, token)
+        if outcome is None:
+            self._sad.unask(spi)
+        elif asked.replaces is None:
             tunnel.dialling = True
             self._tasks.start_soon(self._keeper.resume, tunnel, spi, asked.gpn, outcome)
         else:
             self._tasks.start_soon(self._migrations.resume, tunnel, spi, asked, outcome)
+
+    def _outcome(self, spi: int, asked: Asked, token: int | None) -> Outcome | None:
+        """A request of ours: its answer is on its way, or has come and was not acted on, or was an error."""
+        known = self._known.get(spi)
+        if known is not None:
+            child, standing = known
+            event = ChildEstablished(0, standing.ike, child, asked.replaces, spi in standing.leaving)
+            return partial(_at_hand, event)
+        return None if token is None else self._driver.resume(token)
 
     async def _delete(self, spi: int) -> None:
         try:

@@ -1,4 +1,4 @@
-"""The gateway's SAD: every CHILD_SA of every tunnel, on which GPN it lies, which one seals.
+"""The gateway's SAD: every CHILD_SA of every tunnel, on which GPN it lies, which one of a strand seals.
 
 Life of an SA here:
 1. `seat` says where it goes; `place` gives it numbers and its records; `installed` waits until they stand.
@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -31,8 +32,8 @@ from protego_cli.control.seats import Seats
 from protego_cli.control.spis import SpiAllocator
 from protego_cli.control.stored import ASKED, SA, TUNNEL, store_sa, store_tunnel
 from protego_cli.control.strangers import Strangers
-from protego_cli.control.tunnel import Asked, Placed, Tunnel
-from protego_cli.errors import ProtegoError
+from protego_cli.control.tunnel import Asked, Placed, Strand, Tunnel
+from protego_cli.errors import ProtegoError, Refused
 from protego_cli.ike.events import ChildSa
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,9 @@ class Sad:
     ) -> None:
         """`tasks` runs what outlives the call that began it; what happens to tunnels is told to `events`."""
         self.ageing: Callable[[Tunnel, Placed], None] = lambda tunnel, placed: None  # told of every new SA
+        self.scattered: Callable[[Tunnel], None] = lambda tunnel: (
+            None
+        )  # told when strands lie on several GPNs
         self.events = events or EventLog()
         self.journal = journal
         self.asked: dict[int, Asked] = {}  # SPIs of ours in requests that are not answered, or not yet placed
@@ -169,11 +173,19 @@ class Sad:
     # ---- placing
 
     def place(
-        self, tunnel: Tunnel, child: ChildSa, ike: int, gpn: str, peer: tuple[str, int] | None = None
+        self,
+        tunnel: Tunnel,
+        child: ChildSa,
+        ike: int,
+        gpn: str,
+        peer: tuple[str, int] | None = None,
+        *,
+        strand: Strand | None = None,
     ) -> Placed:
         """Give a CHILD_SA its place, numbers and records; nothing is acknowledged yet. `peer`: where its ESP
-        goes, if not along the IKE_SA's path.
+        goes, if not along the IKE_SA's path; `strand`, if not what its selectors say.
         """
+        strand = strand or tunnel.strand_for(child, ike) or tunnel.strands[0]
         peer = peer or (child.path.remote, child.path.remote_port)
         numbers = self._ranges.grant(child.spi_in, esn=child.esn)
         placed = Placed(
@@ -182,28 +194,28 @@ class Sad:
         placed.expires = placed.since + tunnel.config.lifetimes.child
         if (asked := self._answered(child.spi_in)) is not None and asked.gpn != gpn:
             self.nodes.unpark(child.spi_in, asked.gpn)
-        self._enter(tunnel, placed)
+        self._enter(tunnel, placed, strand)
         self.ageing(tunnel, placed)
         placed.mark()
         return placed
 
-    def take_up(self, tunnel: Tunnel, placed: Placed, granted: int) -> None:
+    def take_up(self, tunnel: Tunnel, placed: Placed, granted: int, strand: Strand) -> None:
         """The SA lay there in an earlier life of the GMN, which had `granted` so many ranges of it."""
         self._ranges.restore(placed.spi, granted)
-        self._enter(tunnel, placed)
+        self._enter(tunnel, placed, strand)
         if placed.retiring:
             self._load[placed.gpn] -= 1
             self._tasks.start_soon(self._linger_on, tunnel, placed)
         else:
             self.ageing(tunnel, placed)
 
-    def _enter(self, tunnel: Tunnel, placed: Placed) -> None:
+    def _enter(self, tunnel: Tunnel, placed: Placed, strand: Strand) -> None:
         spi = placed.spi
         placed.mark = partial(self.journal.mark, SA, spi.to_bytes(4), partial(self._store, spi))
         self.spis.hold(spi)
         self._by_spi[spi] = tunnel, placed
         self._load[placed.gpn] += 1
-        tunnel.add(placed)
+        tunnel.add(placed, strand)
         self.nodes.put_sa(tunnel, placed)
         self.steer(placed)
 
@@ -247,7 +259,7 @@ class Sad:
         be below its floor already.
         """
         self.nodes.drop_sa(placed)
-        self.nodes.unrule(tunnel, placed)
+        self.nodes.unrule(placed)
         self._tasks.start_soon(self.nodes.let_go, placed.gpn)
         self._load[placed.gpn] -= 1
         self._load[gpn] += 1
@@ -268,19 +280,21 @@ class Sad:
     # ---- sealing
 
     async def install_first(self, tunnel: Tunnel, placed: Placed) -> None:
-        """Seal on the first SA of a tunnel; return when it stands. Raises NodeDown."""
+        """Seal on the first SA of a strand; return when it stands. Raises NodeDown."""
         self._seal_on(tunnel, placed)
-        self.nodes.rule(tunnel, placed)
+        self.nodes.rule(placed)
         await self.installed(placed)
-        if tunnel.sealing is placed:
+        if placed.seals:
             self.nodes.route(tunnel, placed)
             await self.nodes.routed()
-            self.events.emit("tunnel up", tunnel=tunnel.id, node=placed.gpn, spi=placed.spi)
+            if not tunnel.several:
+                self.events.emit("tunnel up", tunnel=tunnel.id, node=placed.gpn, spi=placed.spi)
 
     def _seal_on(self, tunnel: Tunnel, placed: Placed) -> None:
-        tunnel.sealing = placed
-        if tunnel.successor is placed:
-            tunnel.successor = None
+        strand = placed.strand
+        strand.sealing = placed
+        if strand.successor is placed:
+            strand.successor = None
         tunnel.changed()
 
     async def flip(self, tunnel: Tunnel, new: Placed, *, even_if_down: bool = True) -> None:
@@ -290,88 +304,131 @@ class Sad:
         With `even_if_down` false, raises NodeDown and changes nothing when the new GPN is not there.
         """
         await self.gathered.wait()
-        async with tunnel.flipping:
-            old = tunnel.sealing
+        async with new.strand.flipping:
+            old = new.strand.sealing
             if old is new:
                 return
             if new.going:
-                self._rule_again(tunnel, new)
+                self._rule_again(new)
                 return
-            self.nodes.rule(tunnel, new)
+            self.nodes.rule(new)
             try:
                 await self.nodes.holds(new.gpn)
             except ProtegoError as error:
                 if not even_if_down:
-                    self._rule_again(tunnel, new)
+                    self._rule_again(new)
                     raise
                 log.warning("rule not confirmed tunnel=%s node=%s reason=%s", tunnel.id, new.gpn, error)
             if new.going:  # the peer has deleted it, or its IKE_SA ended meanwhile
-                self._rule_again(tunnel, new)
+                self._rule_again(new)
                 return
             self._seal_on(tunnel, new)
             self.nodes.route(tunnel, new)
             behind = old.gpn if old and old.gpn != new.gpn else None
             await self.nodes.routed(behind if behind in self.fabric.connected("gpn") else None)
             if old is not None:
-                self.nodes.unrule(tunnel, old)
+                self.nodes.unrule(old)
+        if tunnel.scattered:
+            self.scattered(tunnel)
 
-    def _rule_again(self, tunnel: Tunnel, new: Placed) -> None:
+    async def flip_together(self, tunnel: Tunnel, news: Sequence[Placed]) -> None:
+        """`flip` of several strands to one GPN, at once: till the barriers are passed both GPNs seal for all
+        of them. Changes nothing, and raises NodeDown or Refused, when one of them cannot.
+        """
+        await self.gathered.wait()
+        async with AsyncExitStack() as stack:
+            for new in news:
+                await stack.enter_async_context(new.strand.flipping)
+            olds = [new.strand.sealing for new in news]
+            try:
+                for new in news:
+                    self.nodes.rule(new)
+                await self.nodes.holds(news[0].gpn)
+                if any(new.going for new in news):
+                    raise Refused(f"the peer of {tunnel.id} has deleted one of its new SAs at once")
+            except ProtegoError:
+                for new in news:
+                    self._rule_again(new)
+                raise
+            for new in news:
+                self._seal_on(tunnel, new)
+            self.nodes.route(tunnel, *news)
+            left = dict.fromkeys(old.gpn for old in olds if old is not None and old.gpn != news[0].gpn)
+            behind = [gpn for gpn in left if gpn in self.fabric.connected("gpn")]
+            for gpn in behind or (None,):
+                await self.nodes.routed(gpn)
+            for old in olds:
+                if old is not None:
+                    self.nodes.unrule(old)
+
+    def _rule_again(self, new: Placed) -> None:
         """The SA that seals goes on to, and not `new`."""
-        if tunnel.sealing is not None and tunnel.sealing.gpn == new.gpn:
-            self.nodes.rule(tunnel, tunnel.sealing)
+        sealing = new.strand.sealing
+        if sealing is not None and sealing.gpn == new.gpn:
+            self.nodes.rule(sealing)
         else:
-            self.nodes.unrule(tunnel, new)
+            self.nodes.unrule(new)
 
     async def tidy(self, tunnel: Tunnel) -> None:
         """End the Rules that an earlier life's flip had yet to end, as it would have: behind a barrier."""
-        async with tunnel.flipping:
-            for gpn, spi in tunnel.ruled.items():
-                placed, sealing = tunnel.sas.get(spi), tunnel.sealing
-                if placed is None or (sealing is not None and sealing.gpn == gpn):
-                    continue
-                await self.nodes.routed(gpn if gpn in self.fabric.connected("gpn") else None)
-                self.nodes.unrule(tunnel, placed)
-                await self.nodes.let_go(gpn)
+        for strand in tunnel.strands:
+            async with strand.flipping:
+                for gpn, spi in strand.ruled.items():
+                    placed, sealing = tunnel.sas.get(spi), strand.sealing
+                    if placed is None or (sealing is not None and sealing.gpn == gpn):
+                        continue
+                    await self.nodes.routed(gpn if gpn in self.fabric.connected("gpn") else None)
+                    self.nodes.unrule(placed)
+                    await self.nodes.let_go(gpn)
 
     async def flip_whole(self, tunnel: Tunnel, new: Placed) -> None:
         """`flip`, and what still reaches the GPN before goes on to a GEN."""
-        old = tunnel.sealing
+        old = new.strand.sealing
         await self.flip(tunnel, new)
         if old is not None:
             await self.nodes.let_go(old.gpn)
 
     async def leave(self, tunnel: Tunnel, *leaving: Placed) -> None:
-        """Return when none of these seals and all that they sealed has been sent. Another SA seals then; none
-        where there is no other.
+        """Return when none of these seals and all that they sealed has been sent. Another SA of the strand
+        seals then; none where there is no other.
         """
         for placed in leaving:
             placed.leaving = True
         await self.gathered.wait()
-        while True:
-            async with tunnel.flipping:
-                pass  # a flip that has begun is over, its barrier passed; it may have been to one of these
-            sealing = tunnel.sealing
-            if sealing is None or sealing not in leaving:
-                break
-            heir = tunnel.heir(leaving)
-            if heir is None:
-                self._silence(tunnel)
-                await self.nodes.routed()
-                self.nodes.unrule(tunnel, sealing)  # now that no GEN passes it anything
-            else:
-                await self.flip(tunnel, heir)
+        for strand in dict.fromkeys(placed.strand for placed in leaving):
+            await self._leave(tunnel, strand, leaving)
         for placed in leaving:  # a rekey of ours has put a Rule before its flip
-            if tunnel.ruled.get(placed.gpn) == placed.spi:
-                self._rule_again(tunnel, placed)
+            if placed.strand.ruled.get(placed.gpn) == placed.spi:
+                self._rule_again(placed)
         for gpn in {placed.gpn for placed in leaving}:
             await self.nodes.let_go(gpn)
 
-    def _silence(self, tunnel: Tunnel) -> None:
-        """Nothing seals for this tunnel any more; the Rule is the caller's to end."""
-        self.nodes.unroute(tunnel)
-        tunnel.sealing = None
+    async def _leave(self, tunnel: Tunnel, strand: Strand, leaving: Sequence[Placed]) -> None:
+        while True:
+            async with strand.flipping:
+                pass  # a flip that has begun is over, its barrier passed; it may have been to one of these
+            sealing = strand.sealing
+            if sealing is None or sealing not in leaving:
+                return
+            heir = strand.heir(leaving)
+            if heir is None:
+                for other in tunnel.strands:  # what is new beside it may have its traffic now
+                    new = other.successor
+                    if other.sealing is None and new is not None and new.standing:
+                        await self.flip(tunnel, new)
+                self._silence(tunnel, strand)
+                await self.nodes.routed()
+                self.nodes.unrule(sealing)  # now that no GEN passes it anything
+            else:
+                await self.flip(tunnel, heir)
+
+    def _silence(self, tunnel: Tunnel, strand: Strand) -> None:
+        """Nothing seals for this strand any more; the Rule is the caller's to end."""
+        self.nodes.unroute(strand)
+        strand.sealing = None
         tunnel.changed()
-        self.events.emit("tunnel down", tunnel=tunnel.id)
+        if not tunnel.seals:
+            self.events.emit("tunnel down", tunnel=tunnel.id)
 
     # ---- ending
 
@@ -381,8 +438,8 @@ class Sad:
             return
         placed.ends = self.events.clock() + self._linger
         self._load[placed.gpn] -= 1
-        if tunnel.successor is placed:
-            tunnel.successor = None
+        if placed.strand.successor is placed:
+            placed.strand.successor = None
         lingering = [sa for sa in tunnel.sas.values() if sa.retiring]
         if len(lingering) > RETIRING:
             self.forget(tunnel, lingering[0])
@@ -406,9 +463,9 @@ class Sad:
         placed.mark()
         self.nodes.drop_sa(placed)
         self.nodes.unsteer(placed.spi)
-        if tunnel.sealing is placed:
-            self._silence(tunnel)
-        self.nodes.unrule(tunnel, placed)
+        if placed.seals:
+            self._silence(tunnel, placed.strand)
+        self.nodes.unrule(placed)
         tunnel.remove(placed)
         self._ranges.forget(placed.spi)
         self.spis.release(placed.spi)

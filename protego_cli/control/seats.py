@@ -49,8 +49,12 @@ class Seats:
         self._summed = -math.inf
 
     def choose(self, tunnel: Tunnel) -> str | None:
-        """The GPN for a new SA: a migration's target, else where the tunnel is, else what the policy says."""
+        """The GPN for a new SA: a migration's target, else where the tunnel is, else what the policy says.
+        Where there are several strands, they stay together: they move as a whole, or not at all.
+        """
         connected = self._fabric.connected("gpn")
+        if tunnel.several and (homes := [sa.gpn for sa in tunnel.seals if sa.gpn in connected]):
+            return max(dict.fromkeys(homes), key=lambda gpn: (gpn not in self.draining, homes.count(gpn)))
         if tunnel.target in connected:
             return tunnel.target
         here = tunnel.sealing.gpn if tunnel.sealing is not None else None

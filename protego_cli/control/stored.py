@@ -2,8 +2,9 @@
 
 The kinds of records of the control layer, beside the engine's own (`journal.ENGINE`):
 
-- `SA`: an inbound SPI -> where the SA lies, its keys, numbers, and how far its life has got.
-- `TUNNEL`: a tunnel's id -> which SA seals, which will, what Rules there are, where it is being moved.
+- `SA`: an inbound SPI -> where the SA lies, of which strand, its keys, numbers, how far its life has got.
+- `TUNNEL`: a tunnel's id -> of each strand which SA seals, which will, what Rules there are; where the tunnel
+  is being moved.
 - `ASKED`: an inbound SPI in a request of ours -> where its packets wait (`tunnel.Asked`).
 
 What nodes should hold is not kept: it follows from these. Values hold keys; the vault seals them.
@@ -16,7 +17,7 @@ from typing import Final
 import msgspec
 
 from protego_cli.control.ranges import SealingRange
-from protego_cli.control.tunnel import Asked, Placed, Totals, Tunnel
+from protego_cli.control.tunnel import STRANDS, Asked, Placed, Strand, Totals, Tunnel
 from protego_cli.errors import EnvironmentFault
 from protego_cli.ike.events import ChildSa
 
@@ -42,14 +43,31 @@ class StoredSa(msgspec.Struct, frozen=True, array_like=True):
     since: float
     expires: float
     spread: float
+    strand: int = 1  # left out by versions that knew of one
+
+
+class StoredStrand(msgspec.Struct, frozen=True, array_like=True):
+    sealing: int | None
+    successor: int | None
+    ruled: dict[str, int]
+
+    @classmethod
+    def of(cls, strand: Strand) -> StoredStrand:
+        sealing, successor = strand.sealing, strand.successor
+        return cls(sealing.spi if sealing else None, successor.spi if successor else None, strand.ruled)
 
 
 class StoredTunnel(msgspec.Struct, frozen=True, array_like=True):
-    sealing: int | None
+    sealing: int | None  # these three: of the first strand
     successor: int | None
     ruled: dict[str, int]
     target: str | None
     retired: Totals
+    others: tuple[StoredStrand, ...] = ()  # the other strands, left out by versions that knew of none
+
+    @property
+    def strands(self) -> tuple[StoredStrand, ...]:
+        return StoredStrand(self.sealing, self.successor, self.ruled), *self.others
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -77,16 +95,21 @@ def store_sa(placed: Placed, granted: int) -> bytes:
             placed.since,
             placed.expires,
             placed.spread,
+            placed.strand.number,
         )
     )
 
 
-def load_sa(data: bytes) -> tuple[Placed, int]:
-    """The SA, and how many sealing ranges of it were granted. Raises EnvironmentFault."""
+def load_sa(data: bytes) -> tuple[Placed, int, int]:
+    """The SA, how many sealing ranges of it were granted, and the number of its strand. Raises
+    EnvironmentFault.
+    """
     try:
         stored = _sa(data)
     except ValueError:  # its text could quote what is stored
         raise _unreadable("a CHILD_SA") from None
+    if not 1 <= stored.strand <= STRANDS:
+        raise _unreadable("a CHILD_SA")
     placed = Placed(
         stored.child,
         stored.ike,
@@ -105,18 +128,14 @@ def load_sa(data: bytes) -> tuple[Placed, int]:
         expires=stored.expires,
         spread=stored.spread,
     )
-    return placed, stored.granted
+    return placed, stored.granted, stored.strand
 
 
 def store_tunnel(tunnel: Tunnel) -> bytes:
-    sealing, successor = tunnel.sealing, tunnel.successor
+    first, *others = map(StoredStrand.of, tunnel.strands)
     return _encode(
         StoredTunnel(
-            sealing.spi if sealing else None,
-            successor.spi if successor else None,
-            tunnel.ruled,
-            tunnel.target,
-            tunnel.retired,
+            first.sealing, first.successor, first.ruled, tunnel.target, tunnel.retired, tuple(others)
         )
     )
 
@@ -124,9 +143,12 @@ def store_tunnel(tunnel: Tunnel) -> bytes:
 def load_tunnel(data: bytes) -> StoredTunnel:
     """Raises EnvironmentFault."""
     try:
-        return _tunnel(data)
+        stored = _tunnel(data)
     except ValueError:
         raise _unreadable("a tunnel") from None
+    if len(stored.strands) > STRANDS:
+        raise _unreadable("a tunnel")
+    return stored
 
 
 def load_asked(data: bytes) -> Asked:

@@ -1,9 +1,13 @@
-"""One tunnel as the GMN sees it: its CHILD_SAs, where each lies, which one seals, what passed through it.
+"""One tunnel as the GMN sees it: its CHILD_SAs, where each lies, which of them seal, what passed through it.
 
-A `Placed` is a CHILD_SA on a GPN. Of a tunnel's, at most one is `sealing`; a `successor` stands ready and
-seals once the peer is known to use it (RFC 7296 2.8); the rest are retiring: they open what is still on its
-way. All fields change without an await in between, so every task sees a consistent tunnel. What a restarted
-GMN must know of both is `durable`: it is in the journal before anybody hears of it.
+A `Placed` is a CHILD_SA on a GPN. A `Strand` is a lineage of them, each of which has replaced the one before.
+A peer may have several side by side, one for each pair of subnets (RFC 7296 1.3.1). Of a strand's SAs at most
+one is `sealing`; a `successor` stands ready and seals once the peer is known to use it (2.8); the rest are
+retiring: they open what is still on its way.
+
+GENs route by destination alone, so a tunnel's strands lie on one GPN; while it moves, both GPNs have Rules
+for all of them. All fields change without an await in between, so every task sees a consistent tunnel. What a
+restarted GMN must know is `durable`: it is in the journal before anybody hears of it.
 """
 
 from __future__ import annotations
@@ -22,9 +26,11 @@ from protego_cli.control.journal import Durable
 from protego_cli.control.messages import SaUsage
 from protego_cli.control.ranges import SealingRange
 from protego_cli.ike.events import ChildSa
+from protego_cli.ike.narrowing import covered
 from protego_cli.ike.record import Negotiation
 
 MOVES: Final = 64  # remembered of one tunnel
+STRANDS: Final = 8  # of one tunnel; with a rekey of each, as many SAs as `ike.children.MAX_CHILDREN`
 
 Terms = Literal["ike", "child"]
 """Whose proposals and selectors: the IKE_SA's, the CHILD_SA's."""
@@ -117,10 +123,16 @@ class Placed(Durable):
     spread: float = 0.0  # random in [0, 1): how early its soft limits are
     leaving: bool = False  # it is about to retire, and seals no more
     meter: Meter = field(default_factory=Meter)
+    strand: Strand = field(init=False, repr=False)  # from when the tunnel has it
 
     @property
     def spi(self) -> int:
         return self.child.spi_in
+
+    @property
+    def seals(self) -> bool:
+        """Whether it is the one of its strand that does."""
+        return self.strand.sealing is self
 
     @property
     def retiring(self) -> bool:
@@ -142,8 +154,50 @@ class Asked(msgspec.Struct, frozen=True, array_like=True):
     replaces: int | None  # the SA that is being rekeyed; None in a handshake
 
 
+class Strand(Durable):
+    """One lineage of a tunnel's CHILD_SAs: what its Rules and its Route are about."""
+
+    durable = frozenset({"sealing", "successor", "ruled"})
+
+    def __init__(self, tunnel: Tunnel, number: int) -> None:
+        """Numbers begin with 1."""
+        self.number = number
+        self.name = tunnel.id if number == 1 else f"{tunnel.id}#{number}"  # in records
+        self.sealing: Placed | None = None
+        self.successor: Placed | None = None
+        self.ruled: dict[str, int] = {}  # GPN -> inbound SPI of the SA that its Rule names
+        self.flipping = trio.Lock()  # held while the sealing SA changes
+        self._tunnel = tunnel
+        self.mark = lambda: tunnel.mark()  # it is part of the tunnel's record
+
+    @property
+    def sas(self) -> list[Placed]:
+        """Oldest first."""
+        return [sa for sa in self._tunnel.sas.values() if sa.strand is self]
+
+    @property
+    def vacant(self) -> bool:
+        """Whether another lineage may begin here."""
+        return self.sealing is None and self.successor is None and all(sa.going for sa in self.sas)
+
+    @property
+    def aside(self) -> Placed | None:
+        """What stands on another GPN and seals there when all strands of the tunnel do."""
+        sealing = self.sealing
+        if sealing is None:
+            return None
+        found = (sa for sa in self.sas if sa.replaces is not None and sa is not sealing and not sa.going)
+        return next((sa for sa in found if sa.gpn != sealing.gpn), None)
+
+    def heir(self, leaving: Iterable[Placed]) -> Placed | None:
+        """What may seal when these no longer do: the successor, or else the newest that stands."""
+        gone = set(leaving)
+        candidates = [self.successor, *reversed(self.sas)]
+        return next((sa for sa in candidates if sa and sa not in gone and sa.standing and not sa.going), None)
+
+
 class Tunnel(Durable):
-    durable = frozenset({"sealing", "successor", "ruled", "target", "retired"})
+    durable = frozenset({"target", "retired"})
 
     def __init__(self, config: TunnelConfig, vni: int) -> None:
         self.config = config
@@ -152,9 +206,9 @@ class Tunnel(Durable):
         self.ikes: set[int] = set()  # handles of its IKE_SAs
         self.ikes_since: dict[int, float] = {}  # wall time, by handle
         self.sas: dict[int, Placed] = {}  # by inbound SPI, oldest first
-        self.sealing: Placed | None = None
-        self.successor: Placed | None = None
-        self.ruled: dict[str, int] = {}  # GPN -> inbound SPI of the SA that its Rule names
+        self.strands = [Strand(self, 1)]
+        self.replaced: set[int] = set()  # IKE_SAs that are about to be closed for a newer one
+        self.gathering = False  # a task brings its strands to one GPN
         self.target: str | None = None  # where every new SA goes while a migration is under way
         self.offers = 0  # requests of the peer that are being worked on
         self.dialling = False
@@ -165,13 +219,13 @@ class Tunnel(Durable):
         self.error: str | None = None  # why the last negotiation failed
         self.moves: deque[float] = deque(maxlen=MOVES)  # when it was moved lately
         self.moving = trio.Lock()  # held by a rekey of ours, from its first step to its last
-        self.flipping = trio.Lock()  # held while the sealing SA changes
         self.retired = Totals()  # what passed through SAs that are gone
         self._changed = trio.Event()
 
     # ---- CHILD_SAs
 
-    def add(self, placed: Placed) -> None:
+    def add(self, placed: Placed, strand: Strand) -> None:
+        placed.strand = strand
         self.sas[placed.spi] = placed
         self.changed()
 
@@ -185,17 +239,56 @@ class Tunnel(Durable):
         """The SA is on no node any more; what passed through it still counts."""
         if self.sas.pop(placed.spi, None) is not None:
             self.retired = self.retired.plus(placed.meter.total)
-        if self.sealing is placed:
-            self.sealing = None
-        if self.successor is placed:
-            self.successor = None
+        if placed.seals:
+            placed.strand.sealing = None
+        if placed.strand.successor is placed:
+            placed.strand.successor = None
         self.changed()
 
-    def heir(self, leaving: Iterable[Placed]) -> Placed | None:
-        """What may seal when these no longer do: the successor, or else the newest that stands."""
-        gone = set(leaving)
-        candidates = [self.successor, *reversed(self.sas.values())]
-        return next((sa for sa in candidates if sa and sa not in gone and sa.standing and not sa.going), None)
+    def strand(self, number: int) -> Strand:
+        """The one of this number, with those before it."""
+        while len(self.strands) < number:
+            self.strands.append(Strand(self, len(self.strands) + 1))
+        return self.strands[number - 1]
+
+    def strand_for(self, child: ChildSa, ike: int) -> Strand | None:
+        """Where a CHILD_SA belongs that replaces none by name: in the place of one whose traffic it could
+        carry, or of one that overlaps and that an older IKE_SA has left, else beside them. None when there
+        are too many.
+        """
+        for strand in self.strands:
+            newest = strand.successor or strand.sealing
+            if newest is not None and carries(child, newest.child):
+                return strand
+        for strand in self.strands:
+            old = None if strand.successor is not None else strand.sealing
+            if old is not None and old.ike != ike and overlap(child, old.child):
+                return strand
+        vacant = next((strand for strand in self.strands if strand.vacant), None)
+        if vacant is None and len(self.strands) < STRANDS:
+            return self.strand(len(self.strands) + 1)
+        return vacant
+
+    @property
+    def seals(self) -> list[Placed]:
+        """The sealing SA of each strand that has one."""
+        return [strand.sealing for strand in self.strands if strand.sealing is not None]
+
+    @property
+    def sealing(self) -> Placed | None:
+        """The SA that seals; of several strands' the first one's that is up."""
+        seals = self.seals
+        up = (sa for sa in seals if sa.standing and not sa.retiring)
+        return next(up, seals[0] if seals else None)
+
+    @property
+    def several(self) -> bool:
+        return len(self.strands) > 1 and len(self.seals) > 1
+
+    @property
+    def scattered(self) -> bool:
+        """Whether its strands lie on several GPNs."""
+        return len({sa.gpn for sa in self.seals}) > 1
 
     def children(self, ike: int) -> list[Placed]:
         """What an IKE_SA has, oldest first."""
@@ -204,12 +297,13 @@ class Tunnel(Durable):
     @property
     def standing(self) -> bool:
         """Whether an SA seals that its peer has, and that it keeps."""
-        return self.sealing is not None and self.sealing.standing and not self.sealing.retiring
+        sealing = self.sealing
+        return sealing is not None and sealing.standing and not sealing.retiring
 
     @property
     def settled(self) -> bool:
         """Whether nothing that the peer began is open."""
-        return self.successor is None and not self.offers
+        return not self.offers and all(strand.successor is None for strand in self.strands)
 
     @property
     def totals(self) -> Totals:
@@ -221,7 +315,8 @@ class Tunnel(Durable):
     @property
     def seat(self) -> str | None:
         """The GPN where it is, or where it is on its way to."""
-        return self.target or (self.sealing.gpn if self.sealing else None)
+        sealing = self.sealing
+        return self.target or (sealing.gpn if sealing else None)
 
     # ---- waiting
 
@@ -233,3 +328,16 @@ class Tunnel(Durable):
     async def until(self, condition: Callable[[], bool]) -> None:
         while not condition():
             await self._changed.wait()
+
+
+def carries(child: ChildSa, other: ChildSa) -> bool:
+    """Whether all that `other` carries could go through `child`."""
+    return covered(other.local_ts, child.local_ts) and covered(other.remote_ts, child.remote_ts)
+
+
+def overlap(one: ChildSa, other: ChildSa) -> bool:
+    """Whether there are packets that both could carry."""
+    return all(
+        any(mine.intersect(its) for mine in ours for its in theirs)
+        for ours, theirs in ((one.local_ts, other.local_ts), (one.remote_ts, other.remote_ts))
+    )

@@ -3,7 +3,8 @@
 1. `ChildOffered`: choose the GPN, install the SA, `accept`. A tunnel's first SA seals at once; one that
    replaces another seals from the peer's first packet on it, from the DELETE of the old one (RFC 7296 2.8),
    or after `OVERDUE` seconds. One that came with a new IKE_SA ends the old IKE_SA then. One that came beside
-   others of its IKE_SA takes over their traffic, so they are deleted then; one that could not is refused.
+   others of its IKE_SA takes over from those whose traffic it could carry, so they are deleted then; from the
+   rest it stands apart, a strand of its own (`tunnel.Strand`) on the same GPN, and seals as a successor does.
 2. `ChildDeleteOffered`: seal on another SA, pass the barrier, `accept`, let the SA linger.
 3. `IkeClosed`: its SAs retire; another IKE_SA's SA seals, if there is one.
 4. `PeerMoved`, `PeerAddress`: the peer's SAs seal towards its new address.
@@ -25,13 +26,12 @@ from protego_cli.control.driver import Driver, ExchangeError
 from protego_cli.control.load import Passed
 from protego_cli.control.messages import FirstPacket, PeerAddress, Report
 from protego_cli.control.sad import Sad
-from protego_cli.control.tunnel import Placed, Tunnel
+from protego_cli.control.tunnel import STRANDS, Placed, Strand, Tunnel, carries, overlap
 from protego_cli.errors import NoAdditionalSas, ProtegoError, ProtocolError, Refused, TemporaryFailure
 from protego_cli.ike.events import (
     ChildDeleted,
     ChildDeleteOffered,
     ChildOffered,
-    ChildSa,
     Event,
     IkeClosed,
     IkeEstablished,
@@ -40,7 +40,6 @@ from protego_cli.ike.events import (
     NegotiationFailed,
     PeerMoved,
 )
-from protego_cli.ike.narrowing import covered
 from protego_cli.ike.record import Negotiation
 from protego_cli.wire.notifies import notify_name
 
@@ -49,6 +48,7 @@ log = logging.getLogger(__name__)
 OVERDUE: Final = 10.0  # seconds after which a successor seals although its peer sent nothing on it
 REPLACED: Final = 1.0  # the same where a new IKE_SA has brought it: its peer may have lost the old one
 CHILDLESS: Final = 2.0
+ASIDE: Final = 3.0  # seconds for which a DELETE waits; a peer asks again, and goes on asking
 SEATS: Final = 3  # GPNs that are tried for one request
 
 
@@ -154,6 +154,7 @@ class Tunnels:
         self._sad.events.emit("IKE_SA closed", tunnel=tunnel.id, reason=event.reason)
         tunnel.ikes.discard(event.ike)
         tunnel.ikes_since.pop(event.ike, None)
+        tunnel.replaced.discard(event.ike)
         tunnel.changed()
         leaving = [sa for sa in tunnel.sas.values() if sa.ike == event.ike and not sa.retiring]
         for placed in leaving:
@@ -164,27 +165,51 @@ class Tunnels:
     # ---- the peer asks for a CHILD_SA
 
     async def _offered(self, tunnel: Tunnel, event: ChildOffered) -> None:
-        beside = event.replaces is None and tunnel.sealing is not None and tunnel.sealing.ike == event.ike
+        beside = event.replaces is None and any(sa.ike == event.ike for sa in tunnel.seals)
+        placed: Placed | None = None
+        error: ProtocolError = TemporaryFailure("no GPN could take the tunnel")
         try:
-            if beside and not _carries(event.child, tunnel):
-                placed = None
-                error: ProtocolError = NoAdditionalSas("one CHILD_SA carries the tunnel; this one could not")
-            else:
-                placed = await self._install_offer(tunnel, event)
-                error = TemporaryFailure("no GPN could take the tunnel")
+            placed = await self._install_offer(tunnel, event)
+        except ProtocolError as refusal:
+            error = refusal
         finally:
             tunnel.offers -= 1
             tunnel.changed()
         if placed is None:
             await self._reject(tunnel, event, error)
             return
-        if tunnel.successor is placed:
+        if tunnel.scattered:
+            self._sad.scattered(tunnel)
+        if placed.strand.successor is placed:
             await self.succeed(tunnel, placed)
         if beside:
-            await self.delete_others(tunnel, event.ike)
+            await self.delete_others(tunnel, event.ike, placed)
+
+    def _strand(self, tunnel: Tunnel, event: ChildOffered) -> Strand:
+        """The strand of what the peer asks for. Raises ProtocolError when it cannot have it, or not now: a
+        move of several strands, or a move and a strand that begins, must not cross.
+        """
+        old = None if event.replaces is None else tunnel.sas.get(event.replaces)
+        strand = old.strand if old is not None else tunnel.strand_for(event.child, event.ike)
+        if strand is None:
+            raise NoAdditionalSas(f"the tunnel has {STRANDS} CHILD_SAs with selectors of their own already")
+        seals = tunnel.seals
+        if strand.sealing is None and seals:
+            bound = {
+                sa.gpn for sa in (*seals, *(each.successor for each in tunnel.strands)) if sa is not None
+            }
+            crossing = len(bound | ({tunnel.target} if tunnel.target else set())) > 1
+        else:
+            ikes = {sa.ike for sa in seals}
+            crossing = tunnel.several and event.ike in ikes and tunnel.target not in (None, seals[0].gpn)
+        if crossing:
+            raise TemporaryFailure("the tunnel is being moved")
+        return strand
 
     async def _install_offer(self, tunnel: Tunnel, event: ChildOffered) -> Placed | None:
-        """Install the SA and accept. None when no GPN takes it, or its IKE_SA is gone."""
+        """Install the SA and accept. None when no GPN takes it, or its IKE_SA is gone. Raises ProtocolError
+        when the peer cannot have it.
+        """
         sad = self._sad
         await sad.gathered.wait()
         placed: Placed | None = None
@@ -193,15 +218,18 @@ class Tunnels:
             if gpn is None or event.ike not in tunnel.ikes:
                 break
             if placed is None:
-                placed = sad.place(tunnel, event.child, event.ike, gpn)
+                strand, here = self._strand(tunnel, event), tunnel.sealing
+                if strand.sealing is None and here and here.gpn in sad.fabric.connected("gpn"):
+                    gpn = here.gpn
+                placed = sad.place(tunnel, event.child, event.ike, gpn, strand=strand)
             elif placed.gpn != gpn:
                 sad.move(tunnel, placed, gpn)  # its peer has not heard of it, so nothing was opened
                 sad.steer(placed)
             try:
-                if tunnel.sealing in (None, placed):
+                if all(sa is placed for sa in tunnel.seals):
                     await sad.install_first(tunnel, placed)
                 else:
-                    tunnel.successor = placed
+                    placed.strand.successor = placed
                     await sad.installed(placed)
             except ProtegoError as error:
                 log.warning("SA not installed tunnel=%s node=%s reason=%s", tunnel.id, gpn, error)
@@ -245,31 +273,41 @@ class Tunnels:
         )
 
     async def succeed(self, tunnel: Tunnel, placed: Placed) -> None:
-        """Let a successor seal at last, and end the IKE_SA whose SA it has replaced."""
-        old = tunnel.sealing
-        if old is not None:
-            with trio.move_on_after(OVERDUE if old.ike == placed.ike else REPLACED):
-                await tunnel.until(lambda: tunnel.successor is not placed or tunnel.sealing is None)
-        if tunnel.successor is placed:
+        """Let a successor seal at last, and end the IKE_SA whose SA it has replaced; other strands have a
+        moment to get their SA of the new one.
+        """
+        strand = placed.strand
+        old = strand.sealing
+        before = [old] if old is not None else [sa for sa in tunnel.seals if overlap(sa.child, placed.child)]
+        patience = OVERDUE if any(sa.ike == placed.ike for sa in before) else REPLACED
+        with trio.move_on_after(patience if tunnel.seals else 0):
+            await tunnel.until(
+                lambda: strand.successor is not placed or (old is not None and strand.sealing is None)
+            )
+        if strand.successor is placed:
             await self._sad.flip_whole(tunnel, placed)
         if old is not None and old.ike != placed.ike and {old.ike, placed.ike} <= tunnel.ikes:
+            with trio.move_on_after(REPLACED):
+                await tunnel.until(lambda: all(sa.ike != old.ike for sa in tunnel.seals))
             await self.end_replaced(tunnel, old.ike)
 
     async def end_replaced(self, tunnel: Tunnel, ike: int) -> None:
         """An IKE_SA goes that a newer one has replaced, once all that its SAs sealed has been sent."""
+        if ike not in tunnel.ikes or ike in tunnel.replaced:
+            return
+        tunnel.replaced.add(ike)
         self._sad.events.emit("IKE_SA replaced", tunnel=tunnel.id, reason="a newer one stands")
         await self._sad.leave(tunnel, *tunnel.children(ike))
         await self._driver.close(ike)
 
-    async def delete_others(self, tunnel: Tunnel, ike: int) -> None:
-        """One SA of this IKE_SA carries all traffic now: delete those beside it, once their packets have
-        arrived.
+    async def delete_others(self, tunnel: Tunnel, ike: int, by: Placed | None = None) -> None:
+        """Delete the SAs of this IKE_SA whose traffic others of it carry now, once their packets have
+        arrived: those in whose strand another one seals, and those that `by` has taken over from.
         """
         await tunnel.until(lambda: tunnel.settled)
         async with tunnel.moving:
-            keep = (tunnel.sealing, tunnel.successor)
-            others = [sa for sa in tunnel.children(ike) if sa.standing and sa not in keep]
-            if tunnel.sealing is None or tunnel.sealing.ike != ike or not others:
+            others = [sa for sa in tunnel.children(ike) if sa.standing and _superfluous(sa, by)]
+            if not others:
                 return
             await self._sad.leave(tunnel, *others)
             try:
@@ -284,7 +322,11 @@ class Tunnels:
                     log.warning("SA not deleted tunnel=%s spi=%08x reason=%s", tunnel.id, placed.spi, error)
 
     async def deleted(self, tunnel: Tunnel, placed: Placed, ticket: int | None) -> None:
-        """A CHILD_SA goes: seal on another, answer if the peer asked, let it linger."""
+        """A CHILD_SA goes: seal on another, answer if the peer asked, let it linger. Where that other waits
+        for the rest of the tunnel to move, so does this.
+        """
+        with trio.move_on_after(ASIDE):
+            await tunnel.until(lambda: not (tunnel.several and placed.seals and placed.strand.aside))
         await self._sad.leave(tunnel, placed)
         if ticket is not None:
             self._driver.accept(ticket)
@@ -326,7 +368,7 @@ class Tunnels:
         """The peer uses a new SA: so may we (RFC 7296 2.8)."""
         if found := self._sad.find(event.spi_in, gpn):
             tunnel, placed = found
-            if tunnel.successor is placed:
+            if placed.strand.successor is placed:
                 self._tasks.start_soon(self._sad.flip_whole, tunnel, placed)
 
     def peer_address(self, gpn: str, event: PeerAddress) -> None:
@@ -358,9 +400,10 @@ class Tunnels:
             await self._sad.nodes.let_go(gpn)
 
 
-def _carries(child: ChildSa, tunnel: Tunnel) -> bool:
-    """Whether all that the tunnel carries now could go through this CHILD_SA."""
-    sealing = tunnel.sealing
-    return sealing is None or (
-        covered(sealing.child.local_ts, child.local_ts) and covered(sealing.child.remote_ts, child.remote_ts)
-    )
+def _superfluous(placed: Placed, by: Placed | None) -> bool:
+    """Whether another SA of its IKE_SA carries its traffic: of its strand, or else `by`."""
+    strand = placed.strand
+    if placed.seals:
+        return by is not None and by.seals and by is not placed and carries(by.child, placed.child)
+    sealing = strand.sealing
+    return placed is not strand.successor and sealing is not None and sealing.ike == placed.ike

@@ -77,7 +77,8 @@ class Gateway:
         self._neighbours: dict[str, Neighbour] = {}
         self._fabric: frozenset[str] = frozenset()  # their addresses
         self._gin: tuple[Address, bytes] | None = None  # that probed last: its address and key
-        self._rules: dict[str, int] = {}
+        self._rules: dict[str, int] = {}  # inbound SPI
+        self._named: dict[int, str] = {}  # the rule that names an SA
         self._retired: dict[tuple[int, int], Used] = {}
         tables = counters, self._pairs, self._tenants
         self._inbound = Inbound(
@@ -132,7 +133,7 @@ class Gateway:
             fresh = Pair(entry, self._random, used, self._doors)
             self.drop_sa(entry.spi_in)
             self._pairs[entry.spi_in] = fresh
-            self._link(entry.vni, entry.tunnel)
+            self._link(entry.vni, self._named.get(entry.spi_in))
         for parked in self._parking.release(entry.spi_in):
             packet = memoryview(parked.packet)
             self._inbound.receive(packet, len(packet), ("", 0), now, parked.origin, parked.tos)
@@ -146,25 +147,32 @@ class Gateway:
             if len(self._retired) >= MAX_RETIRED:
                 del self._retired[next(iter(self._retired))]
             self._retired[identity] = pair.used
-            self._link(pair.entry.vni, pair.entry.tunnel)
+            self._link(pair.entry.vni, self._named.get(spi_in))
 
-    def put_rule(self, tunnel: str, spi_in: int) -> None:
-        """Seal the tunnel's packets on this SA, from when it is here."""
-        self.drop_rule(tunnel)
-        self._rules[tunnel] = spi_in
+    def put_rule(self, rule: str, spi_in: int) -> None:
+        """Seal on this SA, from when it is here, the packets of the tunnel, or of one of its lineages of
+        CHILD_SAs, that the rule is named after: `tunnel` or `tunnel#n`.
+        """
+        self.drop_rule(rule)
+        self._rules[rule] = spi_in
+        self._named[spi_in] = rule
         if (pair := self._pairs.get(spi_in)) is not None:
-            self._link(pair.entry.vni, tunnel)
+            self._link(pair.entry.vni, rule)
 
-    def drop_rule(self, tunnel: str) -> None:
-        before = self._pairs.get(self._rules.pop(tunnel, 0))
-        if before is not None:
-            self._link(before.entry.vni, tunnel)
+    def drop_rule(self, rule: str) -> None:
+        spi_in = self._rules.pop(rule, 0)
+        if self._named.get(spi_in) == rule:
+            del self._named[spi_in]
+        if (before := self._pairs.get(spi_in)) is not None:
+            self._link(before.entry.vni, rule)
 
-    def _link(self, vni: int, tunnel: str) -> None:
-        """Make the tunnel's sealing in this VNI what its rule and the SA it names say."""
-        pair = self._pairs.get(self._rules.get(tunnel, 0))
-        ruled = pair is not None and pair.entry.tunnel == tunnel and pair.entry.vni == vni
-        self._outbound.rule(vni, tunnel, pair if ruled else None)
+    def _link(self, vni: int, rule: str | None) -> None:
+        """Make what is sealed by a rule in this VNI what it and the SA it names say."""
+        if rule is None:
+            return
+        pair = self._pairs.get(self._rules.get(rule, 0))
+        ruled = pair and pair.entry.tunnel == rule.partition("#")[0] and pair.entry.vni == vni
+        self._outbound.rule(vni, rule, pair if ruled else None)
 
     def _learn_neighbours(self) -> None:
         self._fabric = frozenset(neighbour.address for neighbour in self._neighbours.values())

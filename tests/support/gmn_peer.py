@@ -81,9 +81,9 @@ class Peer:
         self.work()
         return token
 
-    def rekey(self) -> int:
-        """Rekey the newest CHILD_SA."""
-        token = self.engine.rekey_child(self.newest.spi_in, self.spi(), trio.current_time())
+    def rekey(self, child: ChildSa | None = None) -> int:
+        """Rekey this CHILD_SA, or the newest."""
+        token = self.engine.rekey_child((child or self.newest).spi_in, self.spi(), trio.current_time())
         self.work()
         return token
 

@@ -2,7 +2,8 @@
 
 `World.watch` holds the gateway to its promise after every change of a node or a peer:
 - on whatever SA a peer may seal, every GIN steers to a GPN that holds or parks it;
-- whatever a GEN routes, or a VTEP sends straight, meets a Rule whose SA the peer can open.
+- whatever a GEN routes, or a VTEP sends straight, meets a Rule whose SA the peer can open; where a tunnel has
+  several CHILD_SAs with prefixes in common, on whichever of their GPNs the GEN may send it to.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from ipaddress import ip_network
 from random import Random
 from typing import Literal
 
@@ -359,21 +361,22 @@ class World:
         return {key for found, key in self.nodes.all[node].held if found == kind}
 
     def check_clean(self) -> None:
-        """Every tunnel lies on one GPN with one SA, and no node holds or is to hold anything else of it."""
-        sealing = {tunnel.id: tunnel.sealing for tunnel in self.sad.tunnels.values()}
-        sas = [placed for placed in sealing.values() if placed is not None]
+        """Every tunnel lies on one GPN with SAs that seal, and no node holds or is to hold anything else."""
+        sas = [placed for tunnel in self.sad.tunnels.values() for placed in tunnel.seals]
         for tunnel in self.sad.tunnels.values():
-            assert list(tunnel.sas.values()) == [tunnel.sealing], tunnel.id
+            assert tunnel.sas
+            assert set(tunnel.sas.values()) == set(tunnel.seals), tunnel.id
             assert tunnel.settled
+            assert not tunnel.scattered
         for node in self.nodes.all.values():
             if node.role == "gpn":
                 here = [placed for placed in sas if placed.gpn == node.name]
                 wanted = {("sa", placed.spi) for placed in here}
-                wanted |= {("rule", placed.child.tunnel) for placed in here}
+                wanted |= {("rule", placed.strand.name) for placed in here}
             elif node.role == "gin":
                 wanted = {("steer", placed.spi) for placed in sas}
             else:
-                wanted = {("route", placed.child.tunnel) for placed in sas}
+                wanted = {("route", placed.strand.name) for placed in sas}
             assert set(node.desired) == wanted, node.name
             if node.up:
                 assert node.held == node.desired, f"{node.name} holds {node.held}, not {node.desired}"
@@ -481,9 +484,11 @@ class World:
                 self._check_inbound(spi)
         for node in self.nodes.all.values():
             if node.up:
+                routes = [record for record in node.held.values() if isinstance(record, Route)]
                 for record in list(node.held.values()):
                     if isinstance(record, Route):
-                        self._check_rule(record.gpn, record.tunnel)
+                        for gpn in {other.gpn for other in routes if _meet(record, other)}:
+                            self._check_rule(gpn, record.tunnel)
                     elif isinstance(record, Rule):
                         self._check_rule(node.name, record.tunnel)
 
@@ -497,7 +502,8 @@ class World:
                     f"{spi:08x} is lost on {gpn.name}"
                 )
 
-    def _check_rule(self, gpn: str, tunnel: str) -> None:
+    def _check_rule(self, gpn: str, name: str) -> None:
+        tunnel = name.partition("#")[0]
         if tunnel in self.interrupted:
             return
         node = self.nodes.all[gpn]
@@ -505,11 +511,19 @@ class World:
         peer = self.peers[config.peer or ""]
         if not node.up or not peer.opens:
             return
-        rule = node.held.get(("rule", tunnel))
-        assert isinstance(rule, Rule), f"{tunnel} is routed to {gpn}, which has no rule for it"
+        rule = node.held.get(("rule", name))
+        assert isinstance(rule, Rule), f"{name} is routed to {gpn}, which has no rule for it"
         sa = node.held.get(("sa", rule.spi_in))
-        assert isinstance(sa, Sa), f"{gpn} seals {tunnel} on an SA it does not have"
-        assert sa.spi_out in peer.opens, f"{gpn} seals {tunnel} on {sa}, which its peer cannot open"
+        assert isinstance(sa, Sa), f"{gpn} seals {name} on an SA it does not have"
+        assert sa.spi_out in peer.opens, f"{gpn} seals {name} on {sa}, which its peer cannot open"
+
+
+def _meet(one: Route, other: Route) -> bool:
+    """Whether both are of one tunnel, and may take the same packet."""
+    if one.tunnel.partition("#")[0] != other.tunnel.partition("#")[0]:
+        return False
+    prefixes, others = map(ip_network, one.prefixes), tuple(map(ip_network, other.prefixes))
+    return any(prefix.overlaps(its) for prefix in prefixes for its in others)
 
 
 def _matches(step: tuple[object, ...], entry: tuple[object, ...]) -> bool:
