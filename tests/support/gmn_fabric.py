@@ -21,9 +21,9 @@ import msgspec
 import trio
 
 from protego_cli.config.model import Cluster, Role
-from protego_cli.control.fabric import FabricObserver, NodeDown, NodeState
+from protego_cli.control.fabric import FabricObserver, NodeDown, NodeState, Reported
 from protego_cli.control.journal import NODE, Journal
-from protego_cli.control.messages import AnyRecord, FirstPacket, Key, Report, Sa
+from protego_cli.control.messages import AnyRecord, Key, Report, Sa
 from protego_cli.errors import ProtegoError, Refused
 
 BARRIER_DEADLINE = 0.5
@@ -59,7 +59,7 @@ class DataNode:
     on_the_way: int = 0
     queue: deque[Message] = field(default_factory=deque)
     pumping: bool = False
-    notices: list[FirstPacket] = field(default_factory=list)  # the GMN has not noted yet
+    notices: list[Reported] = field(default_factory=list)  # the GMN has not noted yet
 
 
 class DataNodes:
@@ -196,7 +196,7 @@ class DataNodes:
         node.held = {}
         self.note("down", name)
 
-    def notify(self, name: str, notice: FirstPacket) -> None:
+    def notify(self, name: str, notice: Reported) -> None:
         """The node says something to the GMN, and says it again until it is noted."""
         node = self.all[name]
         node.notices.append(notice)
@@ -207,7 +207,7 @@ class DataNodes:
             for notice in node.notices:
                 self._tasks.start_soon(self._report, node, notice)
 
-    async def _report(self, node: DataNode, notice: FirstPacket) -> None:
+    async def _report(self, node: DataNode, notice: Reported) -> None:
         journal = self._journal
         if journal is not None and notice in node.notices:
             await self.observer.reported(node.name, notice)

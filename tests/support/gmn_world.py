@@ -117,7 +117,7 @@ class World:
         self.tasks = tasks
         self.seed = seed
         self.random = Random(seed)
-        self.nodes = DataNodes(cluster, tasks, seed, delay)
+        self.nodes = self.make_nodes(delay)
         self.nodes.watch = self.watch
         self.watching = True
         self.interrupted: set[str] = set()  # tunnels that are not watched: a reload makes them anew
@@ -131,6 +131,17 @@ class World:
         self._timers: dict[Peer, trio.Event] = {}
         for tunnel in cluster.tunnels():
             self.add_peer(tunnel)
+
+    # ---- what another world makes of more
+
+    def make_nodes(self, delay: tuple[float, float]) -> DataNodes:
+        return DataNodes(self.cluster, self.tasks, self.seed, delay)
+
+    def make_socket(self) -> EnvelopeSocket:
+        return EnvelopeSocket(self)
+
+    def make_peer(self, tunnel: TunnelConfig, seed: int) -> Peer:
+        return Peer(self, tunnel, seed)
 
     # ---- the GMN's lives
 
@@ -155,7 +166,7 @@ class World:
         self.journal = Journal(self.store, dict(self.store.load()), self.store.offload)
         self.nodes.attach(self.journal)
         self.counters = Counters()
-        self.socket = EnvelopeSocket(self)
+        self.socket = self.make_socket()
         self.spis = SpiAllocator(self.random.randbytes, trio.current_time, journal=self.journal)
         self.engine = Engine(
             [policy_of(tunnel) for tunnel in cluster.tunnels()],
@@ -282,7 +293,7 @@ class World:
 
     def add_peer(self, tunnel: TunnelConfig) -> Peer:
         """The gateway of a tunnel's other side."""
-        peer = self.peers[tunnel.peer or ""] = Peer(self, tunnel, self.seed * 1000 + len(self.peers))
+        peer = self.peers[tunnel.peer or ""] = self.make_peer(tunnel, self.seed * 1000 + len(self.peers))
         self.tasks.start_soon(self._keep_time, peer)
         return peer
 
