@@ -5,6 +5,7 @@
 # make acceptance   migrations under a real strongSwan's traffic, held against the figures (as root, at rest)
 # make binary       the command as one executable, dist/protego, that needs no Python
 # make fuzz         hunt for inputs that break a parser (ARGS="ike 600": that target, so many seconds)
+# make worlds       hunt for seeds by which a simulated gateway breaks a promise (ARGS=600: so many seconds)
 # make completions  write completions/ anew
 # make clean        remove what these made
 #
@@ -18,7 +19,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --ed
 
 .DEFAULT_GOAL := local
 .DELETE_ON_ERROR:
-.PHONY: local test lint bench acceptance binary fuzz completions clean
+.PHONY: local test lint bench acceptance binary fuzz worlds completions clean
 
 local: $(VENV)/.installed
 	@$(BIN)/protego local $(ARGS)
@@ -43,6 +44,9 @@ binary: $(VENV)/.installed-binary
 
 fuzz: $(VENV)/.installed-fuzz
 	@$(BIN)/python -m tests.fuzz.hunt $(ARGS)
+
+worlds: $(VENV)/.installed-test
+	@$(BIN)/python -m tests.worlds --hunt $(or $(ARGS),60)
 
 completions: $(VENV)/.installed
 	@for shell in bash zsh fish; do \

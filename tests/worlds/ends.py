@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from protego_cli.esp.peer import PeerTunnel
-from protego_cli.ike.events import ChildSa, Event, Path
+from protego_cli.ike.events import ChildDeleteOffered, ChildSa, Event, Path
 from protego_cli.net.udp import Address
 from protego_cli.wire.vxlan import ETHERTYPE_IPV4, build_frame_header
 from tests.support.gmn_cluster import VIP
@@ -26,7 +26,9 @@ IKE_PORT, ESP_PORT = 500, 4500
 
 @dataclass(eq=False)
 class Site(Peer):
-    """A peer that seals and opens. `abrupt`: it closes an SA the instant the gateway deletes it, as some do."""
+    """A peer that seals and opens. `abrupt`: it closes an SA the instant the gateway deletes it, as some do.
+    One that it deletes itself it opens a little longer: the answer may overtake packets.
+    """
 
     realm: Realm = None  # type: ignore[assignment]
     abrupt: bool = False
@@ -68,6 +70,7 @@ class Site(Peer):
         socket.send(data, len(data), (path.remote, path.remote_port))
 
     def _act(self, event: Event) -> None:
+        self._at_once = self.abrupt and isinstance(event, ChildDeleteOffered)
         super()._act(event)
         if self.sealing is None and self.opens:  # however lazy: it has no other
             self._use(self.newest)
@@ -95,7 +98,7 @@ class Site(Peer):
             for child in self.seals.values():
                 self.tunnel.select(child.spi_in)
                 self.sealing = child.spi_in
-        if self.abrupt:
+        if self._at_once:
             self.tunnel.drop(spi_in)
         else:
             self.realm.tasks.start_soon(self._linger, spi_in)
@@ -110,7 +113,9 @@ class Vtep:
     to a GEN.
     """
 
-    def __init__(self, realm: Realm, tenant: str, vni: int, address: str, gens: list[Address], learns: bool) -> None:
+    def __init__(
+        self, realm: Realm, tenant: str, vni: int, address: str, gens: list[Address], learns: bool
+    ) -> None:
         self.tenant = tenant
         self.learns = learns
         self._realm = realm

@@ -1,14 +1,15 @@
 """A network in memory: datagrams between sockets by address, at times from a seed.
 
 Datagrams of one flow (socket and destination) keep their order, those of different flows do not. On the
-Internet, which is between VIPs and peers, they may also be lost, doubled, come late or again much later. A VIP
-is every GIN's: a peer's datagrams go to one of them.
+Internet, which is between VIPs and peers, they may also be lost, doubled, come late or again much later. A
+VIP is every GIN's: a peer's datagrams go to one of them.
 """
 
 from __future__ import annotations
 
 import heapq
 import itertools
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,8 +26,8 @@ from protego_cli.net.udp import Address, Batch, Buffer
 from protego_cli.roles import gen, gin, gpn
 from protego_cli.wire.tags import is_tag
 
-FABRIC = (0.0002, 0.002)  # seconds from node to node
-INTERNET = (0.004, 0.010)  # seconds from gateway to peer: three of the least are more than the most
+FABRIC = (0.0002, 0.006)  # seconds from node to node
+INTERNET = (0.010, 0.029)  # seconds from gateway to peer: three of the least are more than the most
 GRID = 0.0002  # times are multiples of it, so that things happen at one instant
 REST = 20.0  # between probes of a GIN or GEN, and what they tend: nothing here depends on them
 DATA_PORTS = (4500, 4789)
@@ -44,7 +45,7 @@ class Weather:
 
     lost: float = 0.0
     doubled: float = 0.0
-    late: float = 0.0  # by up to 50 ms, so behind later ones
+    late: float = 0.0  # by up to 0.1 s, so behind later ones
     replayed: float = 0.0  # ESP that comes again within 20 s
 
 
@@ -111,11 +112,14 @@ class Socket:
 class Net:
     """The network; `bind` makes sockets as `UdpSocket.bind` does."""
 
-    def __init__(self, seed: int, vips: tuple[str, ...], tap: Callable[[bytes, Address, Address], None]) -> None:
+    def __init__(
+        self, seed: int, vips: tuple[str, ...], tap: Callable[[bytes, Address, Address], None]
+    ) -> None:
         """`tap` sees what enters the Internet."""
         self.weather = Weather()
         self.outside = set(vips)  # and the peers' addresses
         self.lost = 0  # packets that the Internet lost, or that came to no process
+        self.digest = 0  # of what was sent, and when: equal in equal runs
         self._vips = frozenset(vips)
         self._tap = tap
         self._random = Random(seed)
@@ -163,7 +167,7 @@ class Net:
             if random.random() < weather.lost:
                 self.perish(data, dest)
             elif random.random() < weather.late:
-                self._launch(now + random.uniform(INTERNET[0], 0.05), data, source, dest)
+                self._launch(now + random.uniform(INTERNET[0], 0.1), data, source, dest)
             else:
                 self._fly((id(socket), dest), now + random.uniform(*INTERNET), data, source, dest)
         if is_packet(data, dest) and random.random() < weather.replayed:
@@ -176,6 +180,7 @@ class Net:
 
     def _launch(self, at: float, data: bytes, source: Address, dest: Address) -> None:
         at = -(-at // GRID) * GRID
+        self.digest = zlib.crc32(f"{at:.4f} {source} {dest} {len(data)}".encode(), self.digest)
         heapq.heappush(self._flying, (at, next(self._order), data, source, dest))
         if at < self._next:
             self._sooner.set()

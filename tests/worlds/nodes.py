@@ -44,9 +44,7 @@ class Process:
 class PlaneNodes(DataNodes):
     """Where a barrier is a barrier, a mark a mark, and a first packet a packet."""
 
-    def __init__(
-        self, cluster: Cluster, tasks: trio.Nursery, seed: int, delay: tuple[float, float]
-    ) -> None:
+    def __init__(self, cluster: Cluster, tasks: trio.Nursery, seed: int, delay: tuple[float, float]) -> None:
         super().__init__(cluster, tasks, seed, delay)
         self.cluster = cluster
         self.processes: dict[str, Process] = {}
@@ -105,7 +103,9 @@ class PlaneNodes(DataNodes):
 
     def given(self, node: Node) -> list[AnyRecord]:
         """What the real fabric desires by itself."""
-        tenants = [known_to(node, tenant, tenant_record(self.cluster, tenant)) for tenant in self.cluster.tenants]
+        tenants = [
+            known_to(node, tenant, tenant_record(self.cluster, tenant)) for tenant in self.cluster.tenants
+        ]
         edge = node.role in ("gin", "gen")
         pairs = [
             other

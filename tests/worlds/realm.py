@@ -1,4 +1,4 @@
-"""A world of `tests/support/gmn_world.py` with packets: planes for nodes, sites for peers, VTEPs, one network."""
+"""A world of `tests/support/gmn_world.py` with packets: planes for nodes, sites for peers, VTEPs, the net."""
 
 from __future__ import annotations
 

@@ -13,14 +13,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
+from unittest import mock
 
 import trio
 from msgspec import structs
+from trio._core import _run
 from trio.testing import MockClock
 
 from protego_cli.control import crash
@@ -34,7 +36,9 @@ from tests.worlds.net import Weather
 from tests.worlds.realm import Realm, realm, tenant
 
 SECONDS = 4.0  # of step 2
-PACKETS = 14  # each way in each tenant in that time
+TRAINS, TRAIN, SPACING = 1, 6, 0.005  # each way in each tenant, about when something happens
+KEEN = 0.4  # how often a change of a node is met by packets
+SINGLE = 4  # and these at any time
 SOON = 240.0  # by when all must work again: a peer that hears nothing gives up sooner
 TENANTS = 2
 PASSED_ON = {  # drops of what is no packet of a tenant, or comes again
@@ -99,7 +103,7 @@ class Run:
     async def cross(self) -> None:
         """Both sides rekey at nearly one instant."""
         await self.migrate()
-        await trio.sleep(self.random.uniform(0, 0.03))
+        await trio.sleep(self.random.uniform(0, 0.06))
         await self.their_rekey()
 
     async def reload(self) -> None:
@@ -196,30 +200,42 @@ class Run:
             await trio.sleep_until(at)
             say()
 
+    def meet(self, entry: tuple[object, ...]) -> None:
+        """Something changed at a node: packets are under way just then."""
+        if entry[0] in ("put", "drop", "barrier") and self.random.random() < KEEN:
+            out = self.random.choice(list(self.w.vteps.values()))
+            for end in (out, out, self.site()):
+                self.w.tasks.start_soon(self.later, self.random.uniform(0, 0.01), end.send)
+
+    async def later(self, seconds: float, say: Callable[[], None]) -> None:
+        await trio.sleep(seconds)
+        say()
+
     async def course(self) -> None:
         now = trio.current_time()
         acts = [self.migrate, self.migrate, self.drain, self.rekey, self.rekey_ike, self.their_rekey]
         acts += [self.their_rekey_ike, self.cross, self.reload, self.die]
         if not self.calm:
-            acts += [self.gpn_restart, self.gpn_restart, self.edge_restart, self.cut, self.redial, self.vtep_turns]
+            acts += [self.gpn_restart, self.gpn_restart, self.edge_restart]
+            acts += [self.cut, self.redial, self.vtep_turns]
         self.busy = self.random.randint(3, 7)
         when = [self.random.uniform(0, SECONDS * 0.8) for _ in range(self.busy)]
         if self.random.random() < 0.5:  # nearly all at once
             when = [when[0] + self.random.uniform(0, 0.05) for _ in when]
         for at in when:
             self.w.tasks.start_soon(self.act, now + at, self.random.choice(acts))
-        says = [end.send for end in (*self.w.sites, *self.w.vteps.values())]
-        starts = [self.random.choice((self.random.choice(when), self.random.uniform(0, SECONDS))) for _ in range(4)]
-        times = []
-        for say in says:
-            for _ in range(PACKETS):
-                burst = self.random.choice(starts) + self.random.uniform(-0.02, 0.1)
-                at = self.random.choice((burst, self.random.uniform(0, SECONDS)))
-                times.append((now + max(0.0, at), say))
+        times: list[tuple[float, Callable[[], None]]] = []
+        for end in (*self.w.sites, *self.w.vteps.values()):
+            for _ in range(TRAINS):
+                at = self.random.choice(when) + self.random.uniform(0, 0.08)
+                times += [(now + at + i * SPACING, end.send) for i in range(TRAIN)]
+            times += [(now + self.random.uniform(0, SECONDS), end.send) for _ in range(SINGLE)]
+        self.w.nodes.tap = self.meet
         await self.send(times)
         await self.w.until(lambda: not self.busy, 60.0)
         await self.living()
-        await trio.sleep(0.2)  # for what is still under way
+        self.w.nodes.tap = lambda entry: None
+        await trio.sleep(0.5)  # for what is still under way
 
     async def recover(self) -> None:
         """All is calm; both sides come to agree."""
@@ -277,10 +293,14 @@ class Run:
             counters.update(site.tunnel.counters.nonzero())
         drops = Counter({name: n for name, n in counters.items() if name not in PASSED_ON})
         if self.calm and missing:
-            raise Broken(f"lost in a calm world: {missing}; counted {dict(drops)}, lost outside {self.w.net.lost}")
+            raise Broken(
+                f"lost in a calm world: {missing}; counted {dict(drops)}, lost outside {self.w.net.lost}"
+            )
         known = drops.total() + self.w.net.lost
         if len(missing) > known:
-            raise Broken(f"{len(missing)} packets lost, of which counters tell {known}: {missing}, {dict(drops)}")
+            raise Broken(
+                f"{len(missing)} packets lost, of which counters tell {known}: {missing}, {dict(drops)}"
+            )
 
     async def works(self) -> None:
         """Packets pass both ways, all of them."""
@@ -288,7 +308,7 @@ class Run:
         for end in (*self.w.sites, *self.w.vteps.values()):
             for _ in range(2):
                 end.send()
-        await trio.sleep(0.1)
+        await trio.sleep(0.3)
         lost = [key for key in self.w.judge.missing() if key[1] >= before]
         if lost:
             raise Broken(f"all is calm, but these are lost: {lost}; {dict(self.w.nodes.counted())}")
@@ -347,13 +367,26 @@ async def live(seed: int, directory: Path, told: list[str]) -> None:
         await trio.sleep(w.cluster.ike.linger + 1)
         w.watching = False
         run.tidy(tasks)
-        told.append(f"{trio.current_time():.4f} {len(w.judge.sent)} sent, {len(w.judge.delivered)} delivered")
+        counts = f"{len(w.judge.sent)} sent, {len(w.judge.delivered)} delivered"
+        told.append(f"{trio.current_time():.4f} {counts}, {w.net.digest:08x}")
+
+
+@contextmanager
+def repeatable(seed: int) -> Iterator[None]:
+    """Trio runs tasks that are ready at one time in an order that the seed decides."""
+    before = _run._r.getstate()
+    with mock.patch.object(_run, "_ALLOW_DETERMINISTIC_SCHEDULING", True):
+        _run._r.seed(seed)
+        try:
+            yield
+        finally:
+            _run._r.setstate(before)
 
 
 def play(seed: int) -> list[str]:
     """One seed; what happened. Raises what is wrong in an ExceptionGroup, with notes of the course."""
     told: list[str] = []
-    with TemporaryDirectory() as directory:
+    with TemporaryDirectory() as directory, repeatable(seed):
         try:
             trio.run(live, seed, Path(directory), told, clock=MockClock(autojump_threshold=0))
         except BaseException as error:
