@@ -60,6 +60,14 @@ def test_packets_go_to_a_gin_behind_a_header_that_says_whose_they_are() -> None:
     assert sent.size == len(expected[0])
 
 
+def test_they_carry_their_tos_through_the_gin() -> None:
+    made = world(through_gins=True, dscp=46)
+    assert out(made) == [], "no GIN yet, so no way that could have a TOS"
+    probe(made)
+    (sent,) = out(made)
+    assert (sent.way.dest, sent.way.tos) == (GIN, 46 << 2)
+
+
 def test_without_a_gin_nothing_is_sealed() -> None:
     made = site()
     assert out(made, OUT, OUT) == []
