@@ -1,16 +1,17 @@
-"""What the GMN spends: CPU seconds of its whole process per handshake, per migration; and how long they take.
+"""What the GMN spends: CPU seconds of its whole process per handshake, rekey and migration, and by the clock.
 
 A real cluster, as `protego local` starts it: every role a process, over real sockets and mTLS, the peers in a
 process of their own. CPU time is the kernel's count for the GMN's process (/proc/PID/schedstat, nanoseconds).
 
 1. All peers dial at once; the GMN's CPU time until every tunnel is up, by their number.
-2. Every tunnel migrates, `AT_ONCE` side by side; by their number, likewise, and by the clock.
+2. Every CHILD_SA is rekeyed, then every IKE_SA, then every tunnel migrates, `AT_ONCE` side by side, asked for
+   by an operator over one connection; by their number, likewise, and by the clock.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,8 +20,8 @@ from typing import NamedTuple
 import trio
 
 from protego_cli.config.load import load
-from protego_cli.control.client import ask
-from protego_cli.control.messages import GetStatus, Migrate, Status
+from protego_cli.control.client import Ask, converse
+from protego_cli.control.messages import GetStatus, Migrate, RekeyTunnel, Request, Status
 from protego_cli.lab import layout
 from protego_cli.lab.children import Child, Children
 from protego_cli.lab.run import Run
@@ -76,21 +77,37 @@ async def measure(tunnels: int = TUNNELS) -> list[Figure]:
         spent, began = cpu(gmn), time.monotonic()
         await run.connect(peers)
         figures.append(Figure("handshakes", tunnels, cpu(gmn) - spent, time.monotonic() - began))
-        status = await ask(run.cluster, GetStatus())
-        if not isinstance(status, Status):
-            raise TypeError("the GMN answered GetStatus by something else")
-        spent, began = cpu(gmn), time.monotonic()
-        limit = trio.CapacityLimiter(AT_ONCE)
 
-        async def migrate(tunnel: str, to: str) -> None:
-            async with limit:
-                await ask(run.cluster, Migrate(tunnel=tunnel, to=to))
+        async def talk(ask: Ask) -> None:
+            status = await ask(GetStatus())
+            if not isinstance(status, Status):
+                raise TypeError("the GMN answered GetStatus by something else")
+            names = [tunnel.id for tunnel in status.tunnels]
+            away = {tunnel.id: next_gpn(tunnel.gpn or "", run.plan.gpns) for tunnel in status.tunnels}
+            for what, requests in (
+                ("child rekeys", [RekeyTunnel(name) for name in names]),
+                ("IKE_SA rekeys", [RekeyTunnel(name, ike=True) for name in names]),
+                ("migrations", [Migrate(tunnel=name, to=to) for name, to in away.items()]),
+            ):
+                spent, began = cpu(gmn), time.monotonic()
+                await _all(ask, requests)
+                figures.append(Figure(what, tunnels, cpu(gmn) - spent, time.monotonic() - began))
 
-        async with trio.open_nursery() as nursery:
-            for tunnel in status.tunnels:
-                nursery.start_soon(migrate, tunnel.id, next_gpn(tunnel.gpn or "", run.plan.gpns))
-        figures.append(Figure("migrations", tunnels, cpu(gmn) - spent, time.monotonic() - began))
+        await converse(run.cluster, talk)
         return figures
+
+
+async def _all(ask: Ask, requests: Sequence[Request]) -> None:
+    """Over one connection, `AT_ONCE` side by side."""
+    limit = trio.CapacityLimiter(AT_ONCE)
+
+    async def one(request: Request) -> None:
+        async with limit:
+            await ask(request)
+
+    async with trio.open_nursery() as nursery:
+        for request in requests:
+            nursery.start_soon(one, request)
 
 
 if __name__ == "__main__":

@@ -110,7 +110,7 @@ def write(plan: Plan) -> Path:
     for site in plan.sites:
         psk = directory / _psk(site)
         psk.touch(mode=0o600)
-        psk.write_text(secrets.token_urlsafe(32) + "\n")
+        psk.write_text(secrets.token_hex(32) + "\n")
     pki.init(load(file))
     path = directory / "plan.json"
     path.write_bytes(msgspec.json.encode(plan))
