@@ -23,7 +23,7 @@ from protego_cli.crypto.algorithms import EspSuite, Registry
 from protego_cli.crypto.builtin import ALGORITHMS
 from protego_cli.esp.packet import trailer
 from protego_cli.esp.sa import OutboundSa
-from protego_cli.net.pump import drain
+from protego_cli.net.pump import drain_trains
 from protego_cli.net.udp import Address, UdpSocket
 from protego_cli.roles.gpn import GpnPlane
 from protego_cli.wire.selectors import TrafficSelector
@@ -119,11 +119,11 @@ class _World:
         return sealed
 
     def empty_esp(self) -> None:
-        while drain(self.plane.esp, self.plane.receive_esp):
+        while drain_trains(self.plane.esp, self.plane.receive_esp):
             pass
 
     def empty_vxlan(self) -> None:
-        while drain(self.plane.vxlan, self.plane.receive_vxlan):
+        while drain_trains(self.plane.vxlan, self.plane.receive_vxlan):
             pass
 
 

@@ -38,6 +38,7 @@ CHOSEN = [
     REGISTRY.esp_suite("aes256", "sha256", esn=False),
     REGISTRY.esp_suite("aes128", "sha1", esn=True),
 ]
+MOST = st.sampled_from([0, 1, 2, 3, 64])  # packets of a batch where several are worked on at once; 0: alone
 PLACES = 4  # bytes of the payload that say which packet it is
 V4_HERE = ["10.1.0.5", "10.1.0.6", "10.1.0.200", "10.9.0.5"]
 V4_THERE = ["10.2.0.9", "10.2.9.9", "10.3.0.9"]
@@ -122,8 +123,8 @@ SEALED = st.builds(
 )
 
 
-@given(st.sampled_from(CHOSEN), st.lists(SEALED, min_size=1, max_size=14))
-def test_what_peers_send(suite: EspSuite, specs: list[Sealed]) -> None:
+@given(st.sampled_from(CHOSEN), st.lists(SEALED, min_size=1, max_size=14), MOST)
+def test_what_peers_send(suite: EspSuite, specs: list[Sealed], most: int) -> None:
     w = world(suite=suite)
     start = (1 << 32) - 40 if suite.esn else 0  # the low half wraps on the way
     for sa in w.reference.sas if start else ():
@@ -143,7 +144,10 @@ def test_what_peers_send(suite: EspSuite, specs: list[Sealed]) -> None:
         batch = [packet for packet, _ in run]
         for packet in batch:
             w.reference.receive_esp(packet, tos)
-        sent += marked(w.receive_esp(*batch, tos=tos))
+        if most:
+            sent += marked(w.receive_esp_train(*batch, most=most, tos=tos))
+        else:
+            sent += marked(w.receive_esp(*batch, tos=tos))
     assert w.counters.nonzero() == dict(w.reference.counts)
     assert _streams(sent, packets) == _streams(w.reference.sent_in, packets)
 
@@ -212,9 +216,10 @@ FRAMED = st.builds(
     st.booleans(),
     st.integers(0, 60),
     st.sampled_from([None, 0, 46]),
+    MOST,
 )
 def test_what_tenants_send(
-    suite: EspSuite, specs: list[Framed], ruled: bool, room: int, dscp: int | None
+    suite: EspSuite, specs: list[Framed], ruled: bool, room: int, dscp: int | None, most: int
 ) -> None:
     start = (1 << 32) - 20 if suite.esn else 1
     w = world(rules=ruled, room=room, suite=suite, start=start, dscp=dscp)
@@ -227,7 +232,10 @@ def test_what_tenants_send(
                 frames.append(spec.build(place))
                 w.reference.receive_vxlan(frames[-1], source, tos)
                 place += 1
-        sent += marked(w.receive_vxlan(*frames, source=source, tos=tos))
+        if most:
+            sent += marked(w.receive_vxlan_train(*frames, most=most, source=source, tos=tos))
+        else:
+            sent += marked(w.receive_vxlan(*frames, source=source, tos=tos))
     assert w.counters.nonzero() == dict(w.reference.counts)
     sas = {sa.spi_out.to_bytes(4): sa for sa in w.reference.sas}
     assert _rows(sent, sas) == _rows(w.reference.sent_out, sas)

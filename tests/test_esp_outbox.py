@@ -58,3 +58,23 @@ def test_every_way_gets_its_packets_in_order(rows: list[tuple[Way, int, int]]) -
         assert len(cut) == packets
         found.setdefault(way, []).extend(cut)
     assert found == expected
+
+
+@given(st.lists(st.tuples(st.sampled_from([A, B]), st.lists(st.integers(1, 4), max_size=6), st.booleans())))
+def test_rows_of_any_sizes_leave_as_the_same_packets_do_one_by_one(
+    rows: list[tuple[Way, list[int], bool]],
+) -> None:
+    together, singly = Outbox(), Outbox()
+    for number, (way, sizes, whole) in enumerate(rows):
+        packets = [bytes([number % 256]) * size for size in sizes]
+        if whole:
+            together.add_row(way, packets)
+        for packet in packets:
+            singly.add(way, len(packet), packet)
+            if not whole:
+                together.add(way, len(packet), packet)
+    assert _by_way(sent(together)) == _by_way(sent(singly))
+
+
+def _by_way(sends: list[tuple[Way, bytes, int, int]]) -> dict[Way, list[tuple[bytes, int, int]]]:
+    return {way: [send[1:] for send in sends if send[0] == way] for way in (A, B)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import trio
 import trio.testing
 
-from protego_cli.net.pump import BATCHES_PER_TURN, drain, pump
+from protego_cli.net.pump import BATCHES_PER_TURN, drain, drain_trains, pump, pump_trains
 from protego_cli.net.udp import Batch
 from protego_cli.roles.cpu import CpuMeter
 
@@ -22,6 +22,9 @@ class Flood:
         self.left -= 1
         return Batch(memoryview(b"data"), 4, ("127.0.0.1", 9))
 
+    def receive_train(self) -> list[Batch]:
+        return [batch for batch in (self.receive() for _ in range(5)) if batch]
+
     async def wait_readable(self) -> None:
         if self.left <= 0:
             await trio.sleep_forever()
@@ -34,6 +37,24 @@ def test_a_turn_is_bounded() -> None:
     assert len(handled) == BATCHES_PER_TURN
     assert not drain(Flood(3), handled.append)
     assert len(handled) == BATCHES_PER_TURN + 3
+
+
+def test_a_turn_of_trains_is_bounded_by_their_batches() -> None:
+    handled: list[list[Batch]] = []
+    assert drain_trains(Flood(), handled.append)
+    assert BATCHES_PER_TURN <= sum(map(len, handled)) < BATCHES_PER_TURN + 5
+    handled.clear()
+    assert not drain_trains(Flood(7), handled.append)
+    assert [len(train) for train in handled] == [5, 2]
+
+
+async def test_all_trains_that_came_are_handled() -> None:
+    handled: list[list[Batch]] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pump_trains, Flood(1003), handled.append)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert sum(map(len, handled)) == 1003
 
 
 async def test_a_flood_leaves_the_other_tasks_air() -> None:

@@ -14,7 +14,7 @@ import trio.testing
 
 from protego_cli.errors import EnvironmentFault
 from protego_cli.net.gso import segments
-from protego_cli.net.udp import UDP_SEGMENT, Batch, UdpSocket
+from protego_cli.net.udp import TRAIN_BATCHES, UDP_SEGMENT, Batch, UdpSocket
 
 
 @pytest.fixture
@@ -249,3 +249,58 @@ def test_only_datagrams_that_are_alike_are_merged(pair: tuple[UdpSocket, UdpSock
             (b"d" * 24, 8, other.address, 0xB8),
             (b"e" * 8, 8, other.address, 0xB8),
         ]
+
+
+def trains(sock: UdpSocket) -> list[list[tuple[bytes, int]]]:
+    """All that waits at a socket, as trains."""
+    found = []
+    while train := sock.receive_train():
+        found.append([(bytes(batch.view), batch.size) for batch in train])
+    return found
+
+
+def test_a_train_gathers_short_batches_in_order(pair: tuple[UdpSocket, UdpSocket]) -> None:
+    left, right = pair
+    for count, size in ((3, 600), (1, 1400), (5, 64)):
+        left.send(numbered(count, size), size, right.address)
+    assert trains(right) == [[(numbered(3, 600), 600), (numbered(1, 1400), 1400), (numbered(5, 64), 64)]]
+    assert right.receive_train() == []
+
+
+def test_in_a_train_batches_alike_become_one(pair: tuple[UdpSocket, UdpSocket]) -> None:
+    left, right = pair
+    for count, size in ((1, 100), (3, 100), (1, 100), (1, 60), (1, 100), (1, 0), (1, 100)):
+        left.send(bytes(count * size), size, right.address)
+    (train,) = trains(right)
+    assert [(len(view), size) for view, size in train] == [(560, 100), (100, 100), (0, 0), (100, 100)]
+
+
+def test_what_came_singly_is_never_more_than_one_send_can_carry(pair: tuple[UdpSocket, UdpSocket]) -> None:
+    left, right = pair
+    for number in range(150):
+        left.send(number.to_bytes(4), 4, right.address)
+    (train,) = trains(right)
+    assert [len(view) for view, _ in train] == [256, 256, 88]
+    assert b"".join(view for view, _ in train) == b"".join(number.to_bytes(4) for number in range(150))
+
+
+def test_a_train_does_not_mix_sources_or_tos(pair: tuple[UdpSocket, UdpSocket]) -> None:
+    left, right = pair
+    with closing(UdpSocket.bind("127.0.0.4", 0)) as other:
+        left.send(b"a" * 40, 40, right.address)
+        other.send(b"b" * 40, 40, right.address)
+        left.send(b"c" * 40, 40, right.address)
+        left.send(b"d" * 40, 40, right.address, tos=8)
+        assert [(bytes(batch.view[:1]), batch.tos) for batch in right.receive_train()] == [
+            *((b"a", 0), (b"b", 0), (b"c", 0), (b"d", 8))
+        ]
+
+
+def test_a_long_batch_comes_alone_and_a_train_has_an_end(pair: tuple[UdpSocket, UdpSocket]) -> None:
+    left, right = pair
+    left.send(numbered(44, 1400), 1400, right.address)
+    for size in range(100, 200):
+        left.send(bytes(size), size, right.address)
+    found = trains(right)
+    assert [len(train) for train in found] == [1, TRAIN_BATCHES, 100 - TRAIN_BATCHES]
+    assert [size for train in found[1:] for _, size in train] == list(range(100, 200))

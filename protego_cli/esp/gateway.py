@@ -6,6 +6,8 @@
 1. Desired state arrives by `put_*` and `drop_*`; each acts at once, and the tables that the two directions
    read are these. Putting an SA releases what was parked for it.
 2. `receive_*` take a GRO batch and return what to send; packets of one SA leave in the order they came.
+   `receive_*_train` take several: short ones of one source are worked on together, as rows of packets of any
+   sizes, so that what a batch costs is not paid for every few packets.
 3. Tags are answered behind everything received before them: PROBE and BARRIER with their echoes, an ORIGIN
    by opening its packet. Only neighbours of the desired state are believed, by the key of the pair.
 4. ESP whose source is no neighbour comes straight from a peer: a GIN's kernel has passed it on. Its source is
@@ -19,8 +21,10 @@ control plane does (RFC 4303 3.3.3, 3.4.3).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import struct
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import NamedTuple
 
 from protego_cli.counters import Counters
@@ -35,8 +39,13 @@ from protego_cli.esp.outbox import Address, Outbox, Port, Send, Way
 from protego_cli.esp.pairs import UNUSED, Pair, SaEntry, Used
 from protego_cli.esp.parking import Parking
 from protego_cli.esp.tenants import Tenant, Vtep
+from protego_cli.wire import ecn
 from protego_cli.wire.tags import TAG_LENGTH, Tag, TagKind, is_tag, open_tag, seal_tag
 
+Received = tuple[memoryview, int, Address, int]
+"""A batch: segments of a size, the last perhaps shorter; where it came from, its TOS."""
+
+SHORT = 8  # packets in a batch, on average, up to which batches are worked on together
 MAX_RETIRED = 1 << 16  # SAs whose progress is remembered after they were dropped
 
 
@@ -195,29 +204,60 @@ class Gateway:
         self, view: memoryview, size: int, source: Address, now: float, tos: int = 0
     ) -> list[Send]:
         """A batch on the ESP port: segments of `size`, the last perhaps shorter, that came with this TOS."""
+        self._receive_esp(view, size, source, now, tos)
+        return self._outbox.take()
+
+    def _receive_esp(self, view: memoryview, size: int, source: Address, now: float, tos: int) -> None:
         if not size:
             self._counters["gpn_drop_short"] += 1
-            return []
+            return
         origin = None if source[0] in self._fabric else source
         whole = len(view) - len(view) % size
         if whole:
             self._inbound.receive(view[:whole], size, source, now, origin, tos)
         if whole < len(view):
             self._inbound.receive(view[whole:], len(view) - whole, source, now, origin, tos)
-        return self._outbox.take()
 
     def receive_vxlan(
         self, view: memoryview, size: int, source: Address, now: float, tos: int = 0
     ) -> list[Send]:
         """A batch on the VXLAN port: as above."""
+        self._receive_vxlan(view, size, source, now, tos)
+        return self._outbox.take()
+
+    def _receive_vxlan(self, view: memoryview, size: int, source: Address, now: float, tos: int) -> None:
         if not size:
             self._counters["gpn_drop_vxlan_malformed"] += 1
-            return []
+            return
         whole = len(view) - len(view) % size
         if whole:
             self._receive_frames(view[:whole], size, source, now, tos)
         if whole < len(view):
             self._receive_frames(view[whole:], len(view) - whole, source, now, tos)
+
+    def receive_esp_train(self, train: Sequence[Received], now: float) -> list[Send]:
+        """Batches on the ESP port, in order."""
+        if len(train) == 1:
+            view, size, source, tos = train[0]
+            return self.receive_esp(view, size, source, now, tos)
+        for source, tos, stretch in _stretches(train):
+            origin = None if source[0] in self._fabric else source
+            packets = [] if ecn.telling(tos) else _packets(stretch)
+            if not (packets and self._inbound.receive_row(packets, source, now, origin, tos)):
+                for view, size in stretch:
+                    self._receive_esp(view, size, source, now, tos)
+        return self._outbox.take()
+
+    def receive_vxlan_train(self, train: Sequence[Received], now: float) -> list[Send]:
+        """Batches on the VXLAN port, in order."""
+        if len(train) == 1:
+            view, size, source, tos = train[0]
+            return self.receive_vxlan(view, size, source, now, tos)
+        for source, tos, stretch in _stretches(train):
+            frames = [] if ecn.telling(tos) else _packets(stretch)
+            if not (frames and self._outbound.receive_row(frames, source, now, tos)):
+                for view, size in stretch:
+                    self._receive_vxlan(view, size, source, now, tos)
         return self._outbox.take()
 
     def expire(self, now: float) -> None:
@@ -324,3 +364,39 @@ class Gateway:
     def _echo(self, tag: Tag, key: bytes, port: Port, source: Address) -> None:
         """Answer behind all that was received before the tag."""
         self._outbox.put(Way(port, source, None, ""), seal_tag(key, tag.echo(), hmac_sha256))
+
+
+Stretch = list[tuple[memoryview, int]]
+
+
+def _stretches(train: Sequence[Received]) -> Iterator[tuple[Address, int, Stretch]]:
+    """Batches that came one after another from one source, with one TOS."""
+    stretch: Stretch = []
+    before: tuple[Address, int] | None = None
+    for view, size, source, tos in train:
+        if before != (source, tos):
+            if before is not None:
+                yield *before, stretch
+            before, stretch = (source, tos), []
+        stretch.append((view, size))
+    if before is not None:
+        yield *before, stretch
+
+
+def _packets(stretch: Stretch) -> list[bytes]:
+    """The packets of several short batches; empty where the batches had better be taken one by one."""
+    if len(stretch) == 1:
+        return []
+    packets: list[bytes] = []
+    for view, size in stretch:
+        if not size:
+            return []
+        packets += _split(size, len(view)).unpack(view)
+    return packets if len(packets) <= SHORT * len(stretch) else []
+
+
+@lru_cache(maxsize=4096)
+def _split(size: int, length: int) -> struct.Struct:
+    """The packets of a batch of so many bytes."""
+    count, rest = divmod(length, size)
+    return struct.Struct(f"{size}s" * count + (f"{rest}s" if rest else ""))

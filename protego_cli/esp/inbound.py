@@ -1,14 +1,19 @@
 """From the peer to the tenant: ESP in, VXLAN out, a GRO batch at a time (RFC 4303 3.4, RFC 4301 5.2).
 
-1. One C call reads SPI and number of every packet in the batch. Nearly always there is one SPI; else the
-   packets are sorted by SPI, their order within each kept.
+1. Nearly always all packets of the batch have one SPI, which is told in C; else they are sorted by SPI, their
+   order within each kept.
 2. The SA's row of packets is checked against the window, opened, committed (`sa.py`).
 3. Where the outer ECN field says so, the inner one is changed, or the packet dropped (RFC 6040 4.2); nothing
    else of the outer header counts (RFC 4301 5.1.2.1).
-4. One C call reads of every opened packet what decides: version, length, addresses, trailer. Each distinct
-   combination is judged once: trailer, inner header, selectors, and the VTEP that serves the destination.
-5. Packets of one verdict go behind its VXLAN and Ethernet headers, again in one C call, and leave with their
-   own TOS; before, TCP SYNs are held to the tunnel's MSS where it has one.
+4. What decides about an opened packet is version, length, addresses, trailer. Each distinct combination is
+   judged once: trailer, inner header, selectors, and the VTEP that serves the destination.
+5. Packets of one verdict go behind its VXLAN and Ethernet headers in one C call, and leave with their own
+   TOS; before, TCP SYNs are held to the tunnel's MSS where it has one. Where it has none, all of a batch go
+   behind the headers once the first is judged; then columns of the frames are compared, and nearly always
+   that was right.
+
+A row of packets of any sizes, from several batches, is taken apart packet by packet, but opened, judged and
+put into VXLAN in one go for each SA.
 
 Packets whose keys are on their way are parked. A packet that came in an ORIGIN tag and opened as the newest
 of its SA moves the peer's address.
@@ -19,7 +24,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from itertools import groupby
+from itertools import groupby, repeat
 
 from protego_cli.counters import Counters
 from protego_cli.esp.events import Event, FirstPacket, PeerMoved
@@ -29,9 +34,11 @@ from protego_cli.esp.pairs import MAX_VERDICTS, Pair, Row, Verdict
 from protego_cli.esp.parking import Parking
 from protego_cli.esp.tenants import Delivery, Tenant
 from protego_cli.wire import ecn
-from protego_cli.wire.mss import clamp_row
+from protego_cli.wire.columns import Spans, alike
+from protego_cli.wire.mss import clamp, clamp_row
 from protego_cli.wire.tags import MAX_RESERVED_SPI
 
+_SPI = ((0, 4),)
 MIN_PACKET = 28  # the least of any suite: SPI, number and IV, four bytes of ciphertext, an ICV of eight
 
 TagHandler = Callable[[memoryview, Address, float, int], None]
@@ -76,16 +83,18 @@ class Inbound:
         if size < MIN_PACKET:
             self._counters["gpn_drop_short"] += count
             return
-        words = _words(size, count).unpack_from(view)
-        spis, numbers = words[0::2], words[1::2]
-        spi = spis[0]
-        if spis.count(spi) == count:
+        if alike(view, size, count, _SPI):
+            spi = int.from_bytes(view[:4])
             if 0 < spi <= MAX_RESERVED_SPI:
                 for at in range(0, len(view), size):
                     self._tag(view[at : at + size], source, now, tos)
             else:
+                numbers = _numbers(size, count).unpack_from(view)
                 self._one_spi(spi, numbers, view, size, source, now, origin, tos)
-        elif min(spis) <= MAX_RESERVED_SPI:  # a tag speaks of what came before it
+            return
+        words = _words(size, count).unpack_from(view)
+        spis, numbers = words[0::2], words[1::2]
+        if min(spis) <= MAX_RESERVED_SPI:  # a tag speaks of what came before it
             for at in range(0, len(view), size):
                 self.receive(view[at : at + size], size, source, now, origin, tos)
         else:
@@ -96,6 +105,79 @@ class Inbound:
                 part = b"".join([view[place * size : (place + 1) * size] for place in found])
                 row = [numbers[place] for place in found]
                 self._one_spi(spi, row, part, size, source, now, origin, tos)
+
+    def receive_row(
+        self, packets: Sequence[bytes], source: Address, now: float, origin: Address | None, tos: int
+    ) -> bool:
+        """ESP packets of any sizes; False, having done nothing, where they are to be looked at one by one.
+
+        Their ECN field means nothing for what is within.
+        """
+        if min(map(len, packets)) < MIN_PACKET:
+            return False
+        words = _pairs(len(packets)).unpack(b"".join([packet[:8] for packet in packets]))
+        spis, numbers = words[0::2], words[1::2]
+        if min(spis) <= MAX_RESERVED_SPI:  # a tag speaks of what came before it
+            return False
+        if spis.count(spis[0]) == len(spis):
+            self._row_of_one(spis[0], numbers, packets, source, now, origin, tos)
+            return True
+        rows: dict[int, list[int]] = {}
+        for place, spi in enumerate(spis):
+            rows.setdefault(spi, []).append(place)
+        for spi, places in rows.items():
+            row = [packets[place] for place in places]
+            self._row_of_one(spi, [numbers[place] for place in places], row, source, now, origin, tos)
+        return True
+
+    def _row_of_one(
+        self,
+        spi: int,
+        numbers: Sequence[int],
+        packets: Sequence[bytes],
+        source: Address,
+        now: float,
+        origin: Address | None,
+        tos: int,
+    ) -> None:
+        pair = self._pairs.get(spi)
+        if pair is None:
+            for number, packet in zip(numbers, packets, strict=True):
+                self._one_spi(spi, (number,), packet, len(packet), source, now, origin, tos)
+            return
+        plaintexts = pair.inbound.open_each(numbers, packets, self._counters, now)
+        if plaintexts:
+            self._opened(pair, numbers[-1], source, origin)
+            self._deliver_each(pair, plaintexts)
+
+    def _deliver_each(self, pair: Pair, plaintexts: list[bytes]) -> None:
+        """Opened packets of one SA, of any sizes, in order."""
+        sa = pair.inbound
+        if not sa.selectors.by_address or min(map(len, plaintexts)) < 2 or {t[-1] for t in plaintexts} != {4}:
+            for plaintext in plaintexts:
+                self._judge_one(pair, plaintext)
+            return
+        rows = [(t[:4], t[12:20], t[-2 - t[-2] :]) for t in plaintexts]
+        known = map(pair.verdicts.get, zip(map(len, plaintexts), rows, strict=True))
+        verdicts = [
+            verdict or self._verdict(pair, row, text)
+            for verdict, row, text in zip(known, rows, plaintexts, strict=True)
+        ]
+        deliveries = [verdict for verdict in verdicts if not isinstance(verdict, str)]
+        ways = {id(delivery): delivery.way for delivery, _ in deliveries}
+        if len(deliveries) == len(verdicts) and len(set(ways.values())) == 1:
+            if pair.mss is not None:
+                plaintexts = [clamp(plaintext, pair.mss) for plaintext in plaintexts]
+            frames = [
+                delivery.header + text[:length]
+                for text, (delivery, length) in zip(plaintexts, deliveries, strict=True)
+            ]
+            self._outbox.add_row(deliveries[0][0].way, frames)
+            sa.packets += len(frames)
+            sa.bytes += sum([length for _, length in deliveries])
+            return
+        for verdict, plaintext in zip(verdicts, plaintexts, strict=True):
+            self._deliver(pair, verdict, [plaintext])
 
     def _one_spi(
         self,
@@ -120,23 +202,25 @@ class Inbound:
             else:
                 self._counters["gpn_drop_unknown_spi"] += count
             return
+        plaintexts = pair.inbound.open(numbers, data, size, self._counters, now)
+        if plaintexts:
+            self._opened(pair, numbers[-1], source, origin)
+            if ecn.telling(tos):
+                plaintexts = self._leave(plaintexts, tos)
+            if plaintexts:
+                self._pass_on(pair, plaintexts)
+
+    def _opened(self, pair: Pair, last: int, source: Address, origin: Address | None) -> None:
+        """Of a row that came in at once, of which `last` is the last number, something was authentic."""
         sa = pair.inbound
-        plaintexts = sa.open(numbers, data, size, self._counters, now)
-        if not plaintexts:
-            return
         if not sa.authentic:
             sa.authentic = True
-            self._events.append(FirstPacket(spi))
-        if origin is not None and origin != pair.peer and sa.newest(numbers[-1]):
+            self._events.append(FirstPacket(sa.spi))
+        if origin is not None and origin != pair.peer and sa.newest(last):
             pair.move_peer(origin)
-            self._events.append(PeerMoved(spi, *origin))
+            self._events.append(PeerMoved(sa.spi, *origin))
         if pair.doors is not None and source != pair.came_by:
             pair.come_by(source)
-        if ecn.telling(tos):
-            plaintexts = self._leave(plaintexts, tos)
-            if not plaintexts:
-                return
-        self._pass_on(pair, plaintexts)
 
     def _leave(self, opened: list[bytes], tos: int) -> list[bytes]:
         """Those that may go on under what the outer ECN field says, with that in them."""
@@ -148,17 +232,27 @@ class Inbound:
         """Opened packets of one SA and one size, in order."""
         first, count = plaintexts[0], len(plaintexts)
         tail = first[-2] + 2 if len(first) >= 2 else 0
-        layout = _row(len(first), tail, 6 if first[-1:] == b"\x29" else 4, count)
+        version = 6 if first[-1:] == b"\x29" else 4
+        layout = _row(len(first), tail, version)
         if layout is None or not pair.inbound.selectors.by_address:
             for plaintext in plaintexts:
                 self._judge_one(pair, plaintext)
             return
-        fields: tuple[bytes, ...] = layout.unpack(b"".join(plaintexts))
-        row = fields[:3]
-        if fields == row * count:
-            self._deliver(pair, self._verdict(pair, row, first), plaintexts)
+        row: Row = layout.unpack(first)
+        verdict = self._verdict(pair, row, first)
+        if (
+            pair.mss is None
+            and not isinstance(verdict, str)
+            and all(map(bytes.endswith, plaintexts, repeat(row[2])))
+        ):
+            frames, header = _framed(verdict, plaintexts), len(verdict[0].header)
+            if alike(frames, header + verdict[1], count, _judged(header, version)):
+                self._send(pair, verdict, frames, count)
+                return
+        rows: list[Row] = [layout.unpack(plaintext) for plaintext in plaintexts]
+        if rows.count(row) == count:
+            self._deliver(pair, verdict, plaintexts)
         else:
-            rows: list[Row] = list(zip(fields[0::3], fields[1::3], fields[2::3], strict=True))
             self._mixed(pair, rows, plaintexts)
 
     def _mixed(self, pair: Pair, rows: list[Row], plaintexts: list[bytes]) -> None:
@@ -192,11 +286,11 @@ class Inbound:
             return
         if pair.mss is not None:
             plaintexts = clamp_row(plaintexts, pair.mss)
+        self._send(pair, verdict, _framed(verdict, plaintexts), count)
+
+    def _send(self, pair: Pair, verdict: tuple[Delivery, int], frames: bytes, count: int) -> None:
         (way, header), length = verdict
-        fields = [header] * (2 * count)
-        fields[1::2] = plaintexts
-        frame = len(header) + length
-        self._outbox.add(way, frame, _frames(len(header), length, count).pack(*fields), count)
+        self._outbox.add(way, len(header) + length, frames, count)
         pair.inbound.packets += count
         pair.inbound.bytes += length * count
 
@@ -240,10 +334,36 @@ def _leave(plaintext: bytes, tos: int) -> bytes | None:
     return left
 
 
+def _framed(verdict: tuple[Delivery, int], plaintexts: Sequence[bytes]) -> bytes:
+    """The frames of opened packets of one verdict, side by side."""
+    (_, header), length = verdict
+    fields = [header] * (2 * len(plaintexts))
+    fields[1::2] = plaintexts
+    return _frames(len(header), length, len(plaintexts)).pack(*fields)
+
+
+@lru_cache(maxsize=64)
+def _judged(header: int, version: int) -> Spans:
+    """Where in a frame that lies which a verdict follows from; and the hop limit of IPv6, between it."""
+    head, addresses = ((0, 4), (12, 20)) if version == 4 else ((0, 8), (8, 40))
+    return tuple((header + start, header + stop) for start, stop in (head, addresses))
+
+
+@lru_cache(maxsize=1024)
+def _numbers(size: int, count: int) -> struct.Struct:
+    """Sequence number of each packet."""
+    return struct.Struct("!" + f"4xI{size - 8}x" * count)
+
+
 @lru_cache(maxsize=1024)
 def _words(size: int, count: int) -> struct.Struct:
     """SPI and sequence number of each packet."""
     return struct.Struct("!" + f"II{size - 8}x" * count)
+
+
+@lru_cache(maxsize=1024)
+def _pairs(count: int) -> struct.Struct:
+    return struct.Struct("!" + "II" * count)
 
 
 @lru_cache(maxsize=1024)
@@ -253,10 +373,10 @@ def _frames(header: int, length: int, count: int) -> struct.Struct:
 
 
 @lru_cache(maxsize=1024)
-def _row(size: int, tail: int, version: int, count: int) -> struct.Struct | None:
-    """What decides about each of the opened packets of one size; None when they are too short."""
+def _row(size: int, tail: int, version: int) -> struct.Struct | None:
+    """What decides about an opened packet of this size; None when it is too short."""
     head, skip, addresses = (4, 8, 8) if version == 4 else (7, 1, 32)
     rest = size - head - skip - addresses - tail
     if rest < 0 or not tail:
         return None
-    return struct.Struct(f"{head}s{skip}x{addresses}s{rest}x{tail}s" * count)
+    return struct.Struct(f"{head}s{skip}x{addresses}s{rest}x{tail}s")

@@ -1,7 +1,8 @@
 """From the tenant to the peer: VXLAN in, ESP out, a GRO batch at a time (RFC 4303 3.3, RFC 4301 5.1).
 
-1. One C call reads of every frame what decides: the headers up to the inner length, protocol, addresses.
-   Each distinct combination is judged once and remembered as a flow, until a table changes.
+1. What decides about a frame is the headers up to the inner length, protocol, addresses. Nearly always all
+   frames of a batch agree in it, which columns compared in C tell. Each distinct combination is judged once
+   and remembered as a flow, until a table changes.
 2. The source must be a GEN or a VTEP of that VNI; the VNI and the selectors find the tunnel ruled to seal
    here. What a VTEP sent straight here and no tunnel here takes, ARP too, goes on to a GEN, unchanged.
 3. A virtual link may have left inner checksums and segmentation to a card (`wire/offload.py`); one strided
@@ -11,6 +12,8 @@
    all do or none does, so that it is found once.
 6. Inner packets get their trailers, numbers are taken from the sealing range, and the row is sealed; it
    leaves with the TOS that the inner packets and the tunnel give it.
+
+A row of frames of any sizes, from several batches, goes the same way in one go for each SA and TOS.
 """
 
 from __future__ import annotations
@@ -18,7 +21,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from itertools import groupby
+from itertools import groupby, repeat
+from operator import add
 from typing import NamedTuple
 
 from protego_cli.counters import Counters
@@ -30,11 +34,16 @@ from protego_cli.esp.packet import trailer
 from protego_cli.esp.pairs import Pair
 from protego_cli.esp.tenants import Tenant
 from protego_cli.wire import ecn, mss, offload, vxlan
+from protego_cli.wire.columns import Spans, alike
 from protego_cli.wire.inner import Inner, parse
 from protego_cli.wire.returning import HEADER_LENGTH, add_header
 from protego_cli.wire.vxlan import ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, FRAME_LENGTH
 
 MAX_FLOWS = 1 << 14
+# Where in a frame that lies which decides: the row but for MAC addresses, of IPv6 the hop limit, too.
+_V4_SPANS: Spans = ((0, 8), (20, 26), (28, 32), (34, 42))
+_V6_SPANS: Spans = ((0, 8), (20, 62))
+_LEAST = FRAME_LENGTH + 20  # of a frame with an IPv4 header
 RETURN = "gpn_returned"  # what becomes of frames that a GEN should have
 
 Row = tuple[bytes, ...]
@@ -103,23 +112,67 @@ class Outbound:
         """VXLAN frames of one size, that came with this TOS. `now` is wall-clock time."""
         origin = "" if source in self._gens else source[0]
         count = len(view) // size
-        layout = _rows(size, bytes(view[20:22]), count)
+        ethertype = bytes(view[20:22])
+        layout = _row(size, ethertype)
         if layout is None:
             self._one_by_one(origin, view, size, now, tos)
             return
-        fields: tuple[bytes, ...] = layout.unpack(view)
-        row = fields[:3]
-        if fields == row * count:
+        row: Row = layout.unpack_from(view)
+        if alike(view, size, count, _V6_SPANS if ethertype == ETHERTYPE_IPV6 else _V4_SPANS):
             if count > 1 and row[0][4:7] in self._by_packet:
                 self._one_by_one(origin, view, size, now, tos)
             else:
                 self._pass_on(self._find(origin, row, view[:size]), view, size, count, now, tos)
             return
-        rows: list[Row] = list(zip(fields[0::3], fields[1::3], fields[2::3], strict=True))
+        rows: list[Row] = [layout.unpack_from(view, at) for at in range(0, len(view), size)]
         if any(other[0][20:22] != row[0][20:22] for other in rows):  # IPv4 beside IPv6
             self._one_by_one(origin, view, size, now, tos)
         else:
             self._mixed(origin, rows, view, size, now, tos)
+
+    def receive_row(self, frames: Sequence[bytes], source: Address, now: float, tos: int) -> bool:
+        """VXLAN frames of any sizes; False, having done nothing, where they are to be looked at singly.
+
+        Their ECN field means nothing for what is within.
+        """
+        if min(map(len, frames)) < _LEAST or {frame[20:22] for frame in frames} != {ETHERTYPE_IPV4}:
+            return False
+        if self._by_packet and not self._by_packet.isdisjoint([frame[4:7] for frame in frames]):
+            return False
+        origin = "" if source in self._gens else source[0]
+        rows: list[Row] = [(frame[:26], frame[28:32], frame[34:42]) for frame in frames]
+        flows: list[Flow | str] = [
+            self._flows.get((origin, len(frame), row)) or self._find(origin, row, memoryview(frame))
+            for row, frame in zip(rows, frames, strict=True)
+        ]
+        for sealer, row in groupby(zip(flows, frames, strict=True), key=_sealer):
+            if sealer is None:
+                for flow, frame in row:
+                    self._pass_on(flow, memoryview(frame), len(frame), 1, now, tos)
+            else:
+                framed = [(flow, frame) for flow, frame in row if not isinstance(flow, str)]
+                texts = [
+                    frame[FRAME_LENGTH : FRAME_LENGTH + flow.length] + flow.trailer for flow, frame in framed
+                ]
+                self._seal_each(sealer[0], texts, [flow.length for flow, _ in framed], now)
+        return True
+
+    def _seal_each(self, pair: Pair, texts: Sequence[bytes], lengths: Sequence[int], now: float) -> None:
+        """Padded inner packets of one TOS, and their lengths without the trailers."""
+        sa, count = pair.outbound, len(texts)
+        if sa.expires is not None and now >= sa.expires:
+            self._counters["gpn_drop_expired"] += count
+            return
+        way = pair.way_around(texts[0])
+        if way is None:
+            self._counters["gpn_drop_no_gin"] += count
+            return
+        packets = sa.seal_each(texts)
+        header = pair.header
+        self._outbox.add_row(way, [header + packet for packet in packets] if header else packets)
+        sa.packets += len(packets)
+        sa.bytes += sum(lengths[: len(packets)])
+        self._told(pair, count - len(packets))
 
     def _mixed(self, origin: str, rows: list[Row], view: memoryview, size: int, now: float, tos: int) -> None:
         """Frames of several flows. Those for one SA stay in order, whatever flows they belong to."""
@@ -136,7 +189,7 @@ class Outbound:
     def _one_by_one(self, origin: str, view: memoryview, size: int, now: float, tos: int) -> None:
         for at in range(0, len(view), size):
             frame = view[at : at + size]
-            layout = _rows(size, bytes(frame[20:22]), 1)
+            layout = _row(size, bytes(frame[20:22]))
             flow = self._find(origin, layout.unpack(frame), frame) if layout else self._decide(origin, frame)
             self._pass_on(flow, frame, size, 1, now, tos)
 
@@ -274,7 +327,7 @@ class Outbound:
         if way is None:
             self._counters["gpn_drop_no_gin"] += count
             return
-        data = sa.seal([inner + tail for inner in inners])
+        data = sa.seal(list(map(add, inners, repeat(tail))))
         size = sa.overhead + length + len(tail)
         sealed = len(data) // size
         if sealed:
@@ -284,11 +337,27 @@ class Outbound:
             self._outbox.add(way, size, data, sealed)
             sa.packets += sealed
             sa.bytes += sealed * length
-        if sealed < count:
-            self._counters["gpn_drop_range"] += count - sealed
+        self._told(pair, count - sealed)
+
+    def _told(self, pair: Pair, left: int) -> None:
+        """After sealing: count those that the range had no numbers for, tell when it comes to its end."""
+        sa = pair.outbound
+        if left:
+            self._counters["gpn_drop_range"] += left
         if sa.next >= sa.low_at and not pair.low_told:
             pair.low_told = True
             self._events.append(RangeLow(pair.entry.spi_in))
+
+
+def _sealer(framed: tuple[Flow | str, bytes]) -> tuple[Pair, int] | None:
+    """Who seals a frame, and its inner TOS, if it may be sealed as it is."""
+    flow, frame = framed
+    if isinstance(flow, str) or flow.oversize:
+        return None
+    mark, flags = flow.unfinished, flow.flags
+    if (mark and frame[mark.at : mark.at + 2] == mark.value) or (flags and frame[flags] & mss.SYN):
+        return None
+    return flow.pair, flow.tos
 
 
 def _pieces(view: memoryview, at: int, size: int) -> list[bytes]:
@@ -303,8 +372,8 @@ def _inners(size: int, length: int, count: int) -> struct.Struct:
 
 
 @lru_cache(maxsize=4096)
-def _rows(size: int, ethertype: bytes, count: int) -> struct.Struct | None:
-    """What decides about each of the frames of this size and EtherType; None when they are too short."""
+def _row(size: int, ethertype: bytes) -> struct.Struct | None:
+    """What decides about a frame of this size and EtherType; None when it is too short."""
     fields = "29s0s1x32s" if ethertype == ETHERTYPE_IPV6 else "26s2x4s2x8s"
     rest = size - struct.calcsize(fields)
-    return struct.Struct(f"{fields}{rest}x" * count) if rest >= 0 else None
+    return struct.Struct(f"{fields}{rest}x") if rest >= 0 else None

@@ -6,7 +6,9 @@ side, and a shorter one may end a buffer. Splitting by the kernel's limits is th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
+from functools import partial
 from typing import NamedTuple
 
 Address = tuple[str, int]
@@ -35,6 +37,9 @@ class Send(NamedTuple):
     data: Buffer  # segments of `size` bytes, the last perhaps shorter
     size: int
     packets: int
+
+
+_send = partial(tuple.__new__, Send)  # half of what `Send` takes, which looks at names
 
 
 class _Run:
@@ -69,6 +74,32 @@ class Outbox:
             self._close(run)
         self._open[way.dest] = _Run(way, size, data, packets)
 
+    def add_row(self, way: Way, packets: Sequence[Buffer]) -> None:
+        """Packets of any sizes, in order."""
+        run = self._open.get(way.dest)
+        if run is not None and run.way != way:
+            self._close(self._open.pop(way.dest))
+            run = None
+        for packet in packets:
+            size = len(packet)
+            if run is not None:
+                if size == run.size:
+                    run.parts.append(packet)
+                    run.packets += 1
+                    continue
+                if size < run.size:
+                    run.parts.append(packet)
+                    run.packets += 1
+                    self._close(run)
+                    run = None
+                    continue
+                self._close(run)
+            run = _Run(way, size, packet, 1)
+        if run is not None:
+            self._open[way.dest] = run
+        else:
+            self._open.pop(way.dest, None)
+
     def put(self, way: Way, datagram: bytes) -> None:
         """A datagram that leaves behind everything added so far, and alone."""
         self._close_all()
@@ -87,4 +118,4 @@ class Outbox:
 
     def _close(self, run: _Run) -> None:
         data = run.parts[0] if len(run.parts) == 1 else b"".join(run.parts)
-        self._sends.append(Send(run.way, data, run.size, run.packets))
+        self._sends.append(_send((run.way, data, run.size, run.packets)))

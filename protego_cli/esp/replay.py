@@ -72,14 +72,17 @@ class ReplayWindow:
             self.top = number
 
     def commit_row(self, numbers: Sequence[int]) -> None:
-        """Mark numbers that `fresh` admitted and whose packets all opened."""
-        last, count = numbers[-1], len(numbers)
+        """Mark numbers, of a row that `fresh` admitted, whose packets opened."""
+        last, count, size = numbers[-1], len(numbers), self.size
         if last - numbers[0] == count - 1:
-            self._shift(last - self.top, (1 << count) - 1)
-            self.top = last
+            bits = (1 << count) - 1
         else:
+            bits = 0
             for number in numbers:
-                self.commit(number)
+                if last - number < size:
+                    bits |= 1 << last - number
+        self._shift(last - self.top, bits)
+        self.top = last
 
     def raise_floor(self, floor: int) -> None:
         """Count every number up to `floor` as seen. Never lowers anything."""

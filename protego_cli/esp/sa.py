@@ -11,12 +11,13 @@ How a packet is opened or sealed is the suite's business (`transforms.py`), a ro
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import compress
 
 from protego_cli.counters import Counters
 from protego_cli.crypto.algorithms import EspSuite, RandomSource
 from protego_cli.esp.flows import FlowSelectors
 from protego_cli.esp.replay import ReplayWindow
-from protego_cli.esp.transforms import opening, sealing
+from protego_cli.esp.transforms import opening, sealing, split
 from protego_cli.wire.inner import Buffer
 from protego_cli.wire.selectors import TrafficSelector
 
@@ -78,8 +79,7 @@ class InboundSa:
 
         `data` is packets of `size` bytes, `sequence` what they bear as sequence numbers.
         """
-        if not self.opens or (self.expires is not None and now >= self.expires):
-            counters["gpn_drop_expired" if self.opens else "gpn_drop_floor"] += len(sequence)
+        if not self._may_open(len(sequence), counters, now):
             return []
         if not self._transform.fits(size):
             counters["gpn_drop_short"] += len(sequence)
@@ -87,40 +87,87 @@ class InboundSa:
         window = self.window
         numbers = window.extend(sequence) if self._esn else sequence
         if not window.fresh(numbers):
-            return self._open_checked(numbers, data, size, counters)
-        plaintexts, forged = self._transform.open(data, size, numbers)
+            packets = split(data, size, len(numbers))
+            return self._open_checked(numbers, packets, counters)
+        return self._commit(numbers, *self._transform.open(data, size, numbers), counters)
+
+    def open_each(
+        self, sequence: Sequence[int], packets: Sequence[bytes], counters: Counters, now: float
+    ) -> list[bytes]:
+        """The same of packets of any sizes."""
+        if not self._may_open(len(sequence), counters, now):
+            return []
+        if not all(map(self._transform.fits, set(map(len, packets)))):
+            fit = [self._transform.fits(len(packet)) for packet in packets]
+            counters["gpn_drop_short"] += fit.count(False)
+            sequence, packets = list(compress(sequence, fit)), list(compress(packets, fit))
+            if not packets:
+                return []
+        window = self.window
+        numbers = window.extend(sequence) if self._esn else sequence
+        if not window.fresh(numbers):
+            return self._open_checked(numbers, packets, counters)
+        return self._commit(numbers, *self._transform.open_each(packets, numbers), counters)
+
+    def _may_open(self, count: int, counters: Counters, now: float) -> bool:
+        if self.opens and (self.expires is None or now < self.expires):
+            return True
+        counters["gpn_drop_expired" if self.opens else "gpn_drop_floor"] += count
+        return False
+
+    def _commit(
+        self, numbers: Sequence[int], plaintexts: list[bytes], forged: Sequence[int], counters: Counters
+    ) -> list[bytes]:
+        """Mark what opened of a row that was `fresh`."""
         if forged:
             counters["gpn_drop_auth"] += len(forged)
+            if not plaintexts:
+                return plaintexts
             wrong = frozenset(forged)
-            for place, number in enumerate(numbers):
-                if place not in wrong:
-                    window.commit(number)
-        else:
-            window.commit_row(numbers)
+            numbers = [number for place, number in enumerate(numbers) if place not in wrong]
+        self.window.commit_row(numbers)
         return plaintexts
 
     def _open_checked(
-        self, numbers: Sequence[int], data: Buffer, size: int, counters: Counters
+        self, numbers: Sequence[int], packets: Sequence[bytes], counters: Counters
     ) -> list[bytes]:
         """A row in which numbers may be old, or come twice; every packet meets the fate it would alone."""
         window = self.window
         admitted = [place for place, number in enumerate(numbers) if window.check(number)]
-        row = b"".join([data[place * size : (place + 1) * size] for place in admitted])
-        opened, forged = self._transform.open(row, size, [numbers[place] for place in admitted])
+        if not admitted:
+            for number in numbers:
+                self._refuse(number, counters)
+            return []
+        opened, forged = self._transform.open_each(
+            [packets[place] for place in admitted], [numbers[place] for place in admitted]
+        )
         wrong = frozenset(forged)
+        right = [numbers[place] for index, place in enumerate(admitted) if index not in wrong]
+        ahead = not forged or not right or min(numbers[admitted[index]] for index in forged) > right[-1]
+        if ahead and (not right or window.fresh(right)):
+            counters["gpn_drop_auth"] += len(forged)
+            for number in numbers if len(admitted) < len(numbers) else ():
+                if not window.check(number):
+                    self._refuse(number, counters)
+            if right:
+                window.commit_row(right)
+            return opened
         good = (place for index, place in enumerate(admitted) if index not in wrong)
         texts = dict(zip(good, opened, strict=True))
         plaintexts = []
         for place, number in enumerate(numbers):
             if not window.check(number):  # so it was before, or one of this row was the same or far ahead
-                outside = number <= self.floor or number >= window.end
-                counters["gpn_drop_floor" if outside else "gpn_drop_replay"] += 1
+                self._refuse(number, counters)
             elif place in texts:
                 window.commit(number)
                 plaintexts.append(texts[place])
             else:
                 counters["gpn_drop_auth"] += 1
         return plaintexts
+
+    def _refuse(self, number: int, counters: Counters) -> None:
+        outside = number <= self.floor or number >= self.window.end
+        counters["gpn_drop_floor" if outside else "gpn_drop_replay"] += 1
 
 
 class OutboundSa:
@@ -180,3 +227,10 @@ class OutboundSa:
         if not numbers:
             return b""
         return self._transform.seal(numbers, plaintexts[: len(numbers)])
+
+    def seal_each(self, plaintexts: Sequence[bytes]) -> list[bytes]:
+        """The same of plaintexts of any lengths, as a packet each."""
+        numbers = self.take(len(plaintexts))
+        if not numbers:
+            return []
+        return self._transform.seal_each(numbers, plaintexts[: len(numbers)])

@@ -16,6 +16,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import accumulate
 from typing import NamedTuple, Protocol
 
 from cryptography.exceptions import InvalidTag
@@ -52,6 +53,10 @@ class Opening(Protocol):
         """A row of packets of one size that fits, with their whole numbers."""
         ...
 
+    def open_each(self, packets: Sequence[bytes], numbers: Sequence[int]) -> Opened:
+        """The same of packets of any sizes that fit."""
+        ...
+
 
 class Sealing(Protocol):
     """Bound to the key of an outbound SA."""
@@ -61,6 +66,10 @@ class Sealing(Protocol):
 
     def seal(self, numbers: range, plaintexts: Sequence[bytes]) -> bytes:
         """A row of plaintexts of one length as packets, side by side; no number ever comes twice."""
+        ...
+
+    def seal_each(self, numbers: range, plaintexts: Sequence[bytes]) -> list[bytes]:
+        """The same of plaintexts of any lengths, as a packet each."""
         ...
 
 
@@ -111,11 +120,29 @@ class _AeadOpening:
         count = len(numbers)
         fields = _layout(f"8s8s{size - HEADER_LENGTH - IV_LENGTH}s", count).unpack_from(data)
         salt = self._salt
-        nonces = [salt + iv for iv in fields[1::3]]
-        headers = self._extended(numbers) if self._esn else fields[0::3]
+        return self._open([salt + iv for iv in fields[1::3]], fields[2::3], fields[0::3], numbers)
+
+    def open_each(self, packets: Sequence[bytes], numbers: Sequence[int]) -> Opened:
+        salt = self._salt
+        return self._open(
+            [salt + packet[8:16] for packet in packets],
+            [packet[16:] for packet in packets],
+            [packet[:8] for packet in packets],
+            numbers,
+        )
+
+    def _open(
+        self,
+        nonces: Sequence[bytes],
+        sealed: Sequence[bytes],
+        headers: Sequence[bytes],
+        numbers: Sequence[int],
+    ) -> Opened:
+        if self._esn:
+            headers = self._extended(numbers)
         plaintexts: list[bytes] = []
         forged: list[int] = []
-        opening = map(self._decrypt, nonces, fields[2::3], headers)
+        opening = map(self._decrypt, nonces, sealed, headers)
         while True:
             try:
                 plaintexts.extend(opening)
@@ -146,9 +173,7 @@ class _AeadSealing:
 
     def seal(self, numbers: range, plaintexts: Sequence[bytes]) -> bytes:
         count = len(numbers)
-        fields: list[object] = [self._spi, 0, self._salt, 0] * count
-        fields[1::4] = fields[3::4] = numbers
-        parts = _layout(self._split_layout, count).unpack(_layout(self._number_layout, count).pack(*fields))
+        parts = self._parts(numbers)
         sealed = list(map(self._encrypt, parts[1::2], plaintexts, parts[0::2]))
         packets: list[object]
         if self._esn:
@@ -158,6 +183,23 @@ class _AeadSealing:
         packets = [None] * (3 * count)
         packets[0::3], packets[1::3], packets[2::3] = parts[0::2], numbers, sealed
         return _layout(f"8sQ{len(sealed[0])}s", count).pack(*packets)
+
+    def seal_each(self, numbers: range, plaintexts: Sequence[bytes]) -> list[bytes]:
+        parts = self._parts(numbers)
+        headers, nonces, salt = parts[0::2], parts[1::2], len(self._salt)
+        sealed = map(self._encrypt, nonces, plaintexts, headers)
+        if self._esn:  # of which the low half is sent
+            headers = tuple([header[:4] + header[8:] for header in headers])
+        return [
+            header + nonce[salt:] + text for header, nonce, text in zip(headers, nonces, sealed, strict=True)
+        ]
+
+    def _parts(self, numbers: range) -> tuple[bytes, ...]:
+        """Associated data and nonce of each."""
+        count = len(numbers)
+        fields: list[object] = [self._spi, 0, self._salt, 0] * count
+        fields[1::4] = fields[3::4] = numbers
+        return _layout(self._split_layout, count).unpack(_layout(self._number_layout, count).pack(*fields))
 
 
 # ---- CBC and a MAC
@@ -188,6 +230,20 @@ class _CbcOpening:
         clear = self._decryptor.decrypt(b"".join(sealed))
         block = self._block
         return Opened(list(_layout(f"{block}x{length - block}s", len(sealed)).unpack(clear)), forged)
+
+    def open_each(self, packets: Sequence[bytes], numbers: Sequence[int]) -> Opened:
+        icv = self._icv
+        texts = [packet[:-icv] for packet in packets]
+        ends = _high_halves(numbers) if self._esn else ()
+        forged = self._authenticator.verify(texts, [packet[-icv:] for packet in packets], ends)
+        if forged:
+            wrong = frozenset(forged)
+            texts = [text for place, text in enumerate(texts) if place not in wrong]
+        clear = self._decryptor.decrypt(b"".join([text[HEADER_LENGTH:] for text in texts]))
+        stops = list(accumulate([len(text) - HEADER_LENGTH for text in texts]))
+        starts = [0, *stops]
+        block = self._block
+        return Opened([clear[a + block : b] for a, b in zip(starts, stops, strict=False)], forged)
 
 
 class _CbcSealing:
@@ -222,6 +278,22 @@ class _CbcSealing:
         packets[0::2] = texts
         packets[1::2] = self._authenticator.tags(texts, _high_halves(numbers) if self._esn else ())
         return _layout(f"{HEADER_LENGTH + length}s{self._icv}s", count).pack(*packets)
+
+    def seal_each(self, numbers: range, plaintexts: Sequence[bytes]) -> list[bytes]:
+        count, icv, block = len(numbers), self._icv, self.block
+        sealed = self._encryptor.encrypt(plaintexts)
+        fields = [self._spi] * (2 * count)
+        fields[1::2] = [number & _LOW for number in numbers]
+        headers = _layout("8s", count).unpack(_layout("II", count).pack(*fields))
+        stops = list(accumulate([len(text) + block for text in plaintexts]))
+        texts = [h + sealed[a:b] for h, a, b in zip(headers, [0, *stops], stops, strict=False)]
+        tags = self._authenticator.tags(texts, _high_halves(numbers) if self._esn else ())
+        return [text + tag[:icv] for text, tag in zip(texts, tags, strict=True)]
+
+
+def split(data: Buffer, size: int, count: int) -> tuple[bytes, ...]:
+    """So many packets of one size."""
+    return _layout(f"{size}s", count).unpack_from(data)
 
 
 def _high_halves(numbers: Sequence[int]) -> list[bytes]:

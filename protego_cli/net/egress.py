@@ -21,9 +21,10 @@ from typing import NamedTuple
 
 from protego_cli.counters import Counters
 from protego_cli.errors import Malformed
-from protego_cli.net.gso import column, grouped, segments
+from protego_cli.net.gso import grouped, segments
 from protego_cli.net.steering import HERE, Gpn, Own, Sender
 from protego_cli.net.udp import Address, Batch
+from protego_cli.wire.columns import alike
 from protego_cli.wire.prefixes import Network, PrefixTable
 from protego_cli.wire.tags import is_tag
 from protego_cli.wire.vxlan import ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, parse
@@ -31,10 +32,10 @@ from protego_cli.wire.vxlan import ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6
 MAX_FLOWS = 1 << 16
 IPV4_BYTES = 4
 
-# Where the 32-bit words lie that all packets of one flow have in common: VXLAN header, EtherType (with the
-# end of a MAC), inner destination; and how long a packet must be to have them all.
-_V4_WORDS, _V4_LENGTH = (0, 4, 18, 38), 42
-_V6_WORDS, _V6_LENGTH = (0, 4, 18, 46, 50, 54, 58), 62
+# Where that lies which all packets of one flow have in common: VXLAN header, EtherType, inner destination;
+# and how long a packet must be to have it all.
+_V4_SPANS, _V4_LENGTH = ((0, 8), (20, 22), (38, 42)), 42
+_V6_SPANS, _V6_LENGTH = ((0, 8), (20, 22), (46, 62)), 62
 
 Fields = tuple[bytes, bytes, bytes]
 """VXLAN header, EtherType, inner destination (empty where the packet is too short to have one)."""
@@ -181,16 +182,8 @@ def uniform(view: memoryview, size: int, count: int) -> bool:
     """Whether all packets of a batch are certainly of one flow."""
     if count == 1:
         return True
-    ipv6 = view[20:22] == ETHERTYPE_IPV6
-    words, length = (_V6_WORDS, _V6_LENGTH) if ipv6 else (_V4_WORDS, _V4_LENGTH)
-    if len(view) - (count - 1) * size < length:
-        return False
-    layout = column(size, count, 4)
-    for place in words:
-        numbers = layout.unpack_from(view, place)
-        if numbers.count(numbers[0]) != count:
-            return False
-    return True
+    spans, length = (_V6_SPANS, _V6_LENGTH) if view[20:22] == ETHERTYPE_IPV6 else (_V4_SPANS, _V4_LENGTH)
+    return len(view) - (count - 1) * size >= length and alike(view, size, count, spans)
 
 
 def fields(packet: memoryview) -> Fields:

@@ -25,6 +25,14 @@ class Source(Protocol):
     async def wait_readable(self) -> None: ...
 
 
+class Trains(Protocol):
+    """The same where batches are handled together."""
+
+    def receive_train(self) -> list[Batch]: ...
+
+    async def wait_readable(self) -> None: ...
+
+
 async def pump(source: Source, handle: Callable[[Batch], None]) -> None:
     """Hand every batch that arrives to `handle`, for ever."""
     while True:
@@ -40,4 +48,26 @@ def drain(source: Source, handle: Callable[[Batch], None], limit: int = BATCHES_
         if batch is None:
             return False
         handle(batch)
+    return True
+
+
+async def pump_trains(source: Trains, handle: Callable[[list[Batch]], None]) -> None:
+    """Hand all that arrives to `handle`, as many batches at once as wait, for ever."""
+    while True:
+        await source.wait_readable()
+        while drain_trains(source, handle):
+            await trio.lowlevel.checkpoint()
+
+
+def drain_trains(
+    source: Trains, handle: Callable[[list[Batch]], None], limit: int = BATCHES_PER_TURN
+) -> bool:
+    """Handle trains until `limit` batches are done; whether there may be more."""
+    done = 0
+    while done < limit:
+        train = source.receive_train()
+        if not train:
+            return False
+        handle(train)
+        done += len(train)
     return True

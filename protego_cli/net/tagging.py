@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import trio
 
@@ -113,12 +113,14 @@ class TagLink:
         if pulse is not None and self._sources.get(pulse.gpn.address) is pulse:
             del self._sources[pulse.gpn.address]
 
-    def take(self, batch: Batch) -> Iterator[Batch]:
+    def take(self, batch: Batch) -> Iterable[Batch]:
         """Handle the tags in a batch and give back the rest."""
         pulse = self._sources.get(batch.source)
         if pulse is None or _untagged(batch.view, batch.size):
-            yield batch
-            return
+            return (batch,)
+        return self._sort(pulse, batch)
+
+    def _sort(self, pulse: _Pulse, batch: Batch) -> Iterator[Batch]:
         for segment in segments(batch.view, batch.size):
             if is_tag(segment[:4]):
                 self._echo(pulse, segment, batch.tos)

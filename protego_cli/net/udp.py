@@ -3,7 +3,8 @@
 Receive: one `recvmsg_into` of a reused buffer; the kernel says in a control message how long each segment is
 (UDP_GRO), and the batch's TOS (one for all: the kernel merges only equals). Where it has merged nothing (it
 merges what a card or a segmented send gave it, not what came one by one) and more is waiting, the datagrams
-are merged here under the same rules, so that all that comes after costs less by the packet.
+are merged here under the same rules, so that all that comes after costs less by the packet. `receive_train`
+goes further: short batches are gathered side by side, so that whoever can works on them all at once.
 Send: one `sendmsg` per 64 segments (UDP_SEGMENT), with the source address (IP_PKTINFO) and TOS beside it.
 
 Where the kernel lacks one of the two, datagrams go one by one. A path that refuses segmentation for a size
@@ -19,6 +20,7 @@ import select
 import socket
 import struct
 import sys
+from functools import partial
 from typing import NamedTuple
 
 import trio
@@ -45,10 +47,13 @@ MEMINFO_DROPS = 8  # index of the drop count among the 32-bit words of SO_MEMINF
 
 RECEIVE_BYTES = 1 << 16  # no UDP payload, merged or not, is longer
 BUFFER_BYTES = 2 * RECEIVE_BYTES  # a batch merged here, and behind it room for whatever comes next
+TRAIN_BYTES = 1 << 15  # a train is not waited for beyond so many
+TRAIN_BATCHES = 64
 CONTROL_BYTES = socket.CMSG_SPACE(4) + socket.CMSG_SPACE(1)
 WRITABLE_WAIT_MS = 5  # how long a full send buffer may hold the role up before the packets are dropped
 MAX_REMEMBERED = 1024  # destinations with a largest segment; combinations of control messages
 
+_IP, _UDP, _TOS = int(socket.IPPROTO_IP), int(socket.IPPROTO_UDP), int(socket.IP_TOS)
 _INT = struct.Struct("=i")
 _U16 = struct.Struct("=H")
 _PKTINFO = struct.Struct("=i4s4s")
@@ -79,6 +84,9 @@ class Batch(NamedTuple):
     tos: int = 0
 
 
+_batch = partial(tuple.__new__, Batch)  # half of what `Batch` takes, which looks at names
+
+
 class UdpSocket:
     """A bound, non-blocking UDP socket (IPv4)."""
 
@@ -88,6 +96,7 @@ class UdpSocket:
         self._recvmsg_into = sock.recvmsg_into
         self._gso = gso
         self._buffer = memoryview(bytearray(BUFFER_BYTES))
+        self._whole = (self._buffer[:RECEIVE_BYTES],)
         self._held: Batch | None = None  # received behind a batch that it could not join
         self._empty = False  # the kernel had no more when the last batch was merged
         self._ceilings: dict[str, int] = {}
@@ -136,6 +145,48 @@ class UdpSocket:
             return first
         return self._merged(first)
 
+    def receive_train(self) -> list[Batch]:
+        """The batches that wait, in order, up to a bound; a long one comes alone. None where nothing waits.
+
+        They are valid until the next receive.
+        """
+        if self._held is not None or self._empty:
+            first = self.receive()
+            return [] if first is None else [first]
+        train: list[Batch] = []
+        receive, buffer = self._recvmsg_into, self._buffer
+        start = end = size = tos = room = (
+            0  # of the batch being gathered; more of its size may join in `room`
+        )
+        source: Address | None = None
+        while end < TRAIN_BYTES and len(train) < TRAIN_BATCHES - 1:
+            try:
+                length, control, _, sender = receive((buffer[end:],), CONTROL_BYTES)
+            except OSError as error:
+                if error.errno != errno.EAGAIN and error.errno not in _TRANSIENT:
+                    raise
+                self._empty = end > 0
+                break
+            segment, mark = length, 0
+            for level, kind, data in control:
+                if level == _UDP and kind == UDP_GRO:
+                    segment = _INT.unpack(data)[0]
+                elif level == _IP and kind == _TOS:
+                    mark = data[0]
+            joins = 0 < length <= room and sender == source and mark == tos
+            if joins and (segment == size or segment == length < size):
+                end += length
+                room = room - length if length % size == 0 else 0
+                continue
+            if source is not None:
+                train.append(_batch((buffer[start:end], size, source, tos)))
+            start, size, source, tos = end, segment, sender, mark
+            end += length
+            room = segments_per_send(size) * size - length if size and length % size == 0 else 0
+        if source is not None:
+            train.append(_batch((buffer[start:end], size, source, tos)))
+        return train
+
     def _merged(self, first: Batch) -> Batch:
         """A single datagram with those that wait behind it, as long as they are alike."""
         _, size, source, tos = first
@@ -158,7 +209,7 @@ class UdpSocket:
         """What one system call returns, at this place of the buffer."""
         try:
             count, control, _, source = self._recvmsg_into(
-                (self._buffer[offset : offset + RECEIVE_BYTES],), CONTROL_BYTES
+                (self._buffer[offset : offset + RECEIVE_BYTES],) if offset else self._whole, CONTROL_BYTES
             )
         except BlockingIOError:
             return None
@@ -168,9 +219,9 @@ class UdpSocket:
             raise
         size, tos = count, 0
         for level, kind, data in control:
-            if kind == UDP_GRO and level == socket.IPPROTO_UDP:
+            if kind == UDP_GRO and level == _UDP:
                 size = _INT.unpack(data)[0]
-            elif kind == socket.IP_TOS and level == socket.IPPROTO_IP:
+            elif kind == _TOS and level == _IP:
                 tos = data[0]
         return Batch(self._buffer[offset : offset + count], size, source, tos)
 

@@ -2,9 +2,8 @@
 
 On the NAT traversal port (RFC 3948 2):
 1. One byte of 0xFF is a keepalive: absorbed. Anything else shorter than ESP can be: dropped.
-2. SPI and sequence number of all packets in the batch come from one C call, as numbers of 64 bits; sorted,
-   they tell whether there is one SPI, and the highest sequence number. Nearly always there is one, and the
-   batch goes on whole; else its packets are put apart by SPI, their order kept.
+2. Nearly always all packets of a batch have one SPI, which is told in C, and the batch goes on whole; else
+   its packets are put apart by SPI, their order kept. Sequence numbers are read for the highest.
 3. Zero is the non-ESP marker: IKE, without the marker, to the relay. A steered SPI goes to the steering. A
    reserved SPI would be a tag, and tags never come from outside; any other SPI is not ours.
 
@@ -20,8 +19,10 @@ from protego_cli.counters import Counters
 from protego_cli.net.gso import column, grouped, segments
 from protego_cli.net.steering import Ingress
 from protego_cli.net.udp import Address, Batch
+from protego_cli.wire.columns import alike
 from protego_cli.wire.tags import MAX_RESERVED_SPI
 
+_SPI = ((0, 4),)
 NON_ESP_MARKER = bytes(4)
 MAX_SEQUENCE = (1 << 32) - 1
 MIN_ESP = 16  # SPI, sequence number and the least that can follow them
@@ -53,14 +54,14 @@ class VipPort:
         elif tail:
             self._short(view[-tail:], tail)
             view = view[:-tail]
-        heads = column(size, count, 8).unpack_from(view)
-        ordered = sorted(heads)
-        highest = ordered[-1]
-        spi = highest >> 32
-        if ordered[0] >> 32 == spi:
-            if not (spi and self._forward(spi, view, size, count, highest & MAX_SEQUENCE, source, tos)):
+        if alike(view, size, count, _SPI):
+            spi = int.from_bytes(view[:4])
+            highest = max(column(size, count, 4).unpack_from(view, 4))
+            if not (spi and self._forward(spi, view, size, count, highest, source, tos)):
                 self._not_steered(spi, view, size, count, source)
             return
+        heads = column(size, count, 8).unpack_from(view)
+        ordered = sorted(heads)
         tops = {
             head >> 32: head & MAX_SEQUENCE for head in ordered
         }  # the last of each SPI stays: its highest

@@ -30,7 +30,7 @@ from protego_cli.esp.gateway import Gateway, Neighbour
 from protego_cli.esp.outbox import Port, Send
 from protego_cli.esp.pairs import SaEntry
 from protego_cli.esp.tenants import Vtep
-from protego_cli.net.pump import pump
+from protego_cli.net.pump import pump_trains
 from protego_cli.net.udp import Batch, UdpSocket
 from protego_cli.plugins.manager import Plugins
 from protego_cli.roles.cpu import CpuMeter
@@ -60,8 +60,8 @@ class GpnPlane:
         """The data path, for ever; `notify` tells the GMN."""
         self._notify = notify
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(pump, self.esp, self.receive_esp)
-            nursery.start_soon(pump, self.vxlan, self.receive_vxlan)
+            nursery.start_soon(pump_trains, self.esp, self.receive_esp)
+            nursery.start_soon(pump_trains, self.vxlan, self.receive_vxlan)
             nursery.start_soon(self._tend)
 
     async def _tend(self) -> None:
@@ -70,15 +70,13 @@ class GpnPlane:
             await trio.sleep(TEND_INTERVAL)
             self._gateway.expire(time.time())
 
-    def receive_esp(self, batch: Batch) -> None:
-        """A batch on the ESP port."""
-        view, size, source, tos = batch
-        self._act(self._gateway.receive_esp(view, size, source, time.time(), tos))
+    def receive_esp(self, train: Sequence[Batch]) -> None:
+        """Batches on the ESP port."""
+        self._act(self._gateway.receive_esp_train(train, time.time()))
 
-    def receive_vxlan(self, batch: Batch) -> None:
-        """A batch on the VXLAN port."""
-        view, size, source, tos = batch
-        self._act(self._gateway.receive_vxlan(view, size, source, time.time(), tos))
+    def receive_vxlan(self, train: Sequence[Batch]) -> None:
+        """Batches on the VXLAN port."""
+        self._act(self._gateway.receive_vxlan_train(train, time.time()))
 
     def _act(self, sends: list[Send]) -> None:
         """Send what the gateway made, and pass on what it noticed."""

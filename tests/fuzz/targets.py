@@ -303,20 +303,30 @@ def _rows(data: bytes) -> list[bytes]:
     return [data[1:]] * count
 
 
+def _gathered(data: bytes) -> bool:
+    """Whether its datagrams come as batches of one, worked on together."""
+    return bool(data) and bool(data[0] & 4)
+
+
 def _esp(name: str, suite: EspSuite) -> Target:
     w = world(suite=suite)
     sa = sas(suite)[0]
     w.gateway.park(0x31323334)
 
     def run(data: bytes) -> None:
-        w.receive_esp(*_rows(data), source=GIN)
+        if _gathered(data):
+            w.receive_esp_train(*_rows(data), most=1)
+        else:
+            w.receive_esp(*_rows(data), source=GIN)
 
     text = padded(INNER[0], 4, suite=sa.suite)
     packets = [seal(sa.key_in, sa.spi_in, number, text, sa.suite) for number in (1, 2, 3)]
     packets += [tags.seal_tag(GIN_KEY, TAG, hmac_sha256), b"\x31\x32\x33\x34" + bytes(60)]
     packets.append(tags.seal_tag(GIN_KEY, TAG._replace(packet=packets[0]), hmac_sha256))
     packets.append(tags.seal_tag(GIN_KEY, tags.Tag(tags.TagKind.BARRIER, 9), hmac_sha256))
-    return Target(name, run, [bytes((row,)) + packet for packet in packets for row in (0, 3)])
+    fresh = seal(sa.key_in, sa.spi_in, 4, text, sa.suite)
+    seeds = [bytes((row,)) + packet for packet in packets for row in (0, 3, 7)]
+    return Target(name, run, [*seeds, b"\x07" + fresh])
 
 
 def _vxlan() -> Target:
@@ -324,12 +334,15 @@ def _vxlan() -> Target:
 
     def run(data: bytes) -> None:
         for source in (GEN, VTEP):
-            w.receive_vxlan(*_rows(data), source=source)
+            if _gathered(data):
+                w.receive_vxlan_train(*_rows(data), most=1, source=source)
+            else:
+                w.receive_vxlan(*_rows(data), source=source)
 
     head = bytes((8, 0, 0, 0, 0, 3, 0xE9, 0)) + bytes(12)
     packets = [head + b"\x08\x00" + INNER[0], head + b"\x86\xdd" + INNER[1]]
     packets.append(tags.seal_tag(GEN_KEY, tags.Tag(tags.TagKind.BARRIER, 9), hmac_sha256))
-    return Target("overlay", run, [bytes((row,)) + packet for packet in packets for row in (0, 3)])
+    return Target("overlay", run, [bytes((row,)) + packet for packet in packets for row in (0, 3, 7)])
 
 
 def _small_path() -> Target:

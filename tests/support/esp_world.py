@@ -91,6 +91,18 @@ class World(NamedTuple):
             for send in self.gateway.receive_esp(memoryview(batch), size, source, now, tos)
         ]
 
+    def receive_esp_train(self, *packets: bytes, most: int, tos: int = 0) -> list[Send]:
+        """The same gathered from short batches."""
+        train = [(memoryview(batch), size, GIN, tos) for batch, size in batches(packets, most)]
+        return self.gateway.receive_esp_train(train, NOW)
+
+    def receive_vxlan_train(
+        self, *frames: bytes, most: int, source: tuple[str, int] = GEN, tos: int = 0
+    ) -> list[Send]:
+        """Frames gathered from short batches."""
+        train = [(memoryview(batch), size, source, tos) for batch, size in batches(frames, most)]
+        return self.gateway.receive_vxlan_train(train, NOW)
+
     def receive_vxlan(
         self, *frames: bytes, source: tuple[str, int] = GEN, now: float = NOW, tos: int = 0
     ) -> list[Send]:
@@ -129,10 +141,11 @@ def world(
     return World(gateway, counters, reference)
 
 
-def batches(datagrams: tuple[bytes, ...] | list[bytes]) -> list[tuple[bytes, int]]:
-    """Buffers as UDP_GRO makes them of datagrams that arrive one after another."""
+def batches(datagrams: tuple[bytes, ...] | list[bytes], most: int = 64) -> list[tuple[bytes, int]]:
+    """Buffers as UDP_GRO makes them of datagrams in a row, at most so many of one size at once."""
     made: list[tuple[bytes, int]] = []
-    runs = [list(run) for _, run in groupby(datagrams, key=len)]
+    same = [list(run) for _, run in groupby(datagrams, key=len)]
+    runs = [run[at : at + most] for run in same for at in range(0, len(run), most)]
     while runs:
         run = runs.pop(0)
         size = len(run[0])

@@ -1,0 +1,26 @@
+"""Columns of a row of datagrams against a plain look at each of them."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protego_cli.wire.columns import alike
+
+SPANS = st.lists(st.sampled_from([(0, 8), (2, 4), (4, 10), (10, 12)]), min_size=1, max_size=3).map(tuple)
+
+
+@given(st.integers(12, 31), st.integers(1, 6), SPANS, st.booleans(), st.data())
+def test_like_a_look_at_each(
+    size: int, count: int, spans: tuple[tuple[int, int], ...], shorter: bool, data: st.DataObject
+) -> None:
+    reach = max(stop for _, stop in spans)
+    packets = [bytearray(range(size)) for _ in range(count)]
+    if shorter:
+        del packets[-1][data.draw(st.integers(reach, size)) :]
+    for _ in range(data.draw(st.integers(0, 2))):
+        packet = data.draw(st.sampled_from(packets))
+        packet[data.draw(st.integers(0, len(packet) - 1))] = 99
+    rows = {tuple(bytes(packet[start:stop]) for start, stop in spans) for packet in packets}
+    buffer = memoryview(b"".join(packets))
+    assert alike(buffer, size, count, spans) == (len(rows) == 1)
