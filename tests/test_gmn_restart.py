@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path as FilePath
 from random import Random
 
+import msgspec
 import pytest
 import trio
 import trio.testing
@@ -212,3 +213,43 @@ async def test_killed_at_any_time_again_and_again(autojump_clock: MockClock, see
             await w.gmn_returns()
         await settled(w)
         await still_works(w)
+
+
+async def test_a_gpn_that_left_the_file_meanwhile_is_replaced(autojump_clock: MockClock) -> None:
+    async with world() as w:
+        await w.up()
+        sealing = w.tunnel.sealing
+        assert sealing is not None
+        gone, spi = sealing.gpn, sealing.spi
+        w.watching = False
+        w.kill_gmn()
+        await w.gmn_ended()
+        w.file = msgspec.structs.replace(
+            w.file, nodes=tuple(node for node in w.file.nodes if node.name != gone)
+        )
+        w.nodes.kill(gone)
+        del w.nodes.all[gone]
+        await w.gmn_returns()
+        await w.until(lambda: w.tunnel.sealing is not None and w.tunnel.sealing.spi != spi)
+        await w.settle(10)
+        w.watching = True
+        await still_works(w)
+
+
+async def test_a_tunnel_that_left_the_file_meanwhile_is_ended_and_its_peer_told(
+    autojump_clock: MockClock,
+) -> None:
+    async with world(tunnels=2) as w:
+        await w.up()
+        left = next(peer for peer in w.peers.values() if peer.config.id != TUNNEL)
+        w.watching = False
+        w.kill_gmn()
+        await w.gmn_ended()
+        w.file = msgspec.structs.replace(w.file, tenants=w.file.tenants[:1])
+        await w.gmn_returns()
+        await w.until(lambda: not left.ikes)
+        await w.settle(10)
+        assert {key for key in w.store.held if key.startswith((b"sa/", b"tunnel/", b"ike/"))} == {
+            b"sa/" + spi.to_bytes(4) for spi in w.tunnel.sas
+        } | {b"tunnel/acme/hq"} | {key for key in w.store.held if key.startswith(b"ike/")}
+        assert not any(record == ("sa", spi) for spi in left.seals for record in w.nodes.all["gpn-1"].held)

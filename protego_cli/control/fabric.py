@@ -136,9 +136,13 @@ class Fabric:
         self.observer: FabricObserver = _NoObserver()
         self.operator_handler: OperatorHandler | None = None
         self._silence = silence
-        self._pair_keys: dict[bytes, bytes] = {
-            pair: msgspec.msgpack.decode(key, type=bytes) for pair, key in journal.found(_PAIR)
-        }
+        self._pair_keys: dict[bytes, bytes] = {}
+        known = {node.name.encode() for node in cluster.nodes}
+        for pair, key in journal.found(_PAIR):
+            if known.issuperset(pair.split()):
+                self._pair_keys[pair] = msgspec.msgpack.decode(key, type=bytes)
+            else:  # who left, knows it still
+                journal.put(_PAIR, pair, None)
         self._boots = {
             name.decode(): msgspec.msgpack.decode(boot, type=str) for name, boot in journal.found(NODE)
         }

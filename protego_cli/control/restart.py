@@ -123,16 +123,17 @@ class Restart:
         self._sad.gathered.set()
 
     def _take_up_sas(self) -> None:
+        gpns = [node.name for node in self._cluster.nodes_of("gpn")]
         found = [(spi, load_sa(data)) for spi, data in self._journal.found(SA)]
         for spi, (placed, granted, number) in sorted(found, key=lambda item: item[1][0].since):
             tunnel = self._sad.tunnels.get(placed.child.tunnel)
-            if tunnel is None:  # no longer configured: the engine tells the peer
+            if tunnel is None or not gpns:  # no longer configured: the peer is told
                 self._journal.put(SA, spi, None)
                 self._sad.spis.release(placed.spi)
                 continue
-            lost = placed.gpn not in {node.name for node in self._cluster.nodes_of("gpn")}
+            lost = placed.gpn not in gpns
             if lost:  # no longer configured: whoever takes it knows nothing of what it has opened
-                placed.gpn = self._cluster.nodes_of("gpn")[0].name
+                placed.gpn = gpns[0]
                 placed.opens, placed.renewing = False, True
             self._sad.take_up(tunnel, placed, granted, tunnel.strand(number))
             if lost:
@@ -158,8 +159,11 @@ class Restart:
             placed = tunnel.sas.get(spi)
             if placed is not None and placed.gpn == gpn and placed.numbers != EXHAUSTED:
                 self._sad.nodes.rule(placed)
-        if strand.sealing is not None and strand.sealing.standing:
-            self._sad.nodes.route(tunnel, strand.sealing)
+        sealing = strand.sealing
+        if sealing is not None and sealing.standing:
+            self._sad.nodes.route(tunnel, sealing)
+            if sealing.gpn not in strand.ruled and sealing.numbers != EXHAUSTED:  # it lies elsewhere now
+                self._sad.nodes.rule(sealing)
 
     def _take_up_requests(self) -> None:
         gpns = {node.name for node in self._cluster.nodes_of("gpn")}
