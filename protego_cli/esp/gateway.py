@@ -385,14 +385,14 @@ def _stretches(train: Sequence[Received]) -> Iterator[tuple[Address, int, Stretc
 
 def _packets(stretch: Stretch) -> list[bytes]:
     """The packets of several short batches; empty where the batches had better be taken one by one."""
-    if len(stretch) == 1:
+    if len(stretch) == 1 or not all(size for _, size in stretch):
+        return []
+    if sum([len(view) // size for view, size in stretch]) > SHORT * len(stretch):
         return []
     packets: list[bytes] = []
     for view, size in stretch:
-        if not size:
-            return []
         packets += _split(size, len(view)).unpack(view)
-    return packets if len(packets) <= SHORT * len(stretch) else []
+    return packets
 
 
 @lru_cache(maxsize=4096)

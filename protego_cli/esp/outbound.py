@@ -39,7 +39,7 @@ from protego_cli.wire.inner import Inner, parse
 from protego_cli.wire.returning import HEADER_LENGTH, add_header
 from protego_cli.wire.vxlan import ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, FRAME_LENGTH
 
-MAX_FLOWS = 1 << 14
+MAX_FLOWS = 1 << 16
 # Where in a frame that lies which decides: the row but for MAC addresses, of IPv6 the hop limit, too.
 _V4_SPANS: Spans = ((0, 8), (20, 26), (28, 32), (34, 42))
 _V6_SPANS: Spans = ((0, 8), (20, 62))

@@ -49,6 +49,7 @@ RECEIVE_BYTES = 1 << 16  # no UDP payload, merged or not, is longer
 BUFFER_BYTES = 2 * RECEIVE_BYTES  # a batch merged here, and behind it room for whatever comes next
 TRAIN_BYTES = 1 << 15  # a train is not waited for beyond so many
 TRAIN_BATCHES = 64
+LONG = 8  # packets: a longer batch that the kernel made ends a train; there is nothing to gain
 CONTROL_BYTES = socket.CMSG_SPACE(4) + socket.CMSG_SPACE(1)
 WRITABLE_WAIT_MS = 5  # how long a full send buffer may hold the role up before the packets are dropped
 MAX_REMEMBERED = 1024  # destinations with a largest segment; combinations of control messages
@@ -146,7 +147,7 @@ class UdpSocket:
         return self._merged(first)
 
     def receive_train(self) -> list[Batch]:
-        """The batches that wait, in order, up to a bound; a long one comes alone. None where nothing waits.
+        """The batches that wait, in order, up to a bound or a long one. None where nothing waits.
 
         They are valid until the next receive.
         """
@@ -161,7 +162,9 @@ class UdpSocket:
         source: Address | None = None
         while end < TRAIN_BYTES and len(train) < TRAIN_BATCHES - 1:
             try:
-                length, control, _, sender = receive((buffer[end:],), CONTROL_BYTES)
+                length, control, _, sender = receive(
+                    (buffer[end : end + RECEIVE_BYTES],) if end else self._whole, CONTROL_BYTES
+                )
             except OSError as error:
                 if error.errno != errno.EAGAIN and error.errno not in _TRANSIENT:
                     raise
@@ -183,6 +186,8 @@ class UdpSocket:
             start, size, source, tos = end, segment, sender, mark
             end += length
             room = segments_per_send(size) * size - length if size and length % size == 0 else 0
+            if length > LONG * size:
+                break
         if source is not None:
             train.append(_batch((buffer[start:end], size, source, tos)))
         return train
