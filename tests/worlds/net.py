@@ -86,6 +86,10 @@ class Socket:
             self._inbox.popleft()
         return Batch(memoryview(b"".join(parts)), size, source)
 
+    def receive_train(self) -> list[Batch]:
+        """All that waits."""
+        return list(iter(self.receive, None))
+
     async def wait_readable(self) -> None:
         await trio.lowlevel.checkpoint()
         if not self._inbox:
