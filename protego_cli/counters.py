@@ -20,6 +20,7 @@ TABLE: dict[str, str] = {
     "gin_drop_unknown_spi": "ESP packets whose SPI is not steered",
     "gin_drop_envelope": "envelopes from the fabric that are malformed or whose MAC is wrong",
     "gin_drop_tag": "tags from the fabric that are malformed or whose MAC is wrong",
+    "gin_drop_limit": "ESP packets above the coarse ceiling of their SPI",
     "gin_drop_send": "packets the kernel refused to send",
     "gin_drop_overflow": "datagrams the kernel dropped because a socket's buffer was full",
     # GEN
@@ -33,6 +34,7 @@ TABLE: dict[str, str] = {
     "gen_drop_vtep": "VXLAN packets from an address that is no VTEP of that VNI",
     "gen_drop_no_route": "tenant packets for whose destination no tunnel exists",
     "gen_drop_not_ip": "inner frames that are neither IPv4 nor IPv6",
+    "gen_drop_limit": "tenant packets above the coarse ceiling of their tunnel or tenant",
     "gen_drop_tag": "tags that are malformed or whose MAC is wrong",
     "gen_drop_send": "packets the kernel refused to send",
     "gen_drop_overflow": "datagrams the kernel dropped because the socket's buffer was full",
@@ -53,6 +55,7 @@ TABLE: dict[str, str] = {
     "gpn_drop_inner_in": "opened packets whose inner IP header is malformed, or not of the version announced",
     "gpn_drop_selector_in": "opened packets whose inner addresses are outside the SA's selectors",
     "gpn_drop_no_vtep": "opened packets for an inner destination no VTEP of the tenant serves",
+    "gpn_drop_limit_in": "opened packets above the rate limit of their tunnel or tenant",
     "gpn_drop_expired": "packets for an SA past its hard lifetime",
     # GPN, tenant to peer
     "gpn_sealed": "tenant packets sealed and sent to a peer",
@@ -67,6 +70,7 @@ TABLE: dict[str, str] = {
     "gpn_drop_no_rule": "tenant packets for which no tunnel is ruled to seal here",
     "gpn_drop_selector_out": "tenant packets whose inner addresses are outside the SA's selectors",
     "gpn_drop_ecn_out": "VXLAN packets marked as congested around inner ones that cannot be (RFC 6040 4.2)",
+    "gpn_drop_limit_out": "tenant packets above the rate limit of their tunnel or tenant",
     "gpn_drop_range": "tenant packets dropped because the sealing range is used up",
     "gpn_drop_overflow": "datagrams the kernel dropped because a socket's buffer was full",
     "gpn_drop_tag": "tags that are malformed or whose MAC is wrong",

@@ -246,6 +246,7 @@ def test_status_json(run: Run, cluster: Path, answers: Callable[[Reply | Excepti
         "suite": "aes256gcm16-x25519", "packets_in": 1234567, "packets_out": 9, "bytes_in": 2048,
         "bytes_out": 500, "peer": "198.51.100.7", "error": None, "pps_in": 900.0, "pps_out": 1.5,
         "bps_in": 7_200_000.0, "bps_out": 12_000.0, "cpu": 0.0312, "held": False,
+            "limited_in": 0, "limited_out": 0,
     }  # fmt: skip
     assert document["tunnels"][1]["gpn"] is None
 

@@ -23,7 +23,7 @@ from protego_cli.control.messages import (
 )
 from protego_cli.control.ranges import EXTENDED_SIZE
 from protego_cli.control.sad import SEAT_WAIT
-from protego_cli.control.tunnel import Meter, Placed
+from protego_cli.control.tunnel import Meter, Placed, Totals
 from protego_cli.control.tunnels import OVERDUE
 from protego_cli.errors import NoAdditionalSas
 from protego_cli.ike.events import ExchangeFailed, IkeClosed
@@ -354,7 +354,7 @@ def test_a_meter_counts_on_over_processes() -> None:
     meter.read(SaUsage(1, 7, 70, 8, 80, 7, 9))
     meter.restart()
     meter.read(SaUsage(1, 9, 90, 9, 90, 16, 9))
-    assert meter.total == (16, 160, 17, 170)
+    assert meter.total == Totals(16, 160, 17, 170)
     assert meter.highest_in == 16
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from protego_cli.config.attach_checks import check_attachments
 from protego_cli.config.fields import join
+from protego_cli.config.limits import unreachable
 from protego_cli.config.model import Cluster, Node, TenantConfig, TunnelConfig
 from protego_cli.config.networks import inside, joined
 from protego_cli.config.secrets import read_secret
@@ -213,6 +214,8 @@ def _tunnel(cluster: Cluster, tenant: TenantConfig, tunnel: TunnelConfig) -> Ite
         )
     yield from _covered(tenant, tunnel)
     yield from _families(tunnel)
+    for key, problem in unreachable(tenant, tunnel):
+        yield Problem(tunnel_key(tunnel, key), problem)
 
 
 def _covered(tenant: TenantConfig, tunnel: TunnelConfig) -> Iterator[Problem]:

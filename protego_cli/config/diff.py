@@ -18,7 +18,8 @@ from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 
-from protego_cli.config.model import Cluster, Node, Role, TenantConfig, TunnelConfig
+from protego_cli.config.limits import described
+from protego_cli.config.model import Cluster, LimitConfig, Node, Role, TenantConfig, TunnelConfig
 from protego_cli.config.networks import inside, joined
 
 Lands = Literal["now", "rekey", "reconnect", "restart"]
@@ -109,6 +110,7 @@ TENANT: Final[dict[str, Landing]] = {
     "gateway_mac": Landing("now", "The GPNs use it from now on."),
     "attach": Landing("now", "GENs and GPNs use it from now on."),
     "gateway": Landing("now", "GENs answer for it from now on."),
+    "limit": Landing("now", "Holds from now on; no SA is touched."),
 }
 
 TUNNEL: Final[dict[str, Landing]] = {
@@ -128,6 +130,7 @@ TUNNEL: Final[dict[str, Landing]] = {
     "start": Landing("now", "Says who dials when it is down."),
     "lifetimes": Landing("now", "Hold for SAs that are made from now on, in bytes and packets for all."),
     "vip": Landing("reconnect", "It has another VIP."),
+    "limit": Landing("now", "Holds from now on; no SA is touched."),
 }
 SECRET: Final = Landing("reconnect", "It has another secret.")
 NARROWED: Final = Landing("reconnect", "The SA carries what is not allowed any more.")
@@ -290,6 +293,8 @@ def _text(value: Any, name: str = "") -> str:
             return "any" if name == "peer" else ""
         case bytes():
             return value.hex(":")
+        case LimitConfig():
+            return described(value)
         case tuple():
             return ", ".join(map(_text, value))
         case msgspec.Struct():

@@ -25,6 +25,7 @@ from msgspec import structs
 from protego_cli.config import values
 from protego_cli.config.checks import check_cluster, check_secrets
 from protego_cli.config.fields import Table
+from protego_cli.config.limits import read_limit
 from protego_cli.config.model import (
     ROLES,
     Cluster,
@@ -289,6 +290,7 @@ def _tenant(
             _tunnel(name, own, entry, base, vips, lifetimes, plugged)
             for own, entry in table.table("tunnels").named()
         ),
+        limit=read_limit(table.table("limit")),
     )
     table.done()
     return tenant
@@ -384,6 +386,7 @@ def _tunnel(
         ),
         mss=table.take("mss", values.mss, None),
         lifetimes=_lifetimes(table.table("lifetimes"), lifetimes),
+        limit=read_limit(table.table("limit")),
     )
     table.done()
     return tunnel

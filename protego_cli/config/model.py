@@ -71,6 +71,20 @@ class Lifetimes(msgspec.Struct, frozen=True):
     jitter: float = 0.1  # share of a lifetime over which rekeys are spread
 
 
+class Rate(msgspec.Struct, frozen=True, array_like=True):
+    """A token bucket for IP packets."""
+
+    bits: int  # per second
+    burst: int  # bytes that may come at once
+
+
+class LimitConfig(msgspec.Struct, frozen=True):
+    """What a tunnel, or all tunnels of a tenant together, may carry of inner packets; None for no limit."""
+
+    inward: Rate | None = None  # from the peer
+    outward: Rate | None = None
+
+
 class TunnelConfig(msgspec.Struct, frozen=True):
     name: str
     tenant: str
@@ -90,6 +104,7 @@ class TunnelConfig(msgspec.Struct, frozen=True):
     fragment: Literal["inner", "outer"] = "inner"  # what is cut where a sealed packet would not fit
     mss: int | Literal["auto"] | None = None  # the largest that TCP may announce through the tunnel
     lifetimes: Lifetimes = Lifetimes()  # filled with those of [ike] where left out
+    limit: LimitConfig = LimitConfig()
 
     @property
     def path(self) -> tuple[int | str | None, ...]:
@@ -109,6 +124,7 @@ class TenantConfig(msgspec.Struct, frozen=True):
     attach: VxlanAttach | TunAttach
     tunnels: tuple[TunnelConfig, ...]
     gateway: tuple[str, ...] = ()  # inner addresses that GENs answer for, from gateway_mac
+    limit: LimitConfig = LimitConfig()  # of all its tunnels together
 
     @property
     def vteps(self) -> tuple[VtepConfig, ...]:

@@ -72,7 +72,7 @@ class DataPlane(Protocol):
         """Add the record, or replace the one of its key, atomically for the data path.
 
         Raises ProtegoError when it cannot be acted on. The records of one message come in the order
-        Neighbour, Tenant, Tun, Park, Sa, Rule, Steer, Route, and are dropped in the reverse one.
+        Neighbour, Tenant, Tun, Park, Limit, Sa, Rule, Steer, Route, and are dropped in the reverse one.
         """
         ...
 

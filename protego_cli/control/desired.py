@@ -15,6 +15,7 @@ from protego_cli.control.messages import (
     Applied,
     Failed,
     Key,
+    Limit,
     Neighbour,
     Park,
     Route,
@@ -32,7 +33,7 @@ from protego_cli.errors import ProtegoError
 log = logging.getLogger(__name__)
 
 # A record may name those of the types before its own: puts go in this order, drops in the reverse one.
-_ORDER: tuple[type[AnyRecord], ...] = (Neighbour, Tenant, Tun, Park, Sa, Rule, Steer, Route)
+_ORDER: tuple[type[AnyRecord], ...] = (Neighbour, Tenant, Tun, Park, Limit, Sa, Rule, Steer, Route)
 
 
 def _rank(record: AnyRecord) -> int:

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 
+from protego_cli.config.limits import described
 from protego_cli.config.model import TunnelConfig
 from protego_cli.control.ageing import soft_time
 from protego_cli.control.messages import ChildSaDetail, IkeSaDetail, TunnelDetail, TunnelStatus
@@ -36,6 +37,7 @@ def config_detail(config: TunnelConfig) -> dict[str, str | list[str] | None]:
         "esp": list(config.esp),
         "local_ts": list(config.local_ts),
         "remote_ts": list(config.remote_ts),
+        "limit": described(config.limit) or None,
     }
 
 

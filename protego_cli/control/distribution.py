@@ -16,7 +16,7 @@ from typing import Protocol
 
 import trio
 
-from protego_cli.config.model import Role
+from protego_cli.config.model import Rate, Role
 from protego_cli.control.fabric import NodeDown, NodeState
 from protego_cli.control.messages import AnyRecord, Key, Park, Route, Steer
 from protego_cli.control.records import route_record, rule_record, sa_record
@@ -83,9 +83,9 @@ class Distribution:
 
     # ---- deciding, without an await
 
-    def steer(self, spi: int, gpn: str, peer: tuple[str, int]) -> None:
-        """Packets with this SPI go to this GPN; they are expected from `peer`."""
-        self._steers[spi] = record = Steer(spi, gpn, *peer)
+    def steer(self, spi: int, gpn: str, peer: tuple[str, int], ceiling: Rate | None = None) -> None:
+        """Packets with this SPI go to this GPN, no more than `ceiling`; they are expected from `peer`."""
+        self._steers[spi] = record = Steer(spi, gpn, *peer, ceiling)
         for gin in self._gins:
             self._fabric.desire(gin, put=(record,))
 

@@ -106,18 +106,19 @@ class Rates(NamedTuple):
 
 
 class Average:
-    """Some rates, exponentially weighted over `WINDOW` seconds, true from the first sample on."""
+    """Some rates, exponentially weighted over `window` seconds, true from the first sample on."""
 
-    __slots__ = ("_at", "_since", "_values")
+    __slots__ = ("_at", "_since", "_values", "_window")
 
-    def __init__(self, size: int, since: float) -> None:
+    def __init__(self, size: int, since: float, window: float = WINDOW) -> None:
+        self._window = window
         self._values = [0.0] * size
         self._since = self._at = since
 
     def feed(self, amounts: Sequence[float], interval: float, now: float) -> None:
         """These amounts came in the last `interval` seconds. Several sources add up."""
-        kept = math.exp((self._at - now) / WINDOW)
-        gained = -math.expm1(-interval / WINDOW) / interval
+        kept = math.exp((self._at - now) / self._window)
+        gained = -math.expm1(-interval / self._window) / interval
         self._values = [
             value * kept + amount * gained for value, amount in zip(self._values, amounts, strict=True)
         ]
@@ -125,10 +126,10 @@ class Average:
 
     def read(self, now: float) -> list[float]:
         """The rates; where nothing came any more they fade."""
-        seen = -math.expm1((self._since - self._at) / WINDOW)
+        seen = -math.expm1((self._since - self._at) / self._window)
         if seen <= 0:
             return [0.0] * len(self._values)
-        factor = math.exp(-max(0.0, now - self._at - 1.5 * INTERVAL) / WINDOW) / seen
+        factor = math.exp(-max(0.0, now - self._at - 1.5 * INTERVAL) / self._window) / seen
         return [value * factor for value in self._values]
 
 
@@ -205,7 +206,7 @@ class Loads:
             flow = self._flows.get(each.tunnel)
             if flow is None:
                 flow = self._flows[each.tunnel] = _Flow(now - interval)
-            flow.average.feed((*each.totals, cost), interval, now)
+            flow.average.feed((*each.totals[:4], cost), interval, now)
             flow.history.add(cost * process.scale, now)
 
     def rates(self, tunnel: str, now: float) -> Rates:

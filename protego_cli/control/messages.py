@@ -16,6 +16,8 @@ from typing import Literal
 import msgspec
 
 from protego_cli.config.diff import Landed
+from protego_cli.config.model import Rate
+from protego_cli.control.limit_record import Limit as Limit
 from protego_cli.control.message import SECRETS as SECRETS
 from protego_cli.control.message import Message as Message
 from protego_cli.control.message import Record as Record
@@ -162,6 +164,7 @@ class Steer(Record, frozen=True):
     gpn: str
     peer: str
     peer_port: int
+    ceiling: Rate | None = None  # coarse: what is above is not passed on
 
     @property
     def key(self) -> tuple[str, int | str]:
@@ -181,7 +184,7 @@ class Route(Record, frozen=True):
         return "route", self.tunnel
 
 
-AnyRecord = Neighbour | Tenant | Tun | Park | Sa | Rule | Steer | Route
+AnyRecord = Neighbour | Tenant | Tun | Park | Limit | Sa | Rule | Steer | Route
 Key = tuple[str, int | str]
 
 
@@ -267,6 +270,10 @@ class SaUsage(msgspec.Struct, frozen=True, array_like=True):
     bytes_out: int
     highest_in: int  # highest authenticated sequence number
     next_out: int  # next number to seal
+    limited_packets_in: int = 0  # dropped by limits
+    limited_bytes_in: int = 0
+    limited_packets_out: int = 0
+    limited_bytes_out: int = 0
 
 
 class Report(Request, frozen=True):
@@ -340,6 +347,8 @@ class TunnelStatus(msgspec.Struct, frozen=True):
     bps_out: float = 0.0
     cpu: float = 0.0  # its share of its GPN's CPU
     held: bool = False  # down by operator, until `tunnel up`
+    limited_in: int = 0  # packets that its GPN dropped for the tunnel's rate limit or its tenant's
+    limited_out: int = 0
 
 
 class Status(Reply, frozen=True):

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
@@ -26,6 +26,7 @@ from protego_cli.config.model import Cluster
 from protego_cli.control.distribution import DesiredState, Distribution, together
 from protego_cli.control.events import EventLog
 from protego_cli.control.journal import Journal
+from protego_cli.control.limits import Limits
 from protego_cli.control.placement import Packer, PolicyFault
 from protego_cli.control.ranges import SealingRanges
 from protego_cli.control.seats import Seats
@@ -80,6 +81,7 @@ class Sad:
         self._by_spi: dict[int, tuple[Tunnel, Placed]] = {}
         self._load: Counter[str] = Counter()  # SAs that do not retire, by GPN
         self.seats = Seats(fabric, replace(packer, told=self._policy_failed), self.tunnels, self._load)
+        self.limits = Limits(cluster, fabric)
         self._membership = trio.Event()
 
     def _keep(self, tunnel: Tunnel) -> Tunnel:
@@ -95,6 +97,7 @@ class Sad:
         """Hold the tunnels of another cluster file, and place them by another policy. A tunnel that is in
         both goes on under its new terms; one that goes was withdrawn before.
         """
+        ceilings = {tunnel.id: self.limits.ceiling(tunnel) for tunnel in self.tunnels.values()}
         tunnels: dict[str, Tunnel] = {}
         for tenant in cluster.tenants:
             for config in tenant.tunnels:
@@ -109,6 +112,11 @@ class Sad:
         self.seats.packer = replace(packer, told=self._policy_failed)
         self._linger = cluster.ike.linger
         self.nodes.reach(*_edges(cluster))
+        self.limits.reload(cluster, tunnels.values(), trio.current_time())
+        for tunnel in tunnels.values():
+            if self.limits.ceiling(tunnel) != ceilings.get(tunnel.id):
+                for placed in tunnel.sas.values():
+                    self.steer(placed)
 
     def withdraw(self, tunnel: Tunnel) -> list[int]:
         """A tunnel is no more: nothing of it is to be left on any node. Returns its IKE_SAs, which are to be
@@ -217,6 +225,7 @@ class Sad:
         self._load[placed.gpn] += 1
         tunnel.add(placed, strand)
         self.nodes.put_sa(tunnel, placed)
+        self.limit(tunnel)
         self.steer(placed)
 
     def _store(self, spi: int) -> bytes | None:
@@ -231,7 +240,7 @@ class Sad:
         """
         self.spis.hold(spi)
         self.nodes.park(spi, gpn)
-        self.nodes.steer(spi, gpn, peer)
+        self.nodes.steer(spi, gpn, peer, self.limits.ceiling(tunnel))
         asked = Asked(tunnel.id, gpn, peer, replaces)
         if self.asked.get(spi) != asked:
             self.asked[spi] = asked
@@ -252,7 +261,18 @@ class Sad:
 
     def steer(self, placed: Placed) -> None:
         """The GINs pass it what comes from where its peer is."""
-        self.nodes.steer(placed.spi, placed.gpn, placed.peer)
+        found = self._by_spi.get(placed.spi)
+        ceiling = self.limits.ceiling(found[0]) if found else None
+        self.nodes.steer(placed.spi, placed.gpn, placed.peer, ceiling)
+
+    def limit(self, tunnel: Tunnel) -> None:
+        """Hold the tunnel and its tenant to their limits on the GPNs where their SAs lie now."""
+        self.tell(self.limits.settle(tunnel, trio.current_time()))
+
+    def tell(self, gpns: Iterable[str]) -> None:
+        """Let GPNs hear of what is desired of them, without waiting for it."""
+        for gpn in gpns:
+            self._tasks.start_soon(self.nodes.let_go, gpn)
 
     def move(self, tunnel: Tunnel, placed: Placed, gpn: str) -> None:
         """Place an SA elsewhere; `steer` follows when it stands there. What its old GPN may have opened must
@@ -265,6 +285,7 @@ class Sad:
         self._load[gpn] += 1
         placed.gpn = gpn
         self.renumber(tunnel, placed)
+        self.limit(tunnel)
 
     def renumber(self, tunnel: Tunnel, placed: Placed) -> None:
         """Another process holds the SA from now on: a new sealing range, and counting from zero."""
@@ -467,6 +488,7 @@ class Sad:
             self._silence(tunnel, placed.strand)
         self.nodes.unrule(placed)
         tunnel.remove(placed)
+        self.limit(tunnel)
         self._ranges.forget(placed.spi)
         self.spis.release(placed.spi)
 

@@ -165,6 +165,8 @@ class Operations:
             peer=sealing.peer[0] if sealing else tunnel.config.peer,
             error=tunnel.error,
             held=tunnel.held,
+            limited_in=totals.limited_packets_in,
+            limited_out=totals.limited_packets_out,
             pps_in=round(rates.packets_in, 1),
             pps_out=round(rates.packets_out, 1),
             bps_in=round(8 * rates.bytes_in),

@@ -41,6 +41,10 @@ class Totals(NamedTuple):
     bytes_in: int = 0
     packets_out: int = 0
     bytes_out: int = 0
+    limited_packets_in: int = 0  # did not pass: rate limits dropped them
+    limited_bytes_in: int = 0
+    limited_packets_out: int = 0
+    limited_bytes_out: int = 0
 
     def plus(self, other: Totals) -> Totals:
         return Totals(*(mine + its for mine, its in zip(self, other, strict=True)))
@@ -64,7 +68,7 @@ class Meter:
         self.highest_in = max(self.highest_in, usage.highest_in)
         if usage.packets_out:
             self.highest_out = max(self.highest_out, usage.next_out - 1)
-        found = Totals(usage.packets_in, usage.bytes_in, usage.packets_out, usage.bytes_out)
+        found = Totals(*(getattr(usage, name) for name in Totals._fields))
         if found == self._now:
             return None
         if any(new < known for new, known in zip(found, self._now, strict=True)):

@@ -362,7 +362,9 @@ class Tunnels:
                 placed.marks_complete = True
                 if (totals := placed.meter.read(usage)) is not None:
                     passed.append(Passed(tunnel.id, placed.child.suite, totals))
-        self._sad.seats.loads.report(gpn, report.cpu, passed, trio.current_time())
+        now = trio.current_time()
+        self._sad.seats.loads.report(gpn, report.cpu, passed, now)
+        self._sad.tell(self._sad.limits.report(gpn, passed, now))
 
     def first_packet(self, gpn: str, event: FirstPacket) -> None:
         """The peer uses a new SA: so may we (RFC 7296 2.8)."""

@@ -4,7 +4,7 @@
     tenant ─▶ GEN ─▶ receive_vxlan ─▶ outbound.py ─▶ peer
 
 1. Desired state arrives by `put_*` and `drop_*`; each acts at once, and the tables that the two directions
-   read are these. Putting an SA releases what was parked for it.
+   read are these. Putting an SA releases what was parked for it, each packet as of when it came.
 2. `receive_*` take a GRO batch and return what to send; packets of one SA leave in the order they came.
    `receive_*_train` take several: short ones of one source are worked on together, as rows of packets of any
    sizes, so that what a batch costs is not paid for every few packets.
@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
 
+from protego_cli.config.model import Rate
 from protego_cli.counters import Counters
 from protego_cli.crypto.algorithms import RandomSource
 from protego_cli.crypto.mac import hmac_sha256
@@ -34,6 +35,7 @@ from protego_cli.errors import Malformed
 from protego_cli.esp.doors import Doors
 from protego_cli.esp.events import Event
 from protego_cli.esp.inbound import Inbound
+from protego_cli.esp.limits import Limits
 from protego_cli.esp.outbound import Outbound
 from protego_cli.esp.outbox import Address, Outbox, Port, Send, Way
 from protego_cli.esp.pairs import UNUSED, Pair, SaEntry, Used
@@ -68,6 +70,10 @@ class Usage(NamedTuple):
     bytes_out: int
     highest_in: int
     next_out: int
+    limited_packets_in: int
+    limited_bytes_in: int
+    limited_packets_out: int
+    limited_bytes_out: int
 
 
 class Gateway:
@@ -89,6 +95,7 @@ class Gateway:
         self._rules: dict[str, int] = {}  # inbound SPI
         self._named: dict[int, str] = {}  # the rule that names an SA
         self._retired: dict[tuple[int, int], Used] = {}
+        self._limits_in, self._limits_out = Limits(), Limits()
         tables = counters, self._pairs, self._tenants
         self._inbound = Inbound(
             *tables, self._parking, self._outbox, self._events, self._esp_tag, self._give_back
@@ -116,6 +123,22 @@ class Gateway:
         self._tenants.pop(vni, None)
         self._forget(vni)
 
+    def put_limit(self, of: str | int, inward: Rate | None, outward: Rate | None, now: float) -> None:
+        """Limit a tunnel by its id, or by the VNI all tunnels of a tenant together."""
+        changed = self._limits_in.put(of, inward, now)
+        if self._limits_out.put(of, outward, now) or changed:
+            for pair in self._pairs.values():
+                if of in (pair.entry.tunnel, pair.entry.vni):
+                    self._limit(pair)
+
+    def drop_limit(self, of: str | int) -> None:
+        self.put_limit(of, None, None, 0.0)
+
+    def _limit(self, pair: Pair) -> None:
+        """Let the limits hold for this pair that are here for its tunnel and its tenant."""
+        of = pair.entry.tunnel, pair.entry.vni
+        pair.inbound.limits, pair.outbound.limits = self._limits_in.find(*of), self._limits_out.find(*of)
+
     def park(self, spi: int) -> None:
         """Hold packets of this SPI until its SA is put."""
         self._parking.open(spi)
@@ -141,11 +164,12 @@ class Gateway:
             used = pair.used if pair and same else self._retired.get(identity, UNUSED)
             fresh = Pair(entry, self._random, used, self._doors)
             self.drop_sa(entry.spi_in)
+            self._limit(fresh)
             self._pairs[entry.spi_in] = fresh
             self._link(entry.vni, self._named.get(entry.spi_in))
         for parked in self._parking.release(entry.spi_in):
             packet = memoryview(parked.packet)
-            self._inbound.receive(packet, len(packet), ("", 0), now, parked.origin, parked.tos)
+            self._inbound.receive(packet, len(packet), ("", 0), parked.since, parked.origin, parked.tos)
         return self._outbox.take()
 
     def drop_sa(self, spi_in: int) -> None:
@@ -292,6 +316,10 @@ class Gateway:
                 bytes_out=pair.outbound.bytes,
                 highest_in=pair.inbound.highest,
                 next_out=pair.outbound.next,
+                limited_packets_in=pair.inbound.limited.packets,
+                limited_bytes_in=pair.inbound.limited.bytes,
+                limited_packets_out=pair.outbound.limited.packets,
+                limited_bytes_out=pair.outbound.limited.bytes,
             )
             for spi, pair in self._pairs.items()
         ]

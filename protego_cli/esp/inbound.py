@@ -7,10 +7,10 @@
    else of the outer header counts (RFC 4301 5.1.2.1).
 4. What decides about an opened packet is version, length, addresses, trailer. Each distinct combination is
    judged once: trailer, inner header, selectors, and the VTEP that serves the destination.
-5. Packets of one verdict go behind its VXLAN and Ethernet headers in one C call, and leave with their own
-   TOS; before, TCP SYNs are held to the tunnel's MSS where it has one. Where it has none, all of a batch go
-   behind the headers once the first is judged; then columns of the frames are compared, and nearly always
-   that was right.
+5. Packets of one verdict, as far as the rate limits admit them, go behind its VXLAN and Ethernet headers in
+   one C call, and leave with their own TOS; before, TCP SYNs are held to the tunnel's MSS where it has one.
+   Where it has none, all of a batch go behind the headers once the first is judged; then columns of the
+   frames are compared, and nearly always that was right.
 
 A row of packets of any sizes, from several batches, is taken apart packet by packet, but opened, judged and
 put into VXLAN in one go for each SA.
@@ -28,10 +28,12 @@ from itertools import groupby, repeat
 
 from protego_cli.counters import Counters
 from protego_cli.esp.events import Event, FirstPacket, PeerMoved
+from protego_cli.esp.limits import admit, admit_row
 from protego_cli.esp.outbox import Address, Outbox
 from protego_cli.esp.packet import Dropped, unwrap
 from protego_cli.esp.pairs import MAX_VERDICTS, Pair, Row, Verdict
 from protego_cli.esp.parking import Parking
+from protego_cli.esp.sa import InboundSa
 from protego_cli.esp.tenants import Delivery, Tenant
 from protego_cli.wire import ecn
 from protego_cli.wire.columns import Spans, alike
@@ -148,14 +150,14 @@ class Inbound:
         plaintexts = pair.inbound.open_each(numbers, packets, self._counters, now)
         if plaintexts:
             self._opened(pair, numbers[-1], source, origin)
-            self._deliver_each(pair, plaintexts)
+            self._deliver_each(pair, plaintexts, now)
 
-    def _deliver_each(self, pair: Pair, plaintexts: list[bytes]) -> None:
+    def _deliver_each(self, pair: Pair, plaintexts: list[bytes], now: float) -> None:
         """Opened packets of one SA, of any sizes, in order."""
         sa = pair.inbound
         if not sa.selectors.by_address or min(map(len, plaintexts)) < 2 or {t[-1] for t in plaintexts} != {4}:
             for plaintext in plaintexts:
-                self._judge_one(pair, plaintext)
+                self._judge_one(pair, plaintext, now)
             return
         rows = [(t[:4], t[12:20], t[-2 - t[-2] :]) for t in plaintexts]
         known = map(pair.verdicts.get, zip(map(len, plaintexts), rows, strict=True))
@@ -166,6 +168,10 @@ class Inbound:
         deliveries = [verdict for verdict in verdicts if not isinstance(verdict, str)]
         ways = {id(delivery): delivery.way for delivery, _ in deliveries}
         if len(deliveries) == len(verdicts) and len(set(ways.values())) == 1:
+            if sa.limits:
+                plaintexts, deliveries = self._admitted(sa, plaintexts, deliveries, now)
+                if not deliveries:
+                    return
             if pair.mss is not None:
                 plaintexts = [clamp(plaintext, pair.mss) for plaintext in plaintexts]
             frames = [
@@ -177,7 +183,19 @@ class Inbound:
             sa.bytes += sum([length for _, length in deliveries])
             return
         for verdict, plaintext in zip(verdicts, plaintexts, strict=True):
-            self._deliver(pair, verdict, [plaintext])
+            self._deliver(pair, verdict, [plaintext], now)
+
+    def _admitted(
+        self, sa: InboundSa, texts: list[bytes], deliveries: list[tuple[Delivery, int]], now: float
+    ) -> tuple[list[bytes], list[tuple[Delivery, int]]]:
+        """What the limits leave of a row of packets of any sizes."""
+        lengths = [length for _, length in deliveries]
+        places = admit_row(sa.limits, lengths, now)
+        if len(places) == len(lengths):
+            return texts, deliveries
+        left = sum([lengths[place] for place in places])
+        self._limited(sa, len(lengths) - len(places), sum(lengths) - left)
+        return [texts[place] for place in places], [deliveries[place] for place in places]
 
     def _one_spi(
         self,
@@ -208,7 +226,7 @@ class Inbound:
             if ecn.telling(tos):
                 plaintexts = self._leave(plaintexts, tos)
             if plaintexts:
-                self._pass_on(pair, plaintexts)
+                self._pass_on(pair, plaintexts, now)
 
     def _opened(self, pair: Pair, last: int, source: Address, origin: Address | None) -> None:
         """Of a row that came in at once, of which `last` is the last number, something was authentic."""
@@ -228,7 +246,7 @@ class Inbound:
         self._counters["gpn_drop_ecn_in"] += len(opened) - len(left)
         return left
 
-    def _pass_on(self, pair: Pair, plaintexts: list[bytes]) -> None:
+    def _pass_on(self, pair: Pair, plaintexts: list[bytes], now: float) -> None:
         """Opened packets of one SA and one size, in order."""
         first, count = plaintexts[0], len(plaintexts)
         tail = first[-2] + 2 if len(first) >= 2 else 0
@@ -236,7 +254,7 @@ class Inbound:
         layout = _row(len(first), tail, version)
         if layout is None or not pair.inbound.selectors.by_address:
             for plaintext in plaintexts:
-                self._judge_one(pair, plaintext)
+                self._judge_one(pair, plaintext, now)
             return
         row: Row = layout.unpack(first)
         verdict = self._verdict(pair, row, first)
@@ -247,15 +265,15 @@ class Inbound:
         ):
             frames, header = _framed(verdict, plaintexts), len(verdict[0].header)
             if alike(frames, header + verdict[1], count, _judged(header, version)):
-                self._send(pair, verdict, frames, count)
+                self._send(pair, verdict, frames, count, now)
                 return
         rows: list[Row] = [layout.unpack(plaintext) for plaintext in plaintexts]
         if rows.count(row) == count:
-            self._deliver(pair, verdict, plaintexts)
+            self._deliver(pair, verdict, plaintexts, now)
         else:
-            self._mixed(pair, rows, plaintexts)
+            self._mixed(pair, rows, plaintexts, now)
 
-    def _mixed(self, pair: Pair, rows: list[Row], plaintexts: list[bytes]) -> None:
+    def _mixed(self, pair: Pair, rows: list[Row], plaintexts: list[bytes], now: float) -> None:
         """Opened packets of several flows. Where their lengths differ, as padding allows, or their TOS, they
         may be of one flow, whose order is kept.
         """
@@ -269,16 +287,16 @@ class Inbound:
                 for verdict, plaintext in zip(verdicts, plaintexts, strict=True):
                     groups.setdefault(verdict, []).append(plaintext)
                 for verdict, group in groups.items():
-                    self._deliver(pair, verdict, group)
+                    self._deliver(pair, verdict, group, now)
             else:
                 following = iter(plaintexts)
                 for verdict, stretch in groupby(verdicts):
-                    self._deliver(pair, verdict, [next(following) for _ in stretch])
+                    self._deliver(pair, verdict, [next(following) for _ in stretch], now)
             return
         for plaintext in plaintexts:
-            self._judge_one(pair, plaintext)
+            self._judge_one(pair, plaintext, now)
 
-    def _deliver(self, pair: Pair, verdict: Verdict, plaintexts: Sequence[bytes]) -> None:
+    def _deliver(self, pair: Pair, verdict: Verdict, plaintexts: Sequence[bytes], now: float) -> None:
         """Packets of one verdict: a delivery with the length of the inner packet, or the reason of a drop."""
         count = len(plaintexts)
         if isinstance(verdict, str):
@@ -286,16 +304,29 @@ class Inbound:
             return
         if pair.mss is not None:
             plaintexts = clamp_row(plaintexts, pair.mss)
-        self._send(pair, verdict, _framed(verdict, plaintexts), count)
+        self._send(pair, verdict, _framed(verdict, plaintexts), count, now)
 
-    def _send(self, pair: Pair, verdict: tuple[Delivery, int], frames: bytes, count: int) -> None:
+    def _send(self, pair: Pair, verdict: tuple[Delivery, int], frames: bytes, count: int, now: float) -> None:
+        """Frames of one verdict. Here the limits hold: what gets so far is authentic, new, and one of the
+        tunnel's.
+        """
         (way, header), length = verdict
-        self._outbox.add(way, len(header) + length, frames, count)
-        pair.inbound.packets += count
-        pair.inbound.bytes += length * count
+        sa, size = pair.inbound, len(header) + length
+        if sa.limits and (admitted := admit(sa.limits, length, count, now)) < count:
+            self._limited(sa, count - admitted, (count - admitted) * length)
+            frames, count = frames[: admitted * size], admitted
+            if not count:
+                return
+        self._outbox.add(way, size, frames, count)
+        sa.packets += count
+        sa.bytes += length * count
 
-    def _judge_one(self, pair: Pair, plaintext: bytes) -> None:
-        self._deliver(pair, self._judge(pair, plaintext), [plaintext])
+    def _limited(self, sa: InboundSa, packets: int, size: int) -> None:
+        self._counters["gpn_drop_limit_in"] += packets
+        sa.limited = sa.limited.plus(packets, size)
+
+    def _judge_one(self, pair: Pair, plaintext: bytes, now: float) -> None:
+        self._deliver(pair, self._judge(pair, plaintext), [plaintext], now)
 
     def _verdict(self, pair: Pair, row: Row, plaintext: bytes) -> Verdict:
         """What was judged before of a packet of this row, or is now."""

@@ -10,8 +10,8 @@
 4. Where the VXLAN packet's ECN field says so, the inner one is changed, or the packet dropped (RFC 6040).
 5. What would not fit the tunnel's path is cut, or its sender told (`oversize.py`): of one flow and frame size
    all do or none does, so that it is found once.
-6. Inner packets get their trailers, numbers are taken from the sealing range, and the row is sealed; it
-   leaves with the TOS that the inner packets and the tunnel give it.
+6. Inner packets, as far as the rate limits admit them, get their trailers, numbers are taken from the sealing
+   range, and the row is sealed; it leaves with the TOS that the inner packets and the tunnel give it.
 
 A row of frames of any sizes, from several batches, goes the same way in one go for each SA and TOS.
 """
@@ -28,10 +28,12 @@ from typing import NamedTuple
 from protego_cli.counters import Counters
 from protego_cli.errors import Malformed
 from protego_cli.esp.events import Event, RangeLow
+from protego_cli.esp.limits import admit, admit_row
 from protego_cli.esp.outbox import Address, Outbox, Port, Way
 from protego_cli.esp.oversize import Oversize
 from protego_cli.esp.packet import trailer
 from protego_cli.esp.pairs import Pair
+from protego_cli.esp.sa import OutboundSa
 from protego_cli.esp.tenants import Tenant
 from protego_cli.wire import ecn, mss, offload, vxlan
 from protego_cli.wire.columns import Spans, alike
@@ -167,6 +169,12 @@ class Outbound:
         if way is None:
             self._counters["gpn_drop_no_gin"] += count
             return
+        if sa.limits and len(places := admit_row(sa.limits, lengths, now)) < count:
+            left = [lengths[place] for place in places]
+            self._limited(sa, count - len(places), sum(lengths) - sum(left))
+            texts, lengths, count = [texts[place] for place in places], left, len(places)
+            if not count:
+                return
         packets = sa.seal_each(texts)
         header = pair.header
         self._outbox.add_row(way, [header + packet for packet in packets] if header else packets)
@@ -327,6 +335,11 @@ class Outbound:
         if way is None:
             self._counters["gpn_drop_no_gin"] += count
             return
+        if sa.limits and (admitted := admit(sa.limits, length, count, now)) < count:
+            self._limited(sa, count - admitted, (count - admitted) * length)
+            inners, count = inners[:admitted], admitted
+            if not count:
+                return
         data = sa.seal(list(map(add, inners, repeat(tail))))
         size = sa.overhead + length + len(tail)
         sealed = len(data) // size
@@ -338,6 +351,10 @@ class Outbound:
             sa.packets += sealed
             sa.bytes += sealed * length
         self._told(pair, count - sealed)
+
+    def _limited(self, sa: OutboundSa, packets: int, size: int) -> None:
+        self._counters["gpn_drop_limit_out"] += packets
+        sa.limited = sa.limited.plus(packets, size)
 
     def _told(self, pair: Pair, left: int) -> None:
         """After sealing: count those that the range had no numbers for, tell when it comes to its end."""

@@ -16,6 +16,7 @@ from itertools import compress
 from protego_cli.counters import Counters
 from protego_cli.crypto.algorithms import EspSuite, RandomSource
 from protego_cli.esp.flows import FlowSelectors
+from protego_cli.esp.limits import NOTHING, Bucket
 from protego_cli.esp.replay import ReplayWindow
 from protego_cli.esp.transforms import opening, sealing, split
 from protego_cli.wire.inner import Buffer
@@ -47,6 +48,8 @@ class InboundSa:
         self.authentic = False  # whether its holder has seen a packet open
         self.packets = 0  # delivered, and their inner bytes
         self.bytes = 0
+        self.limits: tuple[Bucket, ...] = ()
+        self.limited = NOTHING  # dropped by these
         self._esn = suite.esn
         self._transform = opening(suite, key, spi)
         self.raise_floor(floor)
@@ -191,6 +194,8 @@ class OutboundSa:
         self.expires = expires
         self.packets = 0  # sealed, and their inner bytes
         self.bytes = 0
+        self.limits: tuple[Bucket, ...] = ()
+        self.limited = NOTHING  # dropped by these
         self._transform = sealing(suite, key, spi, random)
         self.block = self._transform.block
         self.overhead = self._transform.overhead

@@ -9,25 +9,29 @@
    node, all that GPNs send is the role's to deliver.
 4. The longest prefix routed in that VNI decides. Where two tunnels of a tenant claim the same prefix, the
    lower tunnel id has it. A packet is never sent to the GPN that it came from, so none can go in circles.
-5. The packets go on untouched, TOS copied, in one segmented send from the socket they arrived on: barriers
+5. Where the tunnel or its tenant has a ceiling, the packets above it are dropped.
+6. The packets go on untouched, TOS copied, in one segmented send from the socket they arrived on: barriers
    leave from it too, and so stay behind everything sent before them.
 """
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from protego_cli.config.model import Rate
 from protego_cli.counters import Counters
 from protego_cli.errors import Malformed
+from protego_cli.esp.limits import Bucket, Limits, admit
 from protego_cli.net.gso import grouped, segments
 from protego_cli.net.steering import HERE, Gpn, Own, Sender
 from protego_cli.net.udp import Address, Batch
 from protego_cli.wire.columns import alike
 from protego_cli.wire.prefixes import Network, PrefixTable
 from protego_cli.wire.tags import is_tag
-from protego_cli.wire.vxlan import ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, parse
+from protego_cli.wire.vxlan import ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, FRAME_LENGTH, parse
 
 MAX_FLOWS = 1 << 16
 IPV4_BYTES = 4
@@ -61,20 +65,35 @@ class _Own(NamedTuple):
     vtep: str | None
 
 
+class _Limited(NamedTuple):
+    """Packets that ceilings hold for."""
+
+    dest: Address
+    limits: tuple[Bucket, ...]
+
+
+Flow = Address | _Limited | _Own | str
+"""What becomes of packets that agree in all that decides; text is the counter of the reason of a drop."""
+
+
 class MuxEgress:
     """`steering.Egress` in user space."""
 
-    def __init__(self, fabric: Sender, counters: Counters, own: Own) -> None:
+    def __init__(
+        self, fabric: Sender, counters: Counters, own: Own, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         """`own` gets what stays here."""
         self._fabric = fabric
         self._counters = counters
         self._own = own
+        self._clock = clock
+        self._limits = Limits()
         self._gpns: dict[str, Address] = {}
         self._returning: dict[Address, str] = {}
         self._tenants: dict[int, _Tenant] = {}
         self._routes: dict[str, _Route] = {}
-        self._tables: dict[int, PrefixTable[str]] = {}
-        self._flows: dict[tuple[str | Address, Fields], Address | str | _Own] = {}  # str: a drop's counter
+        self._tables: dict[int, PrefixTable[tuple[str, str]]] = {}  # by VNI: tunnel and GPN
+        self._flows: dict[tuple[str | Address, Fields], Flow] = {}
 
     def put_gpn(self, gpn: Gpn) -> None:
         self.drop_gpn(gpn.name)
@@ -109,6 +128,10 @@ class MuxEgress:
         if before is not None:
             self._rebuild({before.vni})
 
+    def limit(self, of: str | int, ceiling: Rate | None) -> None:
+        if self._limits.put(of, ceiling, self._clock()):
+            self._flows.clear()
+
     def forward(self, batch: Batch) -> None:
         view, size, source, tos = batch
         origin: str | Address = source if source in self._returning else source[0]
@@ -134,13 +157,22 @@ class MuxEgress:
             self._counters[flow] += count
         elif isinstance(flow, _Own):
             self._own(flow.vni, flow.vtep, memoryview(data), size, tos)
-        elif self._fabric.send(data, size, flow, tos=tos):
+        elif isinstance(flow, _Limited):
+            admitted = admit(flow.limits, max(size - FRAME_LENGTH, 1), count, self._clock())
+            self._counters["gen_drop_limit"] += count - admitted
+            if admitted:
+                self._send(data[: admitted * size], size, flow.dest, admitted, tos)
+        else:
+            self._send(data, size, flow, count, tos)
+
+    def _send(self, data: memoryview | bytes, size: int, dest: Address, count: int, tos: int) -> None:
+        if self._fabric.send(data, size, dest, tos=tos):
             self._counters["gen_forwarded"] += count
         else:
             self._counters["gen_drop_send"] += count
 
-    def _decide(self, origin: str | Address, row: Fields) -> Address | str | _Own:
-        """Where a flow goes, that it stays here, or the counter of the reason why it is dropped."""
+    def _decide(self, origin: str | Address, row: Fields) -> Flow:
+        """Where a flow goes, that it stays here, or why it is dropped."""
         header, ethertype, destination = row
         if is_tag(header[:4]):
             return "gen_drop_tag"
@@ -161,17 +193,18 @@ class MuxEgress:
         if not destination:
             return "gen_drop_malformed"
         table = self._tables.get(vni)
-        gpn = table.find(destination) if table else None
+        tunnel, gpn = (table.find(destination) if table else None) or ("", None)
         if gpn is None or gpn == back or gpn not in self._gpns:
             return "gen_drop_no_route"
-        return self._gpns[gpn]
+        limits = self._limits.find(tunnel.partition("#")[0], vni)  # a strand's are its tunnel's
+        return _Limited(self._gpns[gpn], limits) if limits else self._gpns[gpn]
 
     def _rebuild(self, vnis: set[int]) -> None:
         for vni in vnis:
             routes = sorted((tunnel, route) for tunnel, route in self._routes.items() if route.vni == vni)
             if routes:
                 self._tables[vni] = PrefixTable(
-                    (prefix, route.gpn) for _, route in routes for prefix in route.prefixes
+                    (prefix, (tunnel, route.gpn)) for tunnel, route in routes for prefix in route.prefixes
                 )
             else:
                 self._tables.pop(vni, None)

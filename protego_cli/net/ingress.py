@@ -2,23 +2,30 @@
 
 1. One table lookup per run of packets with one SPI (`vip.py` sorts them).
 2. The highest sequence number is kept per SPI: the mark below which nothing may be opened after a takeover.
-3. The run goes on untouched, TOS copied, in one segmented send from the fabric socket: one flow, so that the
+3. Where the SPI has a ceiling, the packets above it are dropped: nobody can tell here whose they are.
+4. The run goes on untouched, TOS copied, in one segmented send from the fabric socket: one flow, so that the
    GPN's kernel can merge it again.
-4. Packets that come from elsewhere than the peer's known address go in ORIGIN tags with their source, so that
+5. Packets that come from elsewhere than the peer's known address go in ORIGIN tags with their source, so that
    the GPN can believe the new address once such a packet opens.
 """
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
+from typing import Final
 
+from protego_cli.config.model import Rate
 from protego_cli.counters import Counters
 from protego_cli.crypto.mac import hmac_sha256
+from protego_cli.esp.limits import Bucket, admit
 from protego_cli.net.gso import segments
 from protego_cli.net.steering import Gpn, Sender
 from protego_cli.net.udp import Address
 from protego_cli.wire.tags import MAX_RESERVED_SPI, ORIGIN_LENGTH, Tag, TagKind, seal_tag
+
+OUTER: Final = 48  # bytes of a packet that are not counted: about what ESP adds
 
 
 class _Target:
@@ -34,12 +41,13 @@ class _Target:
 class _Steered:
     """One SPI: where it goes, from whom it comes, how far it got."""
 
-    __slots__ = ("mark", "peer", "target")
+    __slots__ = ("limits", "mark", "peer", "target")
 
     def __init__(self, target: _Target, peer: Address) -> None:
         self.target = target
         self.peer = peer
         self.mark = 0
+        self.limits: tuple[Bucket, ...] = ()
 
 
 class MuxIngress:
@@ -47,9 +55,12 @@ class MuxIngress:
 
     in_kernel = False
 
-    def __init__(self, fabric: Sender, counters: Counters) -> None:
+    def __init__(
+        self, fabric: Sender, counters: Counters, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._send = fabric.send
         self._counters = counters
+        self._clock = clock
         self._targets: dict[str, _Target] = {}
         self._steered: dict[int, _Steered] = {}
 
@@ -80,6 +91,15 @@ class MuxIngress:
     async def tend(self) -> None:
         """There is nothing outside."""
 
+    def limit(self, spi: int, ceiling: Rate | None) -> None:
+        steered = self._steered[spi]
+        if ceiling is None:
+            steered.limits = ()
+        elif steered.limits:
+            steered.limits[0].set(ceiling, self._clock())
+        else:
+            steered.limits = (Bucket(ceiling),)
+
     def forward(
         self,
         spi: int,
@@ -95,6 +115,13 @@ class MuxIngress:
             return False
         if highest > steered.mark:
             steered.mark = highest
+        if steered.limits:
+            admitted = admit(steered.limits, max(size - OUTER, OUTER), count, self._clock())
+            if admitted < count:
+                self._counters["gin_drop_limit"] += count - admitted
+                data, count = data[: admitted * size], admitted
+                if not count:
+                    return True
         if source != steered.peer:
             data = _tagged(steered.target.key, data, size, source)
             size += ORIGIN_LENGTH

@@ -15,7 +15,8 @@ meanwhile: before that, nothing goes by the map. From then on changes wait for `
 nft as one transaction. The table belongs to the process of nft and goes with it. If nft fails, it is ended,
 every packet comes to the socket again, and `tend` begins anew.
 
-The kernel keeps no marks, and counts a merged packet once.
+The kernel keeps no marks, and counts a merged packet once. Ceilings hold for what comes to the socket only: a
+GPN enforces the limits themselves.
 """
 
 from __future__ import annotations

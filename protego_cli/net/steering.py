@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from protego_cli.config.model import AUTO
+from protego_cli.config.model import AUTO, Rate
 from protego_cli.counters import Counters
 from protego_cli.errors import EnvironmentFault
 from protego_cli.net.udp import Address, Batch, Buffer
@@ -82,6 +82,12 @@ class Ingress(Protocol):
         to do, and every second."""
         ...
 
+    def limit(self, spi: int, ceiling: Rate | None) -> None:
+        """Pass on no more of this steered SPI's packets than that; what is above may be a forger's as well as
+        the peer's. A backend that cannot count in the kernel leaves it to the GPN.
+        """
+        ...
+
     def forward(
         self,
         spi: int,
@@ -134,6 +140,10 @@ class Egress(Protocol):
         ...
 
     def drop_route(self, tunnel: str) -> None: ...
+
+    def limit(self, of: str | int, ceiling: Rate | None) -> None:
+        """Pass on no more than that of a tunnel, or by its VNI of all tunnels of a tenant together."""
+        ...
 
     def forward(self, batch: Batch) -> None: ...
 

@@ -5,9 +5,9 @@
     TUN device ─▶ steering ─▶ GPN, and GPN ─▶ address:vxlan ─▶ TUN device, where this node is a tenant's VTEP
     barriers and probes leave by the same socket, and their echoes come back to it
 
-It holds no keys of tunnels. Desired state: Neighbour (GPNs), Tenant, Tun and Route. What tenants send before
-the first Sync waits in the socket. Devices are made before that, from the cluster file, so that a machine on
-which they cannot be made says so at once.
+It holds no keys of tunnels. Desired state: Neighbour (GPNs), Tenant, Tun, Limit and Route. What tenants send
+before the first Sync waits in the socket. Devices are made before that, from the cluster file, so that a
+machine on which they cannot be made says so at once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import trio
 from protego_cli.config.model import Cluster, Node
 from protego_cli.control.agent import Agent
 from protego_cli.control.attachments import tun_records
-from protego_cli.control.messages import AnyRecord, Key, Neighbour, Report, Route, Tenant, Tun, Welcome
+from protego_cli.control.messages import AnyRecord, Key, Limit, Neighbour, Report, Route, Tenant, Tun, Welcome
 from protego_cli.counters import Counters
 from protego_cli.errors import Refused
 from protego_cli.net import answers
@@ -82,6 +82,8 @@ class GenPlane:
                     self._put_tenant(record)
                 case Tun():
                     self._attachments.put(_spec(record))
+                case Limit():
+                    self._steering.limit(record.of, record.outward)
                 case Route():
                     self._steering.put_route(record.tunnel, record.vni, record.prefixes, record.gpn)
                     self._attachments.put_route(record.tunnel, record.vni, record.prefixes)
@@ -99,6 +101,8 @@ class GenPlane:
                 self._attached.discard(vni)
             case "tun", int(vni):
                 self._attachments.drop(vni)
+            case "limit", of:
+                self._steering.limit(of, None)
             case "route", str(tunnel):
                 self._attachments.drop_route(tunnel)
                 self._steering.drop_route(tunnel)

@@ -102,6 +102,7 @@ class GinPlane:
                 case Steer():
                     peer = record.peer, record.peer_port
                     self._steering.steer(record.spi, record.gpn, peer)
+                    self._steering.limit(record.spi, record.ceiling)
                     self._returns.steer(record.spi, peer)
         except ValueError as error:
             raise Refused(f"{record.key[0]} {record.key[1]}: {error}") from error

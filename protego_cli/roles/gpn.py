@@ -5,8 +5,8 @@
                                    or address:esp ─▶ GIN ─▶ peer    (return = "gin")
     probes and barriers are echoed by the socket they came to, behind what came before them
 
-Desired state: Neighbour, Tenant, Park, Sa and Rule. What arrives before the first Sync waits in the sockets,
-so a restarted GPN drops nothing for want of keys. The engine itself is `esp/gateway.py`.
+Desired state: Neighbour, Tenant, Park, Limit, Sa and Rule. What arrives before the first Sync waits in the
+sockets, so a restarted GPN drops nothing for want of keys. The engine itself is `esp/gateway.py`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,18 @@ import trio
 from protego_cli.config.model import Cluster, Node
 from protego_cli.control import messages
 from protego_cli.control.agent import Agent, Notice
-from protego_cli.control.messages import AnyRecord, Key, Park, Report, Rule, Sa, SaUsage, Tenant, Welcome
+from protego_cli.control.messages import (
+    AnyRecord,
+    Key,
+    Limit,
+    Park,
+    Report,
+    Rule,
+    Sa,
+    SaUsage,
+    Tenant,
+    Welcome,
+)
 from protego_cli.counters import Counters
 from protego_cli.crypto.algorithms import Registry
 from protego_cli.errors import Refused
@@ -107,6 +118,8 @@ class GpnPlane:
                     gateway.put_tenant(record.vni, record.gateway_mac, vteps, record.gateway)
                 case Park():
                     gateway.park(record.spi)
+                case Limit():
+                    gateway.put_limit(record.of, record.inward, record.outward, time.time())
                 case Sa():
                     self._act(gateway.put_sa(self._entry(record), time.time()))
                 case Rule():
@@ -122,6 +135,8 @@ class GpnPlane:
                 self._gateway.drop_tenant(vni)
             case "park", int(spi):
                 self._gateway.unpark(spi)
+            case "limit", of:
+                self._gateway.drop_limit(of)
             case "sa", int(spi):
                 self._gateway.drop_sa(spi)
             case "rule", str(tunnel):

@@ -552,11 +552,15 @@ async def world(
     store: MortalStore | None = None,
     gins: int = 2,
     lifetimes: Lifetimes | None = None,
+    cluster: Cluster | None = None,
     **settings: float,
 ) -> AsyncIterator[World]:
-    """A gateway whose nodes are up, and peers that have not dialled. `store` keeps the GMN's state."""
+    """A gateway whose nodes are up, and peers that have not dialled. `store` keeps the GMN's state; `cluster`
+    is one that is made already.
+    """
+    cluster = cluster or make_cluster(tunnels, start, gins, lifetimes, **settings)
     async with trio.open_nursery() as tasks:
-        found = World(make_cluster(tunnels, start, gins, lifetimes, **settings), tasks, seed, delay, store)
+        found = World(cluster, tasks, seed, delay, store)
         await found.begin()
         if nodes:
             await found.start_nodes()
