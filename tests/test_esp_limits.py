@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protego_cli.config.model import Rate
-from protego_cli.esp.limits import CLOCK_STEP, Bucket, Limits, admit
+from protego_cli.esp.limits import CLOCK_STEP, Bucket, Limits, admit, admit_below, admit_row
 from tests.support.esp_packets import ipv4
 from tests.support.esp_reference import ReferenceSa, padded, seal
-from tests.support.esp_world import ACME, BLUE, NOW, VTEP_MAC, World, datagrams, entry, world
+from tests.support.esp_world import ACME, BLUE, GEN, GIN, NOW, VTEP_MAC, World, datagrams, entry, world
 
 SIZE = 1000  # of an inner packet
 IN = ipv4("10.2.0.9", "10.1.0.5", bytes(SIZE - 20))
@@ -49,8 +49,9 @@ class OneByOne:
 
 # Powers of two as rates and steps of 1/1024 s: then floats are exact, and so is the comparison.
 RATES = st.builds(Rate, st.integers(6, 30).map(lambda n: 8 << n), st.integers(1, 100_000))
+PAUSES = st.integers(0, 4096).map(lambda n: n / 1024)
 ROWS = st.lists(
-    st.tuples(st.integers(0, 4096).map(lambda n: n / 1024), st.integers(1, 9000), st.integers(1, 64)),
+    st.tuples(PAUSES, st.integers(1, 9000), st.integers(1, 64)),
     max_size=40,
 )
 
@@ -69,12 +70,33 @@ def test_a_row_fares_as_its_packets_would_one_by_one(
         assert fates == [True] * admitted + [False] * (count - admitted)
 
 
+@given(
+    st.lists(RATES, min_size=1, max_size=2),
+    st.lists(
+        st.tuples(st.integers(0, 4096).map(lambda n: n / 1024), st.lists(st.integers(1, 9000), min_size=1))
+    ),
+)
+def test_so_does_a_row_of_any_sizes(rates: list[Rate], rows: list[tuple[float, list[int]]]) -> None:
+    buckets = [Bucket(rate) for rate in rates]
+    first, *others = [OneByOne(rate) for rate in rates]
+    now = 0.0
+    for pause, sizes in rows:
+        now += pause
+        expected = [place for place, size in enumerate(sizes) if first.passes(others, size, now)]
+        assert list(admit_row(buckets, sizes, now)) == expected
+
+
 @given(RATES, st.lists(st.tuples(st.floats(0, 2), st.integers(1, 9000), st.integers(1, 64)), max_size=60))
 def test_no_window_holds_more_than_rate_and_burst(rate: Rate, rows: list[tuple[float, int, int]]) -> None:
-    bucket, now, passed = Bucket(rate), 0.0, []
-    for pause, size, count in rows:
-        now += pause
-        passed.append((now, size * admit((bucket,), size, count, now)))
+    for admits in (admit, admit_below):
+        bucket, now, passed = Bucket(rate), 0.0, []
+        for pause, size, count in rows:
+            now += pause
+            passed.append((now, size * admits((bucket,), size, count, now)))
+        bounded(rate, passed)
+
+
+def bounded(rate: Rate, passed: list[tuple[float, int]]) -> None:
     for start, (begin, _) in enumerate(passed):
         for end in range(start, len(passed)):
             total = sum(size for _, size in passed[start : end + 1])
@@ -103,6 +125,15 @@ def test_another_rate_holds_from_now_on_and_saves_nothing_above_its_burst() -> N
     bucket.set(Rate(TEN.bits * 2, 4 * SIZE), NOW)
     assert admit((bucket,), SIZE, 10, NOW) == 4
     assert admit((bucket,), SIZE, 10, NOW + 0.125) == 2
+
+
+def test_a_ceiling_that_cut_a_row_short_waits_for_half_its_burst() -> None:
+    ceiling, roomy = Bucket(TEN), Bucket(PLENTY)
+    assert admit_below((ceiling, roomy), SIZE, 12, NOW) == 10
+    assert admit_below((ceiling, roomy), SIZE, 12, NOW + 0.375) == 0  # three are there
+    assert admit_below((roomy,), SIZE, 12, NOW + 0.375) == 12
+    assert admit_below((ceiling, roomy), SIZE, 3, NOW + 0.5) == 3
+    assert admit_below((ceiling, roomy), SIZE, 3, NOW + 0.5) == 2
 
 
 def test_limits_are_found_by_tunnel_and_by_vni_and_say_when_the_answer_changes() -> None:
@@ -157,6 +188,29 @@ def test_what_is_not_sealed_uses_up_no_number(w: World) -> None:
     usage = w.gateway.usage()[0]
     assert (usage.packets_out, usage.next_out, usage.limited_packets_out) == (10, 11, 37)
     assert usage.limited_bytes_out == 37 * SIZE
+
+
+def test_trains_of_mixed_sizes_fare_as_their_packets_would(w: World) -> None:
+    """Short batches that are worked on together meet the same limit, both ways."""
+    w.gateway.put_limit("acme/hq", TEN, TEN, NOW)
+    sizes = [400, 900, 1400] * 8  # 21,600 bytes, of which 10,000 may pass
+    plain = OneByOne(TEN)
+    passing = [place for place, size in enumerate(sizes) if plain.passes([], size, NOW)]
+    inners = [ipv4("10.2.0.9", "10.1.0.5", bytes([n]) * (size - 20)) for n, size in enumerate(sizes)]
+    packets = [esp(w.sa(), inner, 1, first=1 + n)[0] for n, inner in enumerate(inners)]
+    train = [(memoryview(packet), len(packet), GIN, 0) for packet in packets]
+    sent = datagrams(w.gateway.receive_esp_train(train, NOW))
+    assert [data[22:] for _, data in sent] == [inners[place] for place in passing]
+    frames = [vxlan(ipv4("10.1.0.5", "10.2.0.9", inner[20:]), 1)[0] for inner in inners]
+    train = [(memoryview(frame), len(frame), GEN, 0) for frame in frames]
+    sent = datagrams(w.gateway.receive_vxlan_train(train, NOW))
+    numbers = [int.from_bytes(data[4:8]) for _, data in sent]
+    assert numbers == list(range(1, 1 + len(passing)))
+    dropped = len(sizes) - len(passing)
+    assert w.counters.nonzero() == {"gpn_drop_limit_in": dropped, "gpn_drop_limit_out": dropped}
+    usage = w.gateway.usage()[0]
+    assert usage.bytes_in + usage.limited_bytes_in == usage.bytes_out + usage.limited_bytes_out == sum(sizes)
+    assert (usage.packets_in, usage.packets_out) == (len(passing), len(passing))
 
 
 def test_the_two_directions_have_buckets_of_their_own(w: World) -> None:

@@ -126,6 +126,13 @@ def test_a_gen_holds_a_tunnel_to_its_ceiling_and_no_other() -> None:
     assert gen.passes("10.2.0.9", 20) == 20
 
 
+def test_the_strands_of_a_tunnel_share_its_ceiling() -> None:
+    gen = Gen()
+    gen.steering.put_route("acme/hq#2", ACME, ["10.4.0.0/24"], "gpn-1")
+    gen.steering.limit("acme/hq", TEN)
+    assert [gen.passes("10.4.0.9", 7), gen.passes("10.2.0.9", 7)] == [7, 3]
+
+
 def test_a_gen_holds_a_tenants_tunnels_together_to_theirs() -> None:
     gen = Gen()
     gen.steering.limit(ACME, TEN)

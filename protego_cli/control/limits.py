@@ -31,9 +31,7 @@ from protego_cli.control.tunnel import Tunnel
 
 WINDOW: Final = 2.0  # seconds over which is averaged what tunnels ask for
 NOTABLE: Final = 0.02  # share of a tenant's limit
-LEAST_BURST: Final = (
-    15_000  # bytes: however little is asked for, some packets are let through to ask for more
-)
+LEAST_BURST: Final = 15_000  # bytes: however little is asked for, some packets pass
 GEN_CEILING: Final = 1.25  # of the limit
 GIN_CEILING: Final = 2.0
 

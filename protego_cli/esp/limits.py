@@ -7,6 +7,9 @@
 3. Where several buckets hold for a row (its tunnel's and its tenant's), a packet needs room in each of them
    and takes from all; one that is dropped takes from none.
 
+4. A coarse ceiling that has cut a row short lets nothing pass until half its burst is there again. So what it
+   passes of a flood is whole rows, as cheap to what comes behind as good traffic, and not a bit of each row.
+
 Over any stretch of `t` seconds a bucket admits at most `rate * t + burst`.
 """
 
@@ -35,12 +38,13 @@ NOTHING: Final = Limited()
 
 
 class Bucket:
-    __slots__ = ("_at", "_burst", "_rate", "tokens")
+    __slots__ = ("_at", "_burst", "_rate", "shut", "tokens")
 
     def __init__(self, rate: Rate) -> None:
         self._rate = rate.bits / 8
         self._burst = float(rate.burst)
         self._at = -math.inf
+        self.shut = -math.inf  # until when nothing passes, of a ceiling
         self.tokens = self._burst
 
     def set(self, rate: Rate, now: float) -> None:
@@ -49,6 +53,11 @@ class Bucket:
         self._rate = rate.bits / 8
         self._burst = float(rate.burst)
         self.tokens = min(self.tokens, self._burst)
+        self.shut = -math.inf
+
+    def pause(self, now: float) -> None:
+        """Let half the burst come together."""
+        self.shut = now + self._burst / 2 / self._rate
 
     def refill(self, now: float) -> None:
         """Gain what is due. Packets that were held up may be of a time that has been counted already: they
@@ -79,6 +88,19 @@ def admit_row(buckets: Sequence[Bucket], sizes: Sequence[int], now: float) -> Se
     if admit(buckets, sum(sizes), 1, now):
         return range(len(sizes))
     return [place for place, size in enumerate(sizes) if admit(buckets, size, 1, now)]
+
+
+def admit_below(ceilings: Sequence[Bucket], size: int, count: int, now: float) -> int:
+    """`admit` for coarse ceilings."""
+    for ceiling in ceilings:
+        if now < ceiling.shut:
+            return 0
+    admitted = admit(ceilings, size, count, now)
+    if admitted < count:
+        for ceiling in ceilings:
+            if ceiling.tokens < size:
+                ceiling.pause(now)
+    return admitted
 
 
 class Limits:

@@ -24,7 +24,7 @@ from typing import NamedTuple
 from protego_cli.config.model import Rate
 from protego_cli.counters import Counters
 from protego_cli.errors import Malformed
-from protego_cli.esp.limits import Bucket, Limits, admit
+from protego_cli.esp.limits import Bucket, Limits, admit_below
 from protego_cli.net.gso import grouped, segments
 from protego_cli.net.steering import HERE, Gpn, Own, Sender
 from protego_cli.net.udp import Address, Batch
@@ -158,7 +158,7 @@ class MuxEgress:
         elif isinstance(flow, _Own):
             self._own(flow.vni, flow.vtep, memoryview(data), size, tos)
         elif isinstance(flow, _Limited):
-            admitted = admit(flow.limits, max(size - FRAME_LENGTH, 1), count, self._clock())
+            admitted = admit_below(flow.limits, max(size - FRAME_LENGTH, 1), count, self._clock())
             self._counters["gen_drop_limit"] += count - admitted
             if admitted:
                 self._send(data[: admitted * size], size, flow.dest, admitted, tos)

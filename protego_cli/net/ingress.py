@@ -19,7 +19,7 @@ from typing import Final
 from protego_cli.config.model import Rate
 from protego_cli.counters import Counters
 from protego_cli.crypto.mac import hmac_sha256
-from protego_cli.esp.limits import Bucket, admit
+from protego_cli.esp.limits import Bucket, admit_below
 from protego_cli.net.gso import segments
 from protego_cli.net.steering import Gpn, Sender
 from protego_cli.net.udp import Address
@@ -116,7 +116,7 @@ class MuxIngress:
         if highest > steered.mark:
             steered.mark = highest
         if steered.limits:
-            admitted = admit(steered.limits, max(size - OUTER, OUTER), count, self._clock())
+            admitted = admit_below(steered.limits, max(size - OUTER, OUTER), count, self._clock())
             if admitted < count:
                 self._counters["gin_drop_limit"] += count - admitted
                 data, count = data[: admitted * size], admitted
