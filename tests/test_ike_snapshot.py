@@ -493,3 +493,15 @@ def test_an_algorithm_that_has_gone_ends_what_needs_it() -> None:
     assert "chacha20poly1305" in closed.reason
     assert len(no_esp.datagrams_to_send()) == 1  # DELETE
     assert [state is None for _, state in no_esp.changes()] == [False]
+
+
+def test_a_handshake_that_was_refused_is_restored_to_repeat_its_answer() -> None:
+    network, gateway, peer = pair(peer={"psk": b"another secret, not the gateway's"})
+    peer.dial(TUNNEL, GATEWAY)
+    network.settle()
+    (refused,) = gateway.context.by_spi.values()
+    assert refused.state is State.FINAL
+    replant(gateway, fresh())
+    assert [sa.state for sa in gateway.context.by_spi.values()] == [State.FINAL]
+    network.settle(2 * DEFAULTS.half_open_timeout)
+    assert not gateway.context.by_spi

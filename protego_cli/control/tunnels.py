@@ -47,6 +47,7 @@ log = logging.getLogger(__name__)
 
 OVERDUE: Final = 10.0  # seconds after which a successor seals although its peer sent nothing on it
 REPLACED: Final = 1.0  # the same where a new IKE_SA has brought it: its peer may have lost the old one
+UNUSED: Final = 2 * OVERDUE  # seconds to wait for a tunnel to settle
 CHILDLESS: Final = 2.0
 ASIDE: Final = 3.0  # seconds for which a DELETE waits; a peer asks again, and goes on asking
 SEATS: Final = 3  # GPNs that are tried for one request
@@ -182,6 +183,9 @@ class Tunnels:
             self._sad.scattered(tunnel)
         if placed.strand.successor is placed:
             await self.succeed(tunnel, placed)
+        elif len(tunnel.ikes) > 1:
+            await trio.sleep(REPLACED)
+            await self.end_unused(tunnel)
         if beside:
             await self.delete_others(tunnel, event.ike, placed)
 
@@ -290,6 +294,17 @@ class Tunnels:
             with trio.move_on_after(REPLACED):
                 await tunnel.until(lambda: all(sa.ike != old.ike for sa in tunnel.seals))
             await self.end_replaced(tunnel, old.ike)
+        await self.end_unused(tunnel)
+
+    async def end_unused(self, tunnel: Tunnel) -> None:
+        """A peer that dials again and again leaves several IKE_SAs; once all is settled, those go of whose
+        CHILD_SAs none seals.
+        """
+        with trio.move_on_after(UNUSED):
+            await tunnel.until(lambda: tunnel.settled and not tunnel.target)
+        for ike in tunnel.ikes - {sa.ike for sa in tunnel.seals}:
+            if tunnel.settled and tunnel.seals and tunnel.children(ike):
+                await self.end_replaced(tunnel, ike)
 
     async def end_replaced(self, tunnel: Tunnel, ike: int) -> None:
         """An IKE_SA goes that a newer one has replaced, once all that its SAs sealed has been sent."""

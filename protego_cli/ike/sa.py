@@ -219,6 +219,7 @@ class IkeSa:
         """It is over, but stay for a while to repeat the last response."""
         self._end(reason)
         self.move(Trigger.ENDED)
+        self.handshake = None
         self.expires = now + self.context.settings.half_open_timeout
 
     def leave(self, reason: str, now: float) -> None:

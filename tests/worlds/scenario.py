@@ -175,7 +175,9 @@ class Run:
         if self.random.random() < 0.5:
             site.close()
             await trio.sleep(self.random.uniform(0, 0.5))
-        site.dial()
+        for _ in range(self.random.choice((1, 1, 2, 3))):
+            site.dial()
+            await trio.sleep(self.random.uniform(0, 0.05))
 
     async def vtep_turns(self) -> None:
         self.random.choice(list(self.w.vteps.values())).turn()
