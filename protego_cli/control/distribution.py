@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 import trio
 
@@ -24,6 +24,9 @@ from protego_cli.control.tunnel import Placed, Strand, Tunnel
 from protego_cli.errors import ProtegoError
 
 log = logging.getLogger(__name__)
+
+PATIENCE: Final = 5.0  # seconds for a barrier; well within what a peer waits for the answer to its DELETE
+AGAIN: Final = 0.05  # seconds between looks for a GEN that is away
 
 
 class DesiredState(Protocol):
@@ -149,26 +152,57 @@ class Distribution:
 
     async def routed(self, behind: str | None = None) -> None:
         """Wait until every GEN that is there routes as desired, and all that went to the GPN `behind` before
-        has been sealed and sent. A barrier that is not echoed holds nothing up: that GPN is gone.
+        has been sealed and sent.
+
+        A GEN that is late or cut off may go on passing packets to `behind`: it is asked again, or when it is
+        back, for `PATIENCE` seconds. A GPN that is not there has nothing left to send.
         """
-        await self._all(self._gens, () if behind is None else (behind,))
+        if behind is None:
+            await self._all(self._gens)
+            return
+        if len(self._gens) == 1:
+            await self._pass_barrier(self._gens[0], behind)
+            return
+        async with trio.open_nursery() as nursery:
+            for gen in self._gens:
+                nursery.start_soon(self._pass_barrier, gen, behind)
+
+    async def _pass_barrier(self, gen: str, behind: str) -> None:
+        with trio.move_on_after(PATIENCE):
+            while True:
+                try:
+                    await self._fabric.apply(gen, barriers=(behind,))
+                except ProtegoError as error:
+                    log.debug("barrier not passed node=%s reason=%s", gen, error)
+                else:
+                    return
+                if behind not in self._fabric.connected("gpn") or not self._runs(gen):
+                    return
+                await trio.sleep(AGAIN)
+                while gen not in self._fabric.connected("gen"):  # noqa: ASYNC110 - rare, and bounded
+                    await trio.sleep(AGAIN)
+        log.warning("barrier given up node=%s gpn=%s", gen, behind)
+
+    def _runs(self, name: str) -> bool:
+        """Whether a node was ever there, so that it may pass packets on now."""
+        return any(node.name == name and node.boot is not None for node in self._fabric.nodes())
 
     async def everywhere(self) -> None:
         """Wait until every node that is there acts on all that is desired of it."""
         await self._all([node.name for node in self._fabric.nodes() if node.connected])
 
-    async def _all(self, nodes: Sequence[str], barriers: Sequence[str] = ()) -> None:
+    async def _all(self, nodes: Sequence[str]) -> None:
         if len(nodes) == 1:
-            await self._tolerantly(nodes[0], barriers)
+            await self._tolerantly(nodes[0])
             return
         async with trio.open_nursery() as nursery:
             for node in nodes:
-                nursery.start_soon(self._tolerantly, node, barriers)
+                nursery.start_soon(self._tolerantly, node)
 
-    async def _tolerantly(self, node: str, barriers: Sequence[str] = ()) -> None:
+    async def _tolerantly(self, node: str) -> None:
         try:
-            await self._fabric.apply(node, barriers=barriers)
+            await self._fabric.apply(node)
         except NodeDown as error:
             log.debug("change waits for a sync node=%s reason=%s", node, error)
         except ProtegoError as error:
-            log.warning("change not confirmed node=%s barriers=%s reason=%s", node, list(barriers), error)
+            log.warning("change not confirmed node=%s reason=%s", node, error)
