@@ -4,8 +4,9 @@ A real cluster, as `protego local` starts it: every role a process, over real so
 process of their own. CPU time is the kernel's count for the GMN's process (/proc/PID/schedstat, nanoseconds).
 
 1. All peers dial at once; the GMN's CPU time until every tunnel is up, by their number.
-2. Every CHILD_SA is rekeyed, then every IKE_SA, then every tunnel migrates, `AT_ONCE` side by side, asked for
-   by an operator over one connection; by their number, likewise, and by the clock.
+2. All peers rekey their CHILD_SA at once, likewise.
+3. Every CHILD_SA is rekeyed by the gateway, then every IKE_SA, then every tunnel migrates, `AT_ONCE` side by
+   side, asked for by an operator over one connection; by their number, likewise, and by the clock.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from protego_cli.lab.view import Scene
 TUNNELS = 200
 GPNS = 3
 AT_ONCE = 8
+LOOK = 0.25  # seconds between looks whether all has been done
 
 
 class Figure(NamedTuple):
@@ -82,10 +84,21 @@ async def measure(tunnels: int = TUNNELS) -> list[Figure]:
             status = await ask(GetStatus())
             if not isinstance(status, Status):
                 raise TypeError("the GMN answered GetStatus by something else")
+            before = {tunnel.spi_in for tunnel in status.tunnels}
+            spent, began = cpu(gmn), time.monotonic()
+            await peers.ask("rekey")
+            while True:
+                await trio.sleep(LOOK)
+                status = await ask(GetStatus())
+                if isinstance(status, Status) and not before & {tunnel.spi_in for tunnel in status.tunnels}:
+                    break
+            figures.append(
+                Figure("child rekeys of the peers", tunnels, cpu(gmn) - spent, time.monotonic() - began)
+            )
             names = [tunnel.id for tunnel in status.tunnels]
             away = {tunnel.id: next_gpn(tunnel.gpn or "", run.plan.gpns) for tunnel in status.tunnels}
             for what, requests in (
-                ("child rekeys", [RekeyTunnel(name) for name in names]),
+                ("child rekeys of ours", [RekeyTunnel(name) for name in names]),
                 ("IKE_SA rekeys", [RekeyTunnel(name, ike=True) for name in names]),
                 ("migrations", [Migrate(tunnel=name, to=to) for name, to in away.items()]),
             ):

@@ -36,6 +36,10 @@ class SiteEnd(Protocol):
     socket: UdpSocket
     sent: int
 
+    def rekey(self, now: float) -> None:
+        """Rekey the SA that seals."""
+        ...
+
     def connect(self, now: float) -> None:
         """Bring the tunnel up, where that is this end's part."""
 
@@ -147,6 +151,9 @@ async def _serve(ends: Sequence[SiteEnd], pacer: Pacer, look: Callable[[], Snaps
             if command.do == "connect":
                 for site in ends:
                     site.connect(now)
+            elif command.do == "rekey":
+                for site in ends:
+                    site.rekey(now)
             elif command.do == "start":
                 pacer.start(now)
             elif command.do == "stop":

@@ -81,6 +81,11 @@ class Peer:
         self._engine.initiate(self._name, Path(*self.socket.address, *self._gateway), _new_spi(), now)
         self._work(now)
 
+    def rekey(self, now: float) -> None:
+        if self._sealing is not None:
+            self._engine.rekey_child(self._sealing, _new_spi(), now)
+            self._work(now)
+
     def tick(self, now: float) -> None:
         deadline = self._engine.timer()
         if deadline is not None and deadline <= now:
@@ -135,9 +140,14 @@ class Peer:
 
     def _act(self, event: Event, now: float) -> None:
         match event:
-            case ChildEstablished(child=child):
+            case ChildEstablished(child=child, replaces=old):
                 self._install(child)
+                if event.redundant:
+                    return
                 self._seal_on(child.spi_in)
+                if old is not None:
+                    self._leaving.append((now + self._linger, old))
+                    self._engine.delete_child(old, now)
             case ChildOffered(ticket=ticket, child=child):
                 self._install(child)
                 self._engine.accept(ticket, now)

@@ -9,12 +9,12 @@ from typing import Literal
 
 import msgspec
 
-Verb = Literal["look", "connect", "start", "stop"]
+Verb = Literal["look", "connect", "rekey", "start", "stop"]
 
 
 class Command(msgspec.Struct, frozen=True):
-    """`look` only asks; `connect`: peers initiate; `start` begins to send numbered packets; `stop` ends
-    sending, not receiving.
+    """`look` only asks; `connect`: peers initiate; `rekey`: they rekey; `start` begins to send
+    numbered packets; `stop` ends sending, not receiving.
     """
 
     do: Verb

@@ -52,6 +52,9 @@ class Vtep:
         self._headers = {v: build_frame_header(site.vni, there, here, t) for v, t in _ETHERTYPES.items()}
         self._expected = {v: here + there + t for v, t in _ETHERTYPES.items()}
 
+    def rekey(self, now: float) -> None:
+        """The peer rekeys."""
+
     def connect(self, now: float) -> None:
         """The peer connects; a VTEP has no state to set up."""
 

@@ -23,6 +23,7 @@ from protego_cli.ike.events import (
     NegotiationFailed,
 )
 from protego_cli.ike.transitions import State
+from protego_cli.wire.notifies import NotifyType
 from protego_cli.wire.selectors import TrafficSelector
 from tests.support.ike_live import LiveSite, live_site
 from tests.support.ike_pairs import GATEWAY_POLICY, SPI, TUNNEL, crowd
@@ -238,6 +239,7 @@ def test_rekeys_that_cross_leave_one_of_each(tmp_path: Path, what: str) -> None:
         assert not during(site, swan.initiate)
         site.run(lambda: one_of_each(site, swan), "the beginning")
         asked = "generating CREATE_CHILD_SA request"
+        postponed = 0
         for number in range(CROSSINGS):
             before, keys = site.child.spi_in, site.context.by_handle[site.ike].keys
             requests = swan.log.count(asked)
@@ -245,7 +247,9 @@ def test_rekeys_that_cross_leave_one_of_each(tmp_path: Path, what: str) -> None:
             wait_until(lambda requests=requests: swan.log.count(asked) > requests, "its request", every=0.005)  # type: ignore[misc]
             token = site.rekey(before, 0x40000000 + number) if what == "child" else site.rekey_ike()
             outcome = finish(site, token)
-            assert isinstance(outcome, ChildEstablished | IkeRekeyed)
+            if isinstance(outcome, ExchangeFailed):  # it may put ours off, and its own goes on (2.25)
+                assert outcome.notify == NotifyType.TEMPORARY_FAILURE
+                postponed += 1
             site.run(lambda: one_of_each(site, swan), f"one of each after collision {number}", timeout=20)
             if what == "child":
                 assert site.child.spi_in != before
@@ -258,9 +262,10 @@ def test_rekeys_that_cross_leave_one_of_each(tmp_path: Path, what: str) -> None:
             for event in site.events
             if isinstance(event, ChildEstablished | IkeRekeyed)
         ]
-        assert len(ours) == CROSSINGS
-        print(what, "rekeys won by us:", sum(ours), "of", CROSSINGS)
+        assert len(ours) == CROSSINGS - postponed
+        print(what, "rekeys won by us:", sum(ours), "of", CROSSINGS, "postponed:", postponed)
         assert 0 < sum(ours) < CROSSINGS
+        assert postponed < CROSSINGS / 5
 
 
 @pytest.mark.parametrize("ours", ["x25519", "ecp256"])
