@@ -110,10 +110,6 @@ class InvalidSyntax(ProtocolError):
     notify = 7
 
 
-class InvalidMajorVersion(ProtocolError):
-    notify = 5
-
-
 class UnsupportedCriticalPayload(ProtocolError):
     notify = 1
 

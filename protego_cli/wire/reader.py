@@ -46,9 +46,6 @@ class Reader:
     def u32(self) -> int:
         return self.uint(4)
 
-    def u64(self) -> int:
-        return self.uint(8)
-
     def finish(self) -> None:
         """Raises Malformed unless everything has been read."""
         if self.remaining:
