@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -160,6 +161,17 @@ def importers(wanted: str) -> set[str]:
         for module, found in IMPORTS.items()
         if any(imported == wanted or imported.startswith(f"{wanted}.") for _, imported in found)
     }
+
+
+def test_data_nodes_and_help_do_without_numpy() -> None:
+    program = """
+import sys
+import protego_cli.cli.app, protego_cli.roles.gen, protego_cli.roles.gin, protego_cli.roles.gpn
+from protego_cli.plugins.manager import load_plugins
+load_plugins().packing_policies()
+sys.exit("numpy" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
 def test_pluggy_is_known_to_the_hooks_and_the_manager_only() -> None:

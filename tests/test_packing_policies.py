@@ -179,6 +179,24 @@ def test_tunnels_of_a_gpn_that_does_not_accept_go_elsewhere() -> None:
     assert FirstFitDecreasing().plan(at) == [("a", "gpn-4")]
 
 
+def test_spread_asks_for_another_gpn_only_where_it_must() -> None:
+    spare = GpnView("gpn-2", 1.0, 0.0, running=False)
+    tunnels = [TunnelView("z", 0.0, "gpn-1"), TunnelView("a", 0.5, "gpn-1"), TunnelView("b", 0.6, "gpn-1")]
+    calm = PackingView(0.0, [GpnView("gpn-1", 1.2, 1.1, tunnels=3), spare], tunnels)
+    assert Packer(Spread(), "p").plan(calm) == ()
+    hot = PackingView(0.0, [GpnView("gpn-1", 1.0, 1.1, tunnels=3), spare], tunnels)
+    assert Packer(Spread(), "p").plan(hot) == (Move("a", "gpn-2"),)
+
+
+@ALL
+def test_who_is_nowhere_gets_a_place(policy: PackingPolicy) -> None:
+    spares = [GpnView(f"gpn-{i}", 1.0, 0.0, running=False) for i in range(9)]
+    at = PackingView(0.0, spares, [TunnelView(f"t{i}", 0.3) for i in range(9)])
+    moves = Packer(policy, "p").plan(at)
+    assert len(moves) == 9
+    assert {to for _, to in moves} == {gpn.name for gpn in spares[: len({to for _, to in moves})]}
+
+
 def test_a_large_cluster_is_planned_in_a_moment() -> None:
     gpns = {f"gpn-{i}": 1.0 for i in range(500)}
     tunnels = [TunnelView(f"t{i}", 0.001 * (i % 37), f"gpn-{i % 500}") for i in range(10_000)]

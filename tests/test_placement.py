@@ -5,8 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 
+from protego_cli.control.packing_view import NOWHERE
 from protego_cli.control.placement import (
     GpnView,
     Move,
@@ -81,6 +84,12 @@ def test_candidates_have_room_and_accept() -> None:
     assert [gpn.name for gpn in TWO.candidates(0.8)] == ["gpn-2"]
 
 
+def test_what_does_not_run_yet_is_no_place_for_now() -> None:
+    at = view(GpnView("gpn-1", 1.0, 0.5), GpnView("gpn-2", 1.0, 0.0, running=False))
+    assert [gpn.name for gpn in at.candidates(0.9)] == ["gpn-1"]
+    assert placed(Fixed("gpn-2"), at) is None
+
+
 def test_where_none_has_room_all_that_accept_are_candidates() -> None:
     assert [gpn.name for gpn in TWO.candidates(2.0)] == ["gpn-1", "gpn-2"]
 
@@ -98,6 +107,45 @@ def test_tunnels_are_listed_only_when_looked_at() -> None:
     assert looked == []
     assert again.tunnels == at.tunnels == (NEW,)
     assert looked == [True]
+
+
+def test_rows_and_columns_say_the_same() -> None:
+    rows = [
+        TunnelView("a", 0.3, "gpn-1", 2, True, "ha"),
+        TunnelView("b", 0.2, None, 0, False, None),
+        TunnelView("c", 0.1, "gpn-9", 1, True, "ha"),
+    ]
+    gpns = (GpnView("gpn-1", 1.0, 0.4, False, 1), GpnView("gpn-2", 2.0, 0.0, running=False))
+    at = PackingView(0.0, gpns, rows)
+    tunnels, listed = at.tunnel_columns, at.gpn_columns
+    assert tunnels.load.tolist() == [0.3, 0.2, 0.1]
+    assert tunnels.gpn.tolist() == [0, NOWHERE, NOWHERE]
+    assert tunnels.moves.tolist() == [2, 0, 1]
+    assert tunnels.movable.tolist() == [True, False, True]
+    assert tunnels.group.tolist() == [0, -1, 0]
+    assert listed.capacity.tolist() == [1.0, 2.0]
+    assert listed.running.tolist() == [True, False]
+    again = PackingView(0.0, listed, tunnels)
+    assert again.gpns == gpns
+    assert again.tunnels == tuple(
+        row._replace(gpn=row.gpn if row.gpn == "gpn-1" else None, group=row.group and "group-0")
+        for row in rows
+    )
+    assert again.tunnel_columns is tunnels
+
+
+def test_history_is_asked_for_when_it_is_looked_at() -> None:
+    asked = []
+
+    def history(ids: Sequence[str]) -> npt.NDArray[np.float64]:
+        asked.append(tuple(ids))
+        return np.ones((3, len(ids)))
+
+    at = PackingView(0.0, TWO.gpns, TWO.tunnels, history)
+    assert not asked
+    assert at.history.shape == at.history.shape == (3, 5)
+    assert asked == [("a", "b", "c", "d", "pinned")]
+    assert TWO.history.shape == (0, 5)
 
 
 # ---- place
@@ -174,6 +222,39 @@ def test_a_plan_of_nonsense_is_refused(caplog: pytest.LogCaptureFixture, plan: o
         planned(Fixed(plan=plan))
     assert str(refused.value).startswith("the packing policy 'fixed' of plugin 'acme' ")
     assert says in str(refused.value)
+    assert "of plugin 'acme'" in caplog.text
+
+
+def test_a_plan_may_ask_for_another_gpn() -> None:
+    at = PackingView(0.0, [*TWO.gpns, GpnView("gpn-4", 1.0, 0.0, running=False)], TWO.tunnels)
+    assert planned(Fixed(plan=[("a", "gpn-4")]), at) == (Move("a", "gpn-4"),)
+
+
+def test_overfilling_is_a_fault_only_where_it_could_be_helped() -> None:
+    gpns = [GpnView("gpn-1", 1.0, 1.55), GpnView("gpn-2", 1.0, 0.9)]
+    tunnels = [TunnelView("a", 0.3, "gpn-1"), TunnelView("b", 1.2, "gpn-1"), TunnelView("c", 0.05, "gpn-1")]
+    at = PackingView(0.0, gpns, tunnels)
+    alone = PackingView(0.0, [*gpns, GpnView("gpn-3", 1.0, 0.0, running=False)], tunnels)
+    assert planned(Fixed(plan=[("a", "gpn-2")]), at)  # nothing has room for it
+    with pytest.raises(PolicyFault, match=r"fills gpn-2 to 1.250, .* while others have room"):
+        planned(Fixed(plan=[("a", "gpn-2"), ("c", "gpn-2"), ("b", "gpn-3")]), alone)
+    assert planned(Fixed(plan=[("b", "gpn-3")]), alone)  # it is beyond any GPN
+    with pytest.raises(PolicyFault, match="fills gpn-2"):
+        planned(Fixed(plan=[("a", "gpn-2")]), alone)
+
+
+def test_a_policy_need_not_mitigate() -> None:
+    assert Packer(Fixed(plan=[("a", "gpn-2")]), "acme").mitigate(TWO) == ()
+
+
+def test_what_a_policy_mitigates_is_checked(caplog: pytest.LogCaptureFixture) -> None:
+    class Hasty(Fixed):
+        def mitigate(self, view: PackingView) -> Sequence[Move]:
+            return self.plan(view)
+
+    assert Packer(Hasty(plan=[("a", "gpn-2")]), "acme").mitigate(TWO) == (Move("a", "gpn-2"),)
+    with caplog.at_level(logging.ERROR), pytest.raises(PolicyFault, match="moves 'x'"):
+        Packer(Hasty(plan=[("x", "gpn-2")]), "acme").mitigate(TWO)
     assert "of plugin 'acme'" in caplog.text
 
 

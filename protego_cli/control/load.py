@@ -20,9 +20,12 @@ import math
 from array import array
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from protego_cli.control.tunnel import Totals
+
+if TYPE_CHECKING:
+    from protego_cli.control.packing_view import Floats
 
 WINDOW: Final = 10.0  # seconds: what happened so long ago counts 1/e
 INTERVAL: Final = 1.0  # seconds that a first report stands for; and nothing decays before the next is due
@@ -31,6 +34,7 @@ SCALES: Final = (0.25, 64.0)  # packets that come alone cost many times what the
 PLAUSIBLE: Final = 4.0  # modelled CPU of one report above which its counts are of a time before this GMN's
 HISTORY: Final = 60  # minutes
 _MINUTE: Final = 60.0
+_NOTHING: Final = array("f", bytes(4 * HISTORY))
 
 
 class Cost(NamedTuple):
@@ -146,10 +150,10 @@ class _History:
         self._turn(now)
         self._spent[self._last % HISTORY] += seconds
 
-    def read(self, now: float) -> tuple[float, ...]:
+    def ring(self, now: float) -> array[float]:
+        """By the minute, modulo `HISTORY`."""
         self._turn(now)
-        minutes = range(self._last - HISTORY + 1, self._last)
-        return tuple(self._spent[minute % HISTORY] / _MINUTE for minute in minutes)
+        return self._spent
 
     def _turn(self, now: float) -> None:
         this = int(now // _MINUTE)
@@ -184,10 +188,12 @@ class Loads:
 
     def __init__(self) -> None:
         self._flows: dict[str, _Flow] = {}
+        self._began: float = math.inf  # the minute of the first report
         self._processes: dict[str, _Process] = {}
 
     def report(self, gpn: str, cpu: float, passed: Iterable[Passed], now: float) -> None:
         """A GPN's report: the CPU seconds per second of its process, and what passed since the one before."""
+        self._began = min(self._began, now // _MINUTE)
         process = self._processes.get(gpn)
         if process is None:
             process = self._processes[gpn] = _Process(now - INTERVAL)
@@ -230,10 +236,17 @@ class Loads:
         measured, explained = process.average.read(now)
         return max(0.0, measured - explained * process.scale)
 
-    def history(self, tunnel: str, now: float) -> tuple[float, ...]:
-        """The tunnel's share in each whole minute of the last hour, oldest first; empty if it is unknown."""
-        flow = self._flows.get(tunnel)
-        return flow.history.read(now) if flow else ()
+    def history(self, tunnels: Sequence[str], now: float) -> Floats:
+        """The tunnels' shares in the whole minutes of the last hour: a row for each minute since the first
+        report, oldest first, a column for each tunnel. Nothing passed through one that is not known.
+        """
+        import numpy as np
+
+        this = int(now // _MINUTE)
+        whole = int(max(0, min(this - self._began - 1, HISTORY - 1)))
+        rings = (flow.history.ring(now) if (flow := self._flows.get(name)) else _NOTHING for name in tunnels)
+        spent = np.frombuffer(b"".join(rings), np.float32).reshape(-1, HISTORY)
+        return spent[:, np.arange(this - whole, this) % HISTORY].T.astype(np.float64, order="C") / _MINUTE
 
     def forget(self, tunnel: str) -> None:
         self._flows.pop(tunnel, None)

@@ -1,102 +1,47 @@
 """Which GPN a tunnel goes to: the interface of packing policies, and how one is asked.
 
-A policy is pure: it answers from a `PackingView`, a moment of the cluster, and knows nothing else. It is
-asked
+A policy is pure: it answers from a `PackingView` (`packing_view.py`), a moment of the cluster, and knows
+nothing else. The live cluster and the simulator ask the same objects:
 
 - `place`, once per tunnel that has no place, and for each tunnel of a GPN that is being emptied;
-- `plan`, for the moves that make the whole placement better.
+- `plan`, at every consolidation interval, for the moves that make the whole placement better;
+- `mitigate`, whenever loads have been measured, for the moves that cannot wait until then. A policy may do
+  without this one.
+
+A policy that needs another GPN moves tunnels to one that is not running: it is launched first. A GPN that
+is left empty is retired.
 
 `Packer` asks it, and checks the answer before anybody acts upon it. A policy that raises or answers nonsense
-fails closed: nothing is placed or moved, and the log (for `plan`, the operator too) is told which
-policy of which plugin it was.
-
-Loads and capacities are CPU seconds per second: 1.0 is one core.
+fails closed: nothing is placed or moved, and the log (for `plan` and `mitigate`, the operator too) is told
+which policy of which plugin it was.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import islice
-from typing import Final, NamedTuple, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
+from protego_cli.control.packing_view import TOLERANCE, GpnView, Move, PackingView, TunnelView
 from protego_cli.errors import ProtegoError
+
+__all__ = [
+    "TOLERANCE",
+    "GpnView",
+    "Move",
+    "Packer",
+    "PackingPolicy",
+    "PackingView",
+    "PolicyFault",
+    "TunnelView",
+    "evacuate",
+]
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-TOLERANCE: Final = 1e-9  # sums of loads in another order differ by less
-
-
-class GpnView(NamedTuple):
-    """A GPN that is connected."""
-
-    name: str
-    capacity: float
-    load: float  # of its tunnels, those on their way to it, and of the process itself
-    accepting: bool = True  # false: it is being emptied, and nothing may go there
-    tunnels: int = 0
-
-    def has_room(self, load: float) -> bool:
-        return self.load + load <= self.capacity + TOLERANCE
-
-
-class TunnelView(NamedTuple):
-    id: str  # TENANT/TUNNEL
-    load: float
-    gpn: str | None = None  # where it is, or where it is on its way to; perhaps a GPN that is not connected
-    moves: int = 0  # within the last hour
-    movable: bool = True
-
-
-class Move(NamedTuple):
-    tunnel: str
-    to: str
-
-
-class PackingView:
-    """A moment of the cluster, not to be changed. GPNs are in the cluster file's order.
-
-    `tunnels` is listed when first looked at: a policy that places by the GPNs alone costs no more for
-    ten thousand tunnels than for one.
-    """
-
-    def __init__(
-        self,
-        now: float,
-        gpns: Iterable[GpnView],
-        tunnels: Iterable[TunnelView] = (),
-        history: Callable[[str], Sequence[float]] = lambda _: (),
-    ) -> None:
-        """`now` is in seconds of any clock that never goes back."""
-        self.now = now
-        self.gpns = tuple(gpns)
-        self.history = history  # a tunnel's load in each of the last minutes, oldest first
-        self._listed = tunnels
-
-    def __repr__(self) -> str:
-        return f"PackingView({self.now}, {self.gpns}, {self.tunnels})"
-
-    @cached_property
-    def tunnels(self) -> tuple[TunnelView, ...]:
-        """Every tunnel that is up."""
-        return tuple(self._listed)
-
-    def candidates(self, load: float) -> tuple[GpnView, ...]:
-        """Where a tunnel of this load may go: to GPNs with room for it; where none has room, to any that
-        accepts, because a crowded place is better than none.
-        """
-        accepting = tuple(gpn for gpn in self.gpns if gpn.accepting)
-        return tuple(gpn for gpn in accepting if gpn.has_room(load)) or accepting
-
-    def with_gpns(self, gpns: Iterable[GpnView]) -> PackingView:
-        return PackingView(self.now, gpns, self._same(), self.history)
-
-    def _same(self) -> Iterator[TunnelView]:
-        yield from self.tunnels
 
 
 class PackingPolicy(Protocol):
@@ -113,8 +58,17 @@ class PackingPolicy(Protocol):
 
     def plan(self, view: PackingView) -> Sequence[Move]:
         """The moves that make the placement better, in the order they are to be made. At most one for each
-        tunnel, which is movable; to a GPN that accepts, and that is not beyond its capacity after all.
+        tunnel, which is movable; to a GPN that accepts, and that is not beyond its capacity after all, unless
+        no GPN would then have room for what was moved there.
         """
+        ...
+
+
+class Mitigating(PackingPolicy, Protocol):
+    """A policy that does not wait for the next consolidation where a GPN runs hot."""
+
+    def mitigate(self, view: PackingView) -> Sequence[Move]:
+        """As `plan`, but only what cannot wait. It is asked often, and mostly has nothing to do."""
         ...
 
 
@@ -149,10 +103,20 @@ class Packer:
         return chosen
 
     def plan(self, view: PackingView) -> tuple[Move, ...]:
-        """The policy's moves. Raises PolicyFault, and nothing moves."""
-        most = len(view.tunnels) + 1  # there is at most one move for each
+        """The policy's moves at a consolidation. Raises PolicyFault, and nothing moves."""
+        return self._moves(self.policy.plan, view)
+
+    def mitigate(self, view: PackingView) -> tuple[Move, ...]:
+        """The policy's moves that cannot wait; none of a policy that knows no such. Raises PolicyFault."""
+        mitigate = getattr(self.policy, "mitigate", None)
+        return () if mitigate is None else self._moves(mitigate, view)
+
+    def _moves(
+        self, question: Callable[[PackingView], Iterable[object]], view: PackingView
+    ) -> tuple[Move, ...]:
+        most = len(view.tunnel_columns.ids) + 1  # there is at most one move for each
         try:
-            return self._checked(self._ask(lambda: list(islice(self.policy.plan(view), most))), view)
+            return self._checked(self._ask(lambda: list(islice(question(view), most))), view)
         except PolicyFault as fault:
             self.told(fault, None)
             raise
@@ -168,35 +132,35 @@ class Packer:
         return PolicyFault(f"the packing policy {self.policy.name!r} of plugin {self.plugin!r} {what}")
 
     def _checked(self, answer: Sequence[object], view: PackingView) -> tuple[Move, ...]:
-        known = {tunnel.id: tunnel for tunnel in view.tunnels}
-        gpns = {gpn.name: gpn for gpn in view.gpns}
-        loads = {gpn.name: gpn.load for gpn in view.gpns}
-        moves: dict[str, Move] = {}
+        if not answer:
+            return ()
+        tunnels, gpns = view.tunnel_columns, view.gpn_columns
+        rows, columns = tunnels.ids.position, gpns.names.position
+        where, movable, accepting = tunnels.gpn.tolist(), tunnels.movable.tolist(), gpns.accepting.tolist()
+        moved: dict[int, int] = {}
         for each in answer:
             if not (isinstance(each, tuple) and len(each) == 2 and all(isinstance(s, str) for s in each)):
                 raise self._fault(f"planned {each!r:.80}, which is no Move(tunnel, to)")
-            move = Move(*each)
-            tunnel = known.get(move.tunnel)
-            if tunnel is None:
-                raise self._fault(f"moves {move.tunnel!r:.80}, which is no tunnel that is up")
-            if move.tunnel in moves:
-                raise self._fault(f"moves {move.tunnel} twice")
-            if not tunnel.movable:
-                raise self._fault(f"moves {move.tunnel}, which cannot be moved now")
-            if move.to not in gpns or not gpns[move.to].accepting:
-                raise self._fault(f"moves {move.tunnel} to {move.to!r:.80}, {_objection(move.to, view)}")
-            if move.to == tunnel.gpn:
-                raise self._fault(f"moves {move.tunnel} to {move.to}, where it is already")
-            moves[move.tunnel] = move
-            loads[move.to] += tunnel.load
-            if tunnel.gpn in loads:
-                loads[tunnel.gpn] -= tunnel.load
-        for name in {move.to for move in moves.values()}:
-            if loads[name] > gpns[name].capacity + TOLERANCE:
-                raise self._fault(
-                    f"fills {name} to {loads[name]:.3f}, beyond its capacity of {gpns[name].capacity:g}"
-                )
-        return tuple(moves.values())
+            name, to = each
+            row, column = rows.get(name), columns.get(to)
+            if row is None:
+                raise self._fault(f"moves {name!r:.80}, which is no tunnel that is up")
+            if row in moved:
+                raise self._fault(f"moves {name} twice")
+            if not movable[row]:
+                raise self._fault(f"moves {name}, which cannot be moved now")
+            if column is None or not accepting[column]:
+                raise self._fault(f"moves {name} to {to!r:.80}, {_objection(to, view)}")
+            if column == where[row]:
+                raise self._fault(f"moves {name} to {to}, where it is already")
+            moved[row] = column
+        if (overfilled := view.overfilled(list(moved), list(moved.values()))) is not None:
+            gpn, load = overfilled
+            raise self._fault(
+                f"fills {gpns.names[gpn]} to {load:.3f}, beyond its capacity of {gpns.capacity[gpn]:g}, "
+                "while others have room"
+            )
+        return tuple(Move(*each) for each in answer)  # type: ignore[misc]  # each is a pair of texts
 
 
 def _objection(name: object, view: PackingView) -> str:
@@ -204,7 +168,9 @@ def _objection(name: object, view: PackingView) -> str:
     gpn = next((gpn for gpn in view.gpns if gpn.name == name), None)
     if gpn is None:
         return "which is no connected GPN"
-    return "which is full while others have room" if gpn.accepting else "which accepts none"
+    if not gpn.accepting:
+        return "which accepts none"
+    return "which is full while others have room" if gpn.running else "which does not run yet"
 
 
 def evacuate(

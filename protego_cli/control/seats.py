@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container, Iterator, Mapping
+from functools import partial
 from typing import Final, Protocol
 
 import trio
@@ -73,7 +74,8 @@ class Seats:
     def view(self, pinned: Container[str] = ()) -> PackingView:
         """The cluster as it is now. Tunnels that are `pinned`, or on the move, are not movable."""
         now = trio.current_time()
-        return PackingView(now, self.gpns(), self._views(pinned, now), self._history)
+        history = partial(self.loads.history, now=now)
+        return PackingView(now, self.gpns(), self._views(pinned, now), history)
 
     def gpns(self) -> tuple[GpnView, ...]:
         """The GPNs that are connected."""
@@ -122,9 +124,6 @@ class Seats:
             moves=_lately(tunnel, now),
             movable=movable and settled,
         )
-
-    def _history(self, tunnel: str) -> tuple[float, ...]:
-        return self.loads.history(tunnel, trio.current_time())
 
 
 def _lately(tunnel: Tunnel, now: float) -> int:

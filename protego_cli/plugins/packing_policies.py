@@ -1,7 +1,8 @@
 """Built-in packing policies.
 
 `spread` gives each tunnel to the GPN that has the fewest, the first among equals; its plan evens the numbers
-out. It looks at loads only to overfill nothing.
+out. It looks at loads only to overfill nothing: where a GPN is beyond its capacity and no other has room, it
+asks for one more. It never gives one up.
 
 `first-fit-decreasing` uses as few GPNs as it can, each filled to `WATERMARK` of its capacity by the tunnels'
 measured loads. Its plan
@@ -29,6 +30,7 @@ from protego_cli.control.placement import (
 )
 from protego_cli.hookspecs import hookimpl
 
+_NOWHERE: Final = ""  # no GPN has this name
 WATERMARK: Final = 0.8  # of a GPN's capacity; the rest is for what grows before the next plan
 
 
@@ -41,15 +43,19 @@ class Spread:
     def plan(self, view: PackingView) -> Sequence[Move]:
         gpns = {gpn.name: gpn for gpn in view.gpns}
         there: dict[str, list[TunnelView]] = {name: [] for name in gpns}
+        homeless = [tunnel for tunnel in view.tunnels if tunnel.movable and tunnel.gpn not in gpns]
+        if homeless:  # as though they were on a GPN that accepts none
+            gpns[_NOWHERE] = GpnView(_NOWHERE, 0.0, 0.0, accepting=False, tunnels=len(homeless))
+            there[_NOWHERE] = homeless
         for tunnel in view.tunnels:
-            if tunnel.movable and tunnel.gpn in there:
+            if tunnel.movable and tunnel.gpn in gpns:
                 there[tunnel.gpn].append(tunnel)
         for tunnels in there.values():
             tunnels.sort(key=_lightest)
         to: dict[str, str] = {}
         while step := _evening(gpns, there):
             source, target = step
-            tunnel = there[source.name].pop(0)
+            tunnel = there[source.name].pop(_next(source, there[source.name]))
             insort(there[target.name], tunnel, key=_lightest)
             to[tunnel.id] = target.name
             for gpn, sign in ((source, -1), (target, 1)):
@@ -66,17 +72,32 @@ def _lightest(tunnel: TunnelView) -> tuple[float, str]:
 
 
 def _evening(
-    gpns: Mapping[str, GpnView], there: Mapping[str, list[TunnelView]]
+    gpns: dict[str, GpnView], there: Mapping[str, list[TunnelView]]
 ) -> tuple[GpnView, GpnView] | None:
-    """From where to where the next tunnel goes: the lightest of the fullest GPN that can give one away."""
+    """From where to where the next tunnel goes: from GPNs that accept none, from those beyond their capacity,
+    then from the one with the most.
+    """
     sources = [gpn for gpn in gpns.values() if there[gpn.name]]
-    for source in sorted(sources, key=lambda gpn: (gpn.accepting, -gpn.tunnels)):
-        load = there[source.name][0].load
+    for source in sorted(sources, key=lambda gpn: (gpn.accepting, gpn.has_room(0), -gpn.tunnels)):
+        load = there[source.name][_next(source, there[source.name])].load
+        must = not source.accepting or (not source.has_room(0) and load > 0)
         open_to = [gpn for gpn in gpns.values() if gpn.accepting and gpn.has_room(load)]
-        target = min(open_to, key=lambda gpn: gpn.tunnels, default=None)
-        if target is not None and (not source.accepting or source.tunnels - target.tunnels >= 2):
+        running = (gpn for gpn in open_to if gpn.running)
+        target = min(running, key=lambda gpn: gpn.tunnels, default=None)
+        if target is None and must:
+            target = next(iter(open_to), None)
+        if target is not None and (must or source.tunnels - target.tunnels >= 2):
+            if not target.running:
+                gpns[target.name] = target = target._replace(running=True)
             return source, target
     return None
+
+
+def _next(source: GpnView, tunnels: Sequence[TunnelView]) -> int:
+    """Which tunnel leaves: the lightest; of a GPN beyond its capacity, the lightest that is any relief."""
+    if source.has_room(0):
+        return 0
+    return next((index for index, tunnel in enumerate(tunnels) if tunnel.load > 0), 0)
 
 
 class FirstFitDecreasing:
