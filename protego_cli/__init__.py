@@ -3,7 +3,7 @@
 Layers, each importing only from those before it (a test enforces it):
 
     errors, config, counters, hookspecs -> wire -> crypto -> ike | esp -> net -> control
-    -> plugins -> roles -> lab -> cli
+    -> plugins -> sim -> roles -> lab -> cli
 
 `docs/architecture.md` tells how they work together.
 """
