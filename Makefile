@@ -3,6 +3,7 @@
 # make lint         ruff and mypy
 # make bench        what a packet, a handshake, a rekey, a migration, a commit, a restart and a drain cost
 #                   (docs/benchmarks.md; ARGS="--only aes256gcm16" for some packets alone, bench-gmn for the rest)
+# make bench-peers  Protego beside strongSwan's ESP in user space: bits per second of CPU (as root; strongSwan)
 # make acceptance   migrations under a real strongSwan's traffic, held against the figures (as root, at rest)
 # make binary       the command as one executable, dist/protego, that needs no Python
 # make fuzz         hunt for inputs that break a parser (ARGS="ike 600": that target, so many seconds)
@@ -20,7 +21,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --ed
 
 .DEFAULT_GOAL := local
 .DELETE_ON_ERROR:
-.PHONY: local test lint bench bench-gmn acceptance binary fuzz worlds completions clean
+.PHONY: local test lint bench bench-gmn bench-peers acceptance binary fuzz worlds completions clean
 
 local: $(VENV)/.installed
 	@$(BIN)/protego local $(ARGS)
@@ -39,6 +40,9 @@ bench: $(VENV)/.installed
 
 bench-gmn: $(VENV)/.installed
 	@for part in control restart drain; do $(BIN)/python -m benchmarks.$$part || exit; done
+
+bench-peers: $(VENV)/.installed
+	@$(BIN)/python -m benchmarks.peers $(ARGS)
 
 acceptance: $(VENV)/.installed-test
 	@PROTEGO_ACCEPTANCE=1 $(BIN)/python -m pytest tests/real/test_strongswan.py -k "migrates or rekeys" -s $(ARGS)

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import cryptography
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from benchmarks import gen, gin, gpn, loads
-from benchmarks.bench import Effort, Row
+from benchmarks.bench import Effort, Row, machine
 
 QUICK, QUICK_SAS = Effort(rounds=1, stretches=1), 22
 
@@ -74,10 +72,7 @@ def _table(rows: Sequence[Row]) -> Table:
 
 def _document(rows: Sequence[Row], effort: Effort) -> dict[str, object]:
     return {
-        "python": platform.python_version(),
-        "cryptography": cryptography.__version__,
-        "kernel": platform.release(),
-        "machine": platform.machine(),
+        **machine(),
         **effort._asdict(),
         "rows": [
             {**row._asdict(), "cost": row.cost._asdict(), "gbits": row.gbits, "met": row.met} for row in rows

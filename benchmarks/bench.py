@@ -10,12 +10,26 @@ machine does falls on both alike. The median of the rounds' ratios is the result
 
 from __future__ import annotations
 
+import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import cryptography
+
 from protego_cli.net.udp import UdpSocket
+
+
+def machine() -> dict[str, str]:
+    """When and where figures were taken."""
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "python": platform.python_version(),
+        "cryptography": cryptography.__version__,
+        "kernel": platform.release(),
+        "machine": platform.machine(),
+    }
 
 
 class Effort(NamedTuple):

@@ -5,12 +5,10 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
-from functools import partial
 
-from benchmarks import loads
-from benchmarks.bench import Case, Cost, Effort, Side, compare
-from benchmarks.floor import Step, floor
-from benchmarks.loads import Load
+from benchmarks import forwarding
+from benchmarks.bench import Case, Cost, Effort
+from benchmarks.loads import Load, Packet
 from protego_cli.counters import Counters
 from protego_cli.net.ingress import MuxIngress
 from protego_cli.net.pump import drain
@@ -19,7 +17,6 @@ from protego_cli.net.udp import UdpSocket
 from protego_cli.net.vip import VipPort
 
 SPI = 0xC0FFEE01
-TARGET, TARGET_SINGLE = 1.5, 1.6
 
 
 def measure(load: Load, effort: Effort) -> Cost:
@@ -33,38 +30,19 @@ def measure(load: Load, effort: Effort) -> Cost:
         steering.put_gpn(Gpn("gpn-1", gpn.address, bytes(32)))
         steering.steer(SPI, "gpn-1", peer.address)
         port = VipPort(lambda message, source: None, steering, counters)
-        (stretch,) = load.stretches
-        steps = [Step((), [([packet.size for packet in buffer], gpn.address)]) for buffer in stretch]
-        bare_address, bare = floor(stack, steps)
-        buffers = [
-            b"".join(
-                struct.pack("!II", SPI, number) + bytes(packet.size - 8)
-                for number, packet in enumerate(buffer)
-            )
-            for buffer in stretch
-        ]
+
+        def build(number: int, packet: Packet) -> bytes:
+            return struct.pack("!II", SPI, number) + bytes(packet.size - 8)
 
         def empty() -> None:
             while drain(vip, port.receive_natt):
                 pass
 
-        def fill(dest: tuple[str, int]) -> None:
-            for buffer, data in zip(stretch, buffers, strict=True):
-                peer.send(data, buffer[0].size, dest)
-
-        count = sum(map(len, stretch))
-        return compare(
-            Side(partial(fill, vip.address), empty, count, count),
-            Side(partial(fill, bare_address), bare, count, count),
-            gpn,
-            effort,
+        return forwarding.forward(
+            stack, load, effort, build, source=peer, entry=vip.address, empty=empty, sink=gpn
         )
 
 
 def cases() -> Iterator[Case]:
     """This role's lines of the table."""
-    chosen = [(loads.full(size), TARGET) for size in loads.SIZES]
-    chosen += [(loads.imix(), None), (loads.imix_single(), TARGET_SINGLE)]
-    chosen += [(loads.single(size), TARGET_SINGLE) for size in loads.SIZES]
-    for load, target in chosen:
-        yield Case("GIN", "peer to GPN", "", load.name, load.size, target, partial(measure, load))
+    return forwarding.cases("GIN", "peer to GPN", measure)

@@ -33,8 +33,7 @@ from tests.support.control import until
 from tests.support.datagrams import esp, station
 from tests.support.esp_reference import padded, seal
 from tests.support.gin_world import SPI, SPI2, World, gin_world, serving
-from tests.support.ike_live import inside
-from tests.support.netns import Namespace, namespaces
+from tests.support.netns import Namespace, inside, namespaces
 from tests.support.senders import RecordingSender
 from tests.test_gpn import FRAME_IN, GATEWAY_MAC, IN, LOCAL, REMOTE, VNI, VTEP_MAC
 

@@ -21,8 +21,7 @@ from protego_cli.plugins.steering_backends import Mux, Nftables
 from protego_cli.roles.gin import GinPlane
 from protego_cli.wire.tags import TagKind
 from tests.support.datagrams import Station, station
-from tests.support.ike_live import inside
-from tests.support.netns import Namespace, namespaces
+from tests.support.netns import Namespace, inside, namespaces
 
 ENVELOPE_KEY = bytes(range(32))
 TAG_KEY, TAG_KEY2 = bytes(range(32, 64)), bytes(range(64, 96))

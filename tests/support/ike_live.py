@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import selectors
 import socket
@@ -12,33 +11,10 @@ from contextlib import ExitStack, contextmanager
 
 from protego_cli.config.model import IkeSettings
 from protego_cli.ike.events import Path, Policy
-from tests.support.netns import Namespace
+from tests.support.netns import Namespace, inside
 from tests.support.network import DEFAULTS, Network, Site
 
 NON_ESP_MARKER = bytes(4)
-_CLONE_NEWNET = 0x40000000
-
-
-@contextmanager
-def inside(space: Namespace) -> Iterator[None]:
-    """Sockets this thread opens belong to the namespace."""
-    libc = ctypes.CDLL(None, use_errno=True)
-
-    def enter(path: str) -> None:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            if libc.setns(handle, _CLONE_NEWNET):
-                raise OSError(ctypes.get_errno(), path)
-        finally:
-            os.close(handle)
-
-    own = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-    try:
-        enter(f"/run/netns/{space.name}")
-        yield
-    finally:
-        enter(f"/proc/self/fd/{own}")
-        os.close(own)
 
 
 class LiveSite(Site):

@@ -7,12 +7,15 @@ kernel keeps for the whole machine and which is put back.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+
+_CLONE_NEWNET = 0x40000000
 
 
 class CommandFailed(Exception):
@@ -64,6 +67,28 @@ class Namespace:
             fields = line.split(":", 1)[1].split()
             total += int(fields[3]) + int(fields[11])
         return total
+
+
+@contextmanager
+def inside(space: Namespace) -> Iterator[None]:
+    """Sockets this thread opens belong to the namespace."""
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def enter(path: str) -> None:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            if libc.setns(handle, _CLONE_NEWNET):
+                raise OSError(ctypes.get_errno(), path)
+        finally:
+            os.close(handle)
+
+    own = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+    try:
+        enter(f"/run/netns/{space.name}")
+        yield
+    finally:
+        enter(f"/proc/self/fd/{own}")
+        os.close(own)
 
 
 @contextmanager

@@ -47,9 +47,10 @@ charon {{
 class StrongSwan:
     """One charon; `load` takes the text of a swanctl.conf."""
 
-    def __init__(self, space: Namespace, directory: Path) -> None:
+    def __init__(self, space: Namespace, directory: Path, pid: int) -> None:
         self.space = space
         self.directory = directory
+        self.pid = pid
         self.uri = f"unix://{directory}/vici"
 
     @contextmanager
@@ -141,6 +142,6 @@ def strongswan(space: Namespace, directory: Path) -> Iterator[StrongSwan]:
             f"charon up (see {directory}/charon.log)",
         )
         run("ip", "-n", space.name, "link", "set", "ipsec0", "txqueuelen", "10000")
-        yield StrongSwan(space, directory)
+        yield StrongSwan(space, directory, process.pid)
     finally:
         stop(process)
