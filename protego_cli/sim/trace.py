@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 STEP: Final = 60.0  # seconds, where a trace does not say
 MOST_VALUES: Final = 50_000_000  # of a trace: 400 MB
+MOST_MBITS: Final = 1e9  # of a tunnel
 
 
 class TraceError(UsageError):
