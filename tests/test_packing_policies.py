@@ -88,8 +88,9 @@ def test_consolidation_never_takes_more_gpns(at: PackingView) -> None:
     closed = [gpn for gpn in at.gpns if not gpn.accepting and gpn.tunnels]
     if not hot and not orphans and not closed:
         assert sum(1 for gpn in then.gpns if gpn.tunnels) <= sum(1 for gpn in at.gpns if gpn.tunnels)
-    assert all(gpn.load <= max(gpn.capacity, before.load) + 1e-6
-               for gpn, before in zip(then.gpns, at.gpns, strict=True))  # fmt: skip
+    if not orphans:  # these are crowded in where no room is
+        assert all(gpn.load <= max(gpn.capacity, before.load) + 1e-6
+                   for gpn, before in zip(then.gpns, at.gpns, strict=True))  # fmt: skip
 
 
 # ---- spread

@@ -4,21 +4,19 @@
 out. It looks at loads only to overfill nothing: where a GPN is beyond its capacity and no other has room, it
 asks for one more. It never gives one up.
 
-`first-fit-decreasing` uses as few GPNs as it can, each filled to `WATERMARK` of its capacity by the tunnels'
-measured loads. Its plan
+The others use as few GPNs as they can. How they calculate is in `packing/`, which is loaded when first asked.
 
-1. takes away from GPNs beyond the watermark, and from those that accept none, what fits elsewhere, the
-   heaviest first; and nothing moves that has no reason to;
-2. packs all tunnels anew, the heaviest first, each into the first GPN with room; where that takes fewer GPNs,
-   these are the moves instead. Among tunnels of one load those go first that are on the first GPNs, so that
-   they stay.
+- `protego` is the paper's: first-fit-decreasing at every interval, GPNs filled to their capacity, and hot
+  spots relieved as soon as they are seen.
+- `first-fit-decreasing` is the same with a fifth of each GPN kept free for what grows before the next plan.
+- `best-fit` is `protego` with best-fit-decreasing.
 """
 
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Final
 
 from protego_cli.control.placement import (
     TOLERANCE,
@@ -29,6 +27,9 @@ from protego_cli.control.placement import (
     TunnelView,
 )
 from protego_cli.hookspecs import hookimpl
+
+if TYPE_CHECKING:  # numpy comes with it
+    from protego_cli.plugins.packing.decreasing import Rule
 
 _NOWHERE: Final = ""  # no GPN has this name
 WATERMARK: Final = 0.8  # of a GPN's capacity; the rest is for what grows before the next plan
@@ -101,127 +102,57 @@ def _next(source: GpnView, tunnels: Sequence[TunnelView]) -> int:
 
 
 class FirstFitDecreasing:
-    name = "first-fit-decreasing"
+    """The heaviest tunnels first, each on the first GPN with room (`packing/decreasing.py`)."""
+
+    def __init__(self, name: str = "first-fit-decreasing", fill: float = WATERMARK) -> None:
+        self.name = name
+        self.fill = fill  # of a GPN's capacity: there it is full
 
     def place(self, tunnel: TunnelView, view: PackingView) -> str | None:
-        candidates = view.candidates(tunnel.load)
-        calm = (gpn for gpn in candidates if gpn.load + tunnel.load <= _limit(gpn))
-        first = next(calm, None) or min(candidates, key=lambda gpn: gpn.load / gpn.capacity)
-        return first.name
+        candidates = apart(tunnel, view)
+        calm = [gpn for gpn in candidates if gpn.load + tunnel.load <= self.fill * gpn.capacity + TOLERANCE]
+        return (self._choose(calm) if calm else min(candidates, key=lambda gpn: gpn.load / gpn.capacity)).name
 
     def plan(self, view: PackingView) -> Sequence[Move]:
-        bins = [gpn for gpn in view.gpns if gpn.accepting]
-        if not bins:
-            return []
-        relieved = _relieve(bins, view)
-        packed = _pack(bins, view.tunnels)
-        here = {tunnel.id: tunnel.gpn for tunnel in view.tunnels}
-        if packed is not None and len(set(packed.values())) < len({*(here | dict(relieved)).values()}):
-            return [Move(tunnel, to) for tunnel, to in packed.items() if to != here[tunnel]]
-        return relieved
+        from protego_cli.plugins.packing import decreasing
+
+        return decreasing.plan(view, self.fill, self._rule())
+
+    def mitigate(self, view: PackingView) -> Sequence[Move]:
+        from protego_cli.plugins.packing import decreasing
+
+        return decreasing.mitigate(view, self.fill, self._rule())
+
+    def _choose(self, calm: Sequence[GpnView]) -> GpnView:
+        return calm[0]
+
+    def _rule(self) -> Rule:
+        from protego_cli.plugins.packing.decreasing import FirstFit
+
+        return FirstFit()
 
 
-def _limit(gpn: GpnView) -> float:
-    return WATERMARK * gpn.capacity + TOLERANCE
+class BestFit(FirstFitDecreasing):
+    """Each on the fullest GPN with room."""
+
+    def _choose(self, calm: Sequence[GpnView]) -> GpnView:
+        return min(calm, key=lambda gpn: (gpn.tunnels == 0, gpn.capacity - gpn.load))
+
+    def _rule(self) -> Rule:
+        from protego_cli.plugins.packing.decreasing import BestFit
+
+        return BestFit()
 
 
-def _decreasing(tunnels: Iterable[TunnelView], order: dict[str, int]) -> list[TunnelView]:
-    last = len(order)
-    return sorted(tunnels, key=lambda tunnel: (-tunnel.load, order.get(tunnel.gpn or "", last), tunnel.id))
-
-
-def _pack(bins: Sequence[GpnView], tunnels: Sequence[TunnelView]) -> dict[str, str] | None:
-    """First fit, decreasing: a GPN for every tunnel; None where they do not all fit below the watermark.
-
-    What a GPN carries that cannot be moved stays there. A tunnel that alone is beyond the watermark gets a
-    GPN to itself.
-    """
-    order = {gpn.name: index for index, gpn in enumerate(bins)}
-    used = [gpn.load for gpn in bins]
-    for tunnel in tunnels:
-        if tunnel.movable and tunnel.gpn in order:
-            used[order[tunnel.gpn]] -= tunnel.load
-    fixed = {tunnel.gpn for tunnel in tunnels if not tunnel.movable}
-    free = _FirstFit([_limit(gpn) - load for gpn, load in zip(bins, used, strict=True)])
-    empty = [gpn.name not in fixed for gpn in bins]
-    packed: dict[str, str] = {
-        tunnel.id: tunnel.gpn for tunnel in tunnels if not tunnel.movable and tunnel.gpn
-    }
-    for tunnel in _decreasing((tunnel for tunnel in tunnels if tunnel.movable), order):
-        index = free.first(tunnel.load)
-        if index is None:
-            alone = (
-                i for i, gpn in enumerate(bins)
-                if empty[i] and used[i] + tunnel.load <= gpn.capacity + TOLERANCE
-            )  # fmt: skip
-            index = next(alone, None)
-            if index is None:
-                return None
-        empty[index] = False
-        used[index] += tunnel.load
-        free.take(index, tunnel.load)
-        packed[tunnel.id] = bins[index].name
-    return packed
-
-
-def _relieve(bins: Sequence[GpnView], view: PackingView) -> list[Move]:
-    """Moves away from where a tunnel should not stay, to where it may; as many as there is room for."""
-    order = {gpn.name: index for index, gpn in enumerate(bins)}
-    free = _FirstFit([_limit(gpn) - gpn.load for gpn in bins])
-    calm = {gpn.name for gpn in bins if gpn.load <= _limit(gpn) + TOLERANCE}
-    waiting = [tunnel for tunnel in view.tunnels if tunnel.movable and tunnel.gpn not in calm]
-    moves: list[Move] = []
-    moved = True
-    while moved:  # what has left a GPN may have made room there
-        moved = False
-        for tunnel in _decreasing(waiting, order):
-            source = order.get(tunnel.gpn or "")
-            if source is not None and (free.left(source) >= -TOLERANCE or tunnel.load <= 0):
-                continue  # relieved by now, or no relief
-            index = free.first(tunnel.load)
-            if index is None:
-                continue
-            free.take(index, tunnel.load)
-            if source is not None:
-                free.take(source, -tunnel.load)
-            moves.append(Move(tunnel.id, bins[index].name))
-            moved = True
-        gone = {move.tunnel for move in moves}
-        waiting = [tunnel for tunnel in waiting if tunnel.id not in gone]
-    return moves
-
-
-class _FirstFit:
-    """The first of many bins with room, in logarithmic time: a tree of the most that is free in each half."""
-
-    def __init__(self, free: Sequence[float]) -> None:
-        self._leaves = 1
-        while self._leaves < len(free):
-            self._leaves *= 2
-        padding = [-1.0] * (self._leaves - len(free))
-        self._most = [0.0] * self._leaves + list(free) + padding
-        for node in range(self._leaves - 1, 0, -1):
-            self._most[node] = max(self._most[2 * node], self._most[2 * node + 1])
-
-    def first(self, size: float) -> int | None:
-        if self._most[1] < size:
-            return None
-        node = 1
-        while node < self._leaves:
-            node = 2 * node if self._most[2 * node] >= size else 2 * node + 1
-        return node - self._leaves
-
-    def left(self, index: int) -> float:
-        return self._most[self._leaves + index]
-
-    def take(self, index: int, size: float) -> None:
-        node = self._leaves + index
-        self._most[node] -= size
-        while node > 1:
-            node //= 2
-            self._most[node] = max(self._most[2 * node], self._most[2 * node + 1])
+def apart(tunnel: TunnelView, view: PackingView) -> Sequence[GpnView]:
+    """The candidates where no other tunnel of its group is; all of them where there is no such."""
+    candidates = view.candidates(tunnel.load)
+    if tunnel.group is None:
+        return candidates
+    taken = {other.gpn for other in view.tunnels if other.group == tunnel.group and other.id != tunnel.id}
+    return [gpn for gpn in candidates if gpn.name not in taken] or candidates
 
 
 @hookimpl
 def protego_packing_policies() -> Sequence[PackingPolicy]:
-    return [Spread(), FirstFitDecreasing()]
+    return [Spread(), FirstFitDecreasing("protego", 1.0), FirstFitDecreasing(), BestFit("best-fit", 1.0)]

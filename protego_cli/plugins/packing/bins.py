@@ -1,0 +1,113 @@
+"""GPNs as bins while a plan is made: what each carries, who is where, who has been moved.
+
+Indices are those of the view's columns. A GPN whose tunnels are not all in the view (one is coming up there)
+is never taken for empty.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from protego_cli.control.packing_view import NOWHERE, TOLERANCE, Move, PackingView
+
+if TYPE_CHECKING:
+    from protego_cli.control.packing_view import Bools, Floats, Ints
+
+NO_GROUP: Final = -1
+
+
+class Bins:
+    def __init__(self, view: PackingView, fill: float = 1.0) -> None:
+        """A GPN is full at `fill` of its capacity."""
+        self._view = view
+        gpns, tunnels = view.gpn_columns, view.tunnel_columns
+        self.capacity: Floats = gpns.capacity
+        self.limit: Floats = fill * gpns.capacity + TOLERANCE
+        self.accepting: Bools = gpns.accepting
+        self.load: Floats = gpns.load.copy()
+        self.size: Floats = tunnels.load
+        self.movable: Bools = tunnels.movable
+        self.group: Ints = tunnels.group
+        self.at: Ints = tunnels.gpn.copy()
+        self.tunnels: Ints = np.bincount(self.at[self.at != NOWHERE], minlength=len(self.load))
+        self.hidden: Bools = gpns.tunnels > self.tunnels
+
+    @property
+    def room(self) -> Floats:
+        return self.limit - self.load
+
+    def used(self) -> Bools:
+        return (self.tunnels > 0) | self.hidden
+
+    def on(self, gpn: int) -> Ints:
+        """The tunnels that are there."""
+        return np.flatnonzero(self.at == gpn)
+
+    def groups_on(self, gpn: int) -> set[int]:
+        """The groups of which a tunnel is there."""
+        return {*self.group[self.on(gpn)].tolist()} - {NO_GROUP} if self.tunnels[gpn] else set()
+
+    def barred(self, tunnel: int) -> Ints:
+        """GPNs where another tunnel of its group is."""
+        group = self.group[tunnel]
+        if group == NO_GROUP:
+            return np.empty(0, np.int64)
+        others = self.group == group
+        others[tunnel] = False
+        there: Ints = self.at[others & (self.at != NOWHERE)]
+        return there
+
+    def open_to(self, tunnel: int) -> Bools:
+        """GPNs that have room for it and may take it; where it is, is none of them."""
+        fits: Bools = self.accepting & (self.room >= self.size[tunnel])
+        fits[self.barred(tunnel)] = False
+        if self.at[tunnel] != NOWHERE:
+            fits[self.at[tunnel]] = False
+        return fits
+
+    def move(self, tunnel: int, to: int) -> None:
+        source, size = self.at[tunnel], self.size[tunnel]
+        if source != NOWHERE:
+            self.load[source] -= size
+            self.tunnels[source] -= 1
+        self.load[to] += size
+        self.tunnels[to] += 1
+        self.at[tunnel] = to
+
+    def lift(self, tunnels: list[int]) -> None:
+        """Take them away from where they are."""
+        there = self.at[tunnels]
+        self._sum(there[there != NOWHERE], self.size[tunnels][there != NOWHERE], -1)
+        self.at[tunnels] = NOWHERE
+
+    def settle(self, tunnels: list[int], gpns: list[int]) -> None:
+        """Put those that are nowhere on these GPNs, one for each."""
+        self.at[tunnels] = gpns
+        self._sum(self.at[tunnels], self.size[tunnels], 1)
+
+    def _sum(self, gpns: Ints, sizes: Floats, sign: int) -> None:
+        self.load += sign * np.bincount(gpns, sizes, len(self.load))
+        self.tunnels += sign * np.bincount(gpns, minlength=len(self.load))
+
+    def crowd(self, tunnels: list[int]) -> None:
+        """Put those that are nowhere and fit nowhere where the most room is: better than no place at all."""
+        limit, self.limit = self.limit, self.capacity + TOLERANCE
+        for tunnel in sorted(tunnels, key=lambda each: -self.size[each]):
+            gpn = int(np.where(self.accepting, self.room, -np.inf).argmax())
+            self.move(tunnel, gpn)
+            for other in self.on(gpn).tolist():  # what was about to come there goes elsewhere if it can
+                fits = self.open_to(other)
+                if self.room[gpn] < 0 and self.moved(other) and fits.any():
+                    self.move(other, int(fits.argmax()))
+        self.limit = limit
+
+    def moved(self, tunnel: int) -> bool:
+        return bool(self.at[tunnel] != self._view.tunnel_columns.gpn[tunnel])
+
+    def moves(self) -> list[Move]:
+        """From where the view has them to where they are now."""
+        ids, names = self._view.tunnel_columns.ids, self._view.gpn_columns.names
+        moved = np.flatnonzero(self.at != self._view.tunnel_columns.gpn)
+        return [Move(ids[tunnel], names[self.at[tunnel]]) for tunnel in moved]
