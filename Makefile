@@ -5,6 +5,7 @@
 #                   (docs/benchmarks.md; ARGS="--only aes256gcm16" for some packets alone, bench-gmn for the rest)
 # make bench-peers  Protego beside strongSwan's ESP in user space: bits per second of CPU (as root; strongSwan)
 # make acceptance   migrations under a real strongSwan's traffic, held against the figures (as root, at rest)
+# make strongswan-6  a peer for some of the tests, from Debian 13 into build/ (nothing is installed)
 # make binary       the command as one executable, dist/protego, that needs no Python
 # make fuzz         hunt for inputs that break a parser (ARGS="ike 600": that target, so many seconds)
 # make worlds       hunt for seeds by which a simulated gateway breaks a promise (ARGS=600: so many seconds)
@@ -21,7 +22,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --ed
 
 .DEFAULT_GOAL := local
 .DELETE_ON_ERROR:
-.PHONY: local test lint bench bench-gmn bench-peers acceptance binary fuzz worlds completions clean
+.PHONY: local test lint bench bench-gmn bench-peers acceptance strongswan-6 binary fuzz worlds completions clean
 
 local: $(VENV)/.installed
 	@$(BIN)/protego local $(ARGS)
@@ -46,6 +47,9 @@ bench-peers: $(VENV)/.installed
 
 acceptance: $(VENV)/.installed-test
 	@PROTEGO_ACCEPTANCE=1 $(BIN)/python -m pytest tests/real/test_strongswan.py -k "migrates or rekeys" -s $(ARGS)
+
+strongswan-6:
+	@tests/support/strongswan6.sh build/strongswan-6
 
 binary: $(VENV)/.installed-binary
 	@$(BIN)/pyinstaller --noconfirm --clean --log-level ERROR --distpath dist --workpath build/binary packaging/protego.spec

@@ -14,6 +14,8 @@ TABLE: dict[str, str] = {
     "gin_esp_returned": "ESP packets that the kernel had passed to another GPN than their own, steered again",
     "gin_esp_to_peer": 'ESP packets of GPNs sent on to peers (return = "gin")',
     "gin_drop_to_peer": "packets of GPNs for no SPI or VIP of this GIN, or too short",
+    "gin_esp_raw": "ESP packets that came without UDP",
+    "gin_drop_no_raw": "packets of GPNs for peers without UDP, where this GIN has no raw socket",
     "gin_drop_short": "datagrams on the VIP too short to be IKE or ESP",
     "gin_drop_keepalive": "NAT keepalives (RFC 3948 2.3), absorbed",
     "gin_drop_tag_outside": "datagrams from outside that bear a reserved SPI (1-255)",

@@ -1,6 +1,7 @@
 """How the tests run: what needs root, what continuous integration forbids, and Hypothesis.
 
-- Tests marked `root` need root and the tools below. Elsewhere they are deselected, and a line says so.
+- Tests marked `root` need root and the tools below, those marked `strongswan6` the peer that
+  `make strongswan-6` gets. Elsewhere they are deselected, and a line says so.
 - With CI set, nothing may be left out: a missing tool ends the run, a skip or an xfail is a failure.
 - Hypothesis is derandomised, so every run sees the same examples; HYPOTHESIS_PROFILE=hunt looks further.
 """
@@ -14,9 +15,11 @@ from collections.abc import Generator
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.support.strongswan import NEWER
+
 CI = os.environ.get("CI", "").lower() in ("1", "true")
 TOOLS = ("ip", "bridge", "unshare", "nft", "ethtool", "swanctl", "/usr/lib/ipsec/charon")
-DESELECTED = pytest.StashKey[str]()
+DESELECTED = pytest.StashKey[list[str]]()
 
 settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
 settings.register_profile(
@@ -33,20 +36,29 @@ def _lacking() -> str:
     return f"{', '.join(missing)} not installed (see .ci/run)" if missing else ""
 
 
+def _lacking_strongswan6() -> str:
+    return "" if NEWER.is_dir() else "no strongSwan 6 (make strongswan-6)"
+
+
+NEEDS = {"root": _lacking, "strongswan6": _lacking_strongswan6}
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    real = [item for item in items if item.get_closest_marker("root")]
-    lacking = _lacking() if real else ""
-    if not lacking:
-        return
-    if CI:
-        raise pytest.UsageError(f"CI runs the tests marked root, but: {lacking}")
-    items[:] = [item for item in items if item not in real]
-    config.hook.pytest_deselected(items=real)
-    config.stash[DESELECTED] = f"{len(real)} tests against a real peer deselected: {lacking}"
+    lines = config.stash.setdefault(DESELECTED, [])
+    for marker, lacks in NEEDS.items():
+        marked = [item for item in items if item.get_closest_marker(marker)]
+        lacking = lacks() if marked else ""
+        if not lacking:
+            continue
+        if CI:
+            raise pytest.UsageError(f"CI runs the tests marked {marker}, but: {lacking}")
+        items[:] = [item for item in items if item not in marked]
+        config.hook.pytest_deselected(items=marked)
+        lines.append(f"{len(marked)} tests against a real peer deselected: {lacking}")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if line := config.stash.get(DESELECTED, ""):
+    for line in config.stash.get(DESELECTED, []):
         terminalreporter.write_line(line, yellow=True)
 
 

@@ -97,22 +97,6 @@ def test_encapsulation_is_forced_by_a_source_that_matches_nothing() -> None:
         )
 
 
-def test_without_force_and_nat_the_path_stays() -> None:
-    network = Network(0)
-    gateway = Site(network, GATEWAY, [GATEWAY_POLICY], force_encapsulation=False)
-    peer = Site(
-        network,
-        PEER,
-        [replace(GATEWAY_POLICY, remote=GATEWAY, local_id=PEER, remote_id=GATEWAY)],
-        force_encapsulation=False,
-    )
-    peer.dial(TUNNEL, GATEWAY)
-    network.settle()
-    assert {datagram.path.remote_port for datagram in network.sent} == {500}
-    assert gateway.ikes
-    assert peer.ikes
-
-
 @pytest.mark.parametrize("port", [4500, 14500])
 def test_a_peer_may_dial_4500_or_any_port_straight_away(port: int) -> None:
     network, gateway, peer = pair()
@@ -143,7 +127,7 @@ def test_a_peer_without_a_nat_is_not_followed() -> None:
     """Its port cannot change by itself: whoever changed it wants the answers (RFC 7296 2.23)."""
     network = Network(0)
     gateway = Site(network, GATEWAY, [replace(GATEWAY_POLICY, remote=None)])
-    peer = Site(network, PEER, [PEER_POLICY], force_encapsulation=False)
+    peer = Site(network, PEER, [replace(PEER_POLICY, encapsulation="auto")])
     peer.dial(TUNNEL, GATEWAY)
     network.settle()
     path = gateway.child.path

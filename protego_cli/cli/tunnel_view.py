@@ -81,6 +81,7 @@ def _ike_sa(sa: IkeSaDetail, now: float) -> Table:
     grid.add_row("SPIs", f"{sa.spi_i}_i {sa.spi_r}_r")
     grid.add_row("suite", sa.suite)
     grid.add_row("between", f"{sa.local} and {sa.peer}{', the peer behind NAT' if sa.nat else ''}")
+    grid.add_row("ESP", "in UDP" if sa.encapsulated else "raw, IP protocol 50")
     grid.add_row("initiator", sa.initiator)
     if sa.since is not None:
         grid.add_row("up", f"since {_moment(sa.since, now)}, {duration(now - sa.since)}")

@@ -76,6 +76,7 @@ SETTINGS: Final[dict[str, tuple[Landing, tuple[Role, ...]]]] = {
     "cluster.state_key": (Landing("restart", "The GMN reads it when it starts."), ("gmn",)),
     "cluster.ingress": (Landing("restart", "A GIN or GEN reads it when it starts."), ("gin", "gen")),
     "cluster.return": (Landing("restart", "A GPN reads it when it starts."), ("gpn",)),
+    "cluster.encapsulation": (Landing("now", _DEFAULT), ()),
     "cluster.packing": (Landing("now", "Tunnels that need a place get it from the new policy."), ()),
     "plugins.paths": (Landing("restart", _EVERYWHERE), ("gmn", "gin", "gen", "gpn")),
     "ike.retransmit_first": (Landing("now", _RETRANSMISSION), ()),
@@ -127,6 +128,9 @@ TUNNEL: Final[dict[str, Landing]] = {
     "mtu": Landing("now", "Its GPN seals by it from now on."),
     "fragment": Landing("now", "Its GPN seals by it from now on."),
     "mss": Landing("now", "Its GPN seals by it from now on."),
+    "encapsulation": Landing(
+        "now", "Is agreed on when an IKE_SA is made: `protego tunnel down` and `up` make a new one."
+    ),
     "start": Landing("now", "Says who dials when it is down."),
     "lifetimes": Landing("now", "Hold for SAs that are made from now on, in bytes and packets for all."),
     "vip": Landing("reconnect", "It has another VIP."),

@@ -29,6 +29,7 @@ from protego_cli.config.limits import read_limit
 from protego_cli.config.model import (
     ROLES,
     Cluster,
+    Encapsulation,
     IkeSettings,
     Lifetimes,
     Node,
@@ -77,6 +78,14 @@ class _Plugged:
     ingress: Collection[str] | None = None
     packing: Collection[str] | None = None
     store: Collection[str] | None = None
+
+
+@dataclass(frozen=True)
+class _Defaults:
+    """What a tunnel has where it says nothing."""
+
+    lifetimes: Lifetimes
+    encapsulation: Encapsulation
 
 
 def find(path: Path | None = None) -> Path:
@@ -174,10 +183,12 @@ def _read(path: Path, plugged: _Plugged) -> tuple[Cluster, list[Problem]]:
     returns = section.take("return", values.choice(["direct", "gin"]), "direct")
     store = section.take("store", _named(plugged.store, "a state store"), "sqlite")
     state_key = section.take("state_key", values.path(base), None)
+    encapsulation = _encapsulation(section, "force")
     section.done()
     nodes = _nodes(top.table("nodes", needed="a table [nodes.NAME] for each node"), plugged)
     gens = [node.name for node in nodes if node.role == "gen"]
     ike = _ike(top.table("ike"))
+    defaults = _Defaults(ike.lifetimes, encapsulation)
     cluster = Cluster(
         name=name,
         file=file,
@@ -186,10 +197,11 @@ def _read(path: Path, plugged: _Plugged) -> tuple[Cluster, list[Problem]]:
         state=state,
         nodes=nodes,
         tenants=tuple(
-            _tenant(own, table, base, vips, gens, ike.lifetimes, plugged)
+            _tenant(own, table, base, vips, gens, defaults, plugged)
             for own, table in top.table("tenants").named()
         ),
         ingress=ingress,
+        encapsulation=encapsulation,
         packing=packing,
         returns=cast('Literal["direct", "gin"]', returns),
         store=store,
@@ -269,7 +281,7 @@ def _tenant(
     base: Path,
     vips: tuple[str, ...],
     gens: list[str],
-    lifetimes: Lifetimes,
+    defaults: _Defaults,
     plugged: _Plugged,
 ) -> TenantConfig:
     _check_name(table, name)
@@ -287,7 +299,7 @@ def _tenant(
         ),
         attach=_attach(attach, gens) if "attach" in table else VxlanAttach(vteps=()),
         tunnels=tuple(
-            _tunnel(name, own, entry, base, vips, lifetimes, plugged)
+            _tunnel(name, own, entry, base, vips, defaults, plugged)
             for own, entry in table.table("tunnels").named()
         ),
         limit=read_limit(table.table("limit")),
@@ -351,7 +363,7 @@ def _tunnel(
     table: Table,
     base: Path,
     vips: tuple[str, ...],
-    lifetimes: Lifetimes,
+    defaults: _Defaults,
     plugged: _Plugged,
 ) -> TunnelConfig:
     _check_name(table, name)
@@ -385,11 +397,17 @@ def _tunnel(
             'Literal["inner", "outer"]', table.take("fragment", values.choice(["inner", "outer"]), "inner")
         ),
         mss=table.take("mss", values.mss, None),
-        lifetimes=_lifetimes(table.table("lifetimes"), lifetimes),
+        encapsulation=_encapsulation(table, defaults.encapsulation),
+        lifetimes=_lifetimes(table.table("lifetimes"), defaults.lifetimes),
         limit=read_limit(table.table("limit")),
     )
     table.done()
     return tunnel
+
+
+def _encapsulation(table: Table, default: Encapsulation) -> Encapsulation:
+    chosen: str = table.take("encapsulation", values.choice(["auto", "force"]), str(default))
+    return cast("Encapsulation", chosen)
 
 
 def _auth(table: Table, there: bool, base: Path) -> PskAuth:

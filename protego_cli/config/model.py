@@ -12,6 +12,8 @@ import msgspec
 
 Role = Literal["gmn", "gin", "gen", "gpn"]
 AUTO = "auto"  # as a steering backend: the best that can run
+Encapsulation = Literal["auto", "force"]
+"""Of ESP in UDP: where there is a NAT, or always (RFC 7296 2.23)."""
 ROLES: tuple[Role, ...] = ("gmn", "gin", "gen", "gpn")
 
 
@@ -103,6 +105,7 @@ class TunnelConfig(msgspec.Struct, frozen=True):
     mtu: int = 1500  # of the path to the peer
     fragment: Literal["inner", "outer"] = "inner"  # what is cut where a sealed packet would not fit
     mss: int | Literal["auto"] | None = None  # the largest that TCP may announce through the tunnel
+    encapsulation: Encapsulation = "force"  # filled with that of [cluster] where left out
     lifetimes: Lifetimes = Lifetimes()  # filled with those of [ike] where left out
     limit: LimitConfig = LimitConfig()
 
@@ -178,6 +181,7 @@ class Cluster(msgspec.Struct, frozen=True):
     returns: Literal["direct", "gin"] = msgspec.field(default="direct", name="return")
     """How what GPNs seal reaches the peers: straight from the GPN, or through a GIN."""
     ingress: str = "mux"  # steering backend, or "auto"
+    encapsulation: Encapsulation = "force"  # of tunnels that say nothing else
     packing: str = "spread"  # packing policy
     store: str = "sqlite"  # state store
     state_key: Path | None = None  # what the GMN's state is sealed under; None: `state.key` in `pki`
@@ -197,3 +201,8 @@ class Cluster(msgspec.Struct, frozen=True):
 
     def tunnels(self) -> list[TunnelConfig]:
         return [tunnel for tenant in self.tenants for tunnel in tenant.tunnels]
+
+    @property
+    def wants_raw_esp(self) -> bool:
+        """Whether some tunnel is to do without UDP where it can."""
+        return any(tunnel.encapsulation == "auto" for tunnel in self.tunnels())

@@ -112,7 +112,9 @@ class Agent:
         report_interval: float = REPORT_INTERVAL,
         barrier_timeout: float = BARRIER_TIMEOUT,
         silence: float = SILENCE,
+        raw_esp: bool = False,
     ) -> None:
+        """`raw_esp`: the data path sends and receives ESP without UDP."""
         self.informed = trio.Event()  # the first Sync in this process's life was taken
         self._cluster = cluster
         self._node = node
@@ -120,6 +122,7 @@ class Agent:
         self._report_interval = report_interval
         self._barrier_timeout = barrier_timeout
         self._silence = silence
+        self._raw_esp = raw_esp
         self._holding = Holding(plane)
         self._boot = secrets.token_hex(8)
         self._link: Link | None = None
@@ -211,7 +214,7 @@ class Agent:
         raise next((e for e in outcome if isinstance(e, Refused)), Unreachable(f"{gmn.name}: {link.closed}"))
 
     async def _greet(self, link: Link) -> None:
-        welcome = await link.call(Hello(self._boot, __version__, self._holding.epoch))
+        welcome = await link.call(Hello(self._boot, __version__, self._holding.epoch, self._raw_esp))
         if not isinstance(welcome, Welcome):
             raise Refused(f"{link.peer.name} answered Hello with {type(welcome).__name__}")
         if welcome.epoch < self._holding.epoch:

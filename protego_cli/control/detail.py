@@ -10,7 +10,7 @@ from protego_cli.config.limits import described
 from protego_cli.config.model import TunnelConfig
 from protego_cli.control.ageing import soft_time
 from protego_cli.control.messages import ChildSaDetail, IkeSaDetail, TunnelDetail, TunnelStatus
-from protego_cli.control.tunnel import Placed, Tunnel
+from protego_cli.control.tunnel import Placed, Tunnel, endpoint
 from protego_cli.ike.view import IkeSaView
 
 
@@ -37,6 +37,7 @@ def config_detail(config: TunnelConfig) -> dict[str, str | list[str] | None]:
         "esp": list(config.esp),
         "local_ts": list(config.local_ts),
         "remote_ts": list(config.remote_ts),
+        "encapsulation": config.encapsulation,
         "limit": described(config.limit) or None,
     }
 
@@ -51,6 +52,7 @@ def _ike_sa(sa: IkeSaView, since: float | None, now: float) -> IkeSaDetail:
         local=endpoint((path.local, path.local_port)),
         peer=endpoint((path.remote, path.remote_port)),
         nat=sa.peer_natted,
+        encapsulated=sa.encapsulated,
         since=since,
         heard=now - sa.silent_for,
         rekey=None if sa.rekey_in is None else now + sa.rekey_in,
@@ -92,8 +94,3 @@ def _state(placed: Placed) -> str:
     if placed.seals:
         return "sealing"
     return "successor" if placed is placed.strand.successor else "standing"
-
-
-def endpoint(address: tuple[str, int]) -> str:
-    host, port = address
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

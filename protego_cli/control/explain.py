@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from protego_cli.config.model import TunnelConfig
-from protego_cli.control.detail import endpoint
 from protego_cli.control.messages import Explanation, ExplanationRow
+from protego_cli.control.tunnel import endpoint
 from protego_cli.errors import AuthenticationFailed, NoProposalChosen, TemporaryFailure, TsUnacceptable
 from protego_cli.ike.record import Bid, Identities, Negotiation, Offer, Selectors
 from protego_cli.wire.notifies import notify_name

@@ -99,6 +99,7 @@ class NodeState:
     report: Report | None  # the last, also of a node that is gone
     silent: tuple[str, ...]  # GPNs whose probes it misses
     capacity: float = 1.0  # of a GPN
+    raw_esp: bool | None = None  # of a GIN: whether it does without UDP; None while it has not said
 
 
 class _NoObserver:
@@ -173,6 +174,7 @@ class Fabric:
                 report=member.report,
                 silent=member.report.silent if member.report else (),
                 capacity=member.node.capacity,
+                raw_esp=member.raw_esp,
             )
             for member in self._members.values()
         ]
@@ -180,6 +182,11 @@ class Fabric:
     def connected(self, role: Role) -> list[str]:
         """The nodes of this role whose Sync is applied and whose link stands."""
         return [name for name, member in self._members.items() if member.up and member.node.role == role]
+
+    def raw_esp(self) -> bool:
+        """Whether all GINs that have ever been there can do without UDP: a peer's packets may come to any."""
+        known = [m.raw_esp for m in self._members.values() if m.node.role == "gin" and m.raw_esp is not None]
+        return bool(known) and all(known)
 
     def envelope_key(self, gin: str) -> bytes:
         """The key of the envelopes between this GMN and a GIN."""
@@ -354,6 +361,7 @@ class Fabric:
                 "GMN is active, or the state directory was lost; stop this one, or raise the number in its "
                 "`epoch` file"
             )
+        member.raw_esp = hello.raw_esp
         return Welcome(self.epoch, self._envelope_keys.get(node.name, b""))
 
     # ---- operators

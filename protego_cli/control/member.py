@@ -43,6 +43,7 @@ class Member:
         self._release = release
         self.boot: str | None = None  # of the process whose node_connecting was last told
         self.report: Report | None = None
+        self.raw_esp: bool | None = None  # of a GIN, as it said last
         self._epoch = epoch
         self._deadline = deadline
         self._desired: dict[Key, AnyRecord] = {}

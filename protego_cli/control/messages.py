@@ -121,7 +121,7 @@ class Sa(Record, frozen=True):
     remote_ts: tuple[TrafficSelector, ...]
     vip: str
     peer: str
-    peer_port: int
+    peer_port: int  # 0: raw ESP, without UDP
     seal_lo: int
     seal_hi: int
     floor: int = 0
@@ -163,7 +163,7 @@ class Steer(Record, frozen=True):
     spi: int
     gpn: str
     peer: str
-    peer_port: int
+    peer_port: int  # 0: raw ESP, without UDP
     ceiling: Rate | None = None  # coarse: what is above is not passed on
 
     @property
@@ -253,6 +253,7 @@ class Hello(Request, frozen=True):
     boot: str
     version: str
     epoch: int  # the highest ever seen by this process
+    raw_esp: bool = False  # GIN: sends and receives ESP without UDP
 
 
 class Welcome(Reply, frozen=True):
@@ -386,6 +387,7 @@ class IkeSaDetail(msgspec.Struct, frozen=True):
     local: str  # address:port
     peer: str
     nat: bool  # the peer is behind one
+    encapsulated: bool  # its ESP is in UDP
     since: float | None  # wall time
     heard: float  # wall time of the peer's last message
     rekey: float | None  # wall time of the next rekey

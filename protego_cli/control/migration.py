@@ -448,9 +448,9 @@ class Migrations:
         """The new SA, with its packets going to where the old one's are known to come from, as long as the
         path of the IKE_SA is the same.
         """
-        path = event.child.path
-        peer = old.peer if path == old.child.path else (path.remote, path.remote_port)
-        return self._sad.place(tunnel, event.child, event.ike, to, peer, strand=old.strand)
+        child = event.child
+        peer = old.peer if (child.path, child.raw) == (old.child.path, old.child.raw) else child.peer
+        return self._sad.place(tunnel, child, event.ike, to, peer, strand=old.strand)
 
     async def _rekey(
         self, tunnel: Tunnel, strand: Strand, to: str, spi: int, anew: bool

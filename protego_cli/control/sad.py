@@ -194,7 +194,7 @@ class Sad:
         goes, if not along the IKE_SA's path; `strand`, if not what its selectors say.
         """
         strand = strand or tunnel.strand_for(child, ike) or tunnel.strands[0]
-        peer = peer or (child.path.remote, child.path.remote_port)
+        peer = peer or child.peer
         numbers = self._ranges.grant(child.spi_in, esn=child.esn)
         placed = Placed(
             child, ike, gpn, numbers, peer, window=tunnel.config.window, since=self.events.clock()

@@ -345,3 +345,11 @@ def overlap(one: ChildSa, other: ChildSa) -> bool:
         any(mine.intersect(its) for mine in ours for its in theirs)
         for ours, theirs in ((one.local_ts, other.local_ts), (one.remote_ts, other.remote_ts))
     )
+
+
+def endpoint(address: tuple[str, int]) -> str:
+    """For people; raw ESP has no port."""
+    host, port = address
+    if not port:
+        return host
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

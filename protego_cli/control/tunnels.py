@@ -26,7 +26,7 @@ from protego_cli.control.driver import Driver, ExchangeError
 from protego_cli.control.load import Passed
 from protego_cli.control.messages import FirstPacket, PeerAddress, Report
 from protego_cli.control.sad import Sad
-from protego_cli.control.tunnel import STRANDS, Placed, Strand, Tunnel, carries, overlap
+from protego_cli.control.tunnel import STRANDS, Placed, Strand, Tunnel, carries, endpoint, overlap
 from protego_cli.errors import NoAdditionalSas, ProtegoError, ProtocolError, Refused, TemporaryFailure
 from protego_cli.ike.events import (
     ChildDeleted,
@@ -273,7 +273,7 @@ class Tunnels:
             node=placed.gpn,
             spi=placed.spi,
             suite=placed.child.suite,
-            peer="{}:{}".format(*placed.peer),
+            peer=endpoint(placed.peer),
         )
 
     async def succeed(self, tunnel: Tunnel, placed: Placed) -> None:
@@ -403,7 +403,7 @@ class Tunnels:
         moved = [sa for sa in tunnel.sas.values() if sa.ike == ike and sa.peer != peer]
         if not moved:
             return
-        self._sad.events.emit("peer moved", tunnel=tunnel.id, peer="{}:{}".format(*peer))
+        self._sad.events.emit("peer moved", tunnel=tunnel.id, peer=endpoint(peer))
         for placed in moved:
             placed.peer = peer
             self._sad.nodes.put_sa(tunnel, placed)

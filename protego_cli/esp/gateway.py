@@ -79,9 +79,19 @@ class Usage(NamedTuple):
 class Gateway:
     """One GPN's data path."""
 
-    def __init__(self, counters: Counters, random: RandomSource, *, through_gins: bool = False) -> None:
-        """`through_gins`: what goes to peers leaves through a GIN, not from here."""
-        self._doors = Doors() if through_gins else None
+    def __init__(
+        self,
+        counters: Counters,
+        random: RandomSource,
+        *,
+        through_gins: bool = False,
+        raw_through_gins: bool = False,
+    ) -> None:
+        """`through_gins`: what goes to peers leaves through a GIN, not from here; `raw_through_gins`: of that
+        what is without UDP.
+        """
+        self._doors = Doors() if through_gins or raw_through_gins else None
+        self._through_gins = through_gins
         self._counters = counters
         self._random = random
         self._events: list[Event] = []
@@ -162,7 +172,8 @@ class Gateway:
             identity = entry.spi_in, entry.spi_out
             same = pair is not None and pair.entry.spi_out == entry.spi_out
             used = pair.used if pair and same else self._retired.get(identity, UNUSED)
-            fresh = Pair(entry, self._random, used, self._doors)
+            doors = self._doors if self._through_gins or entry.raw else None
+            fresh = Pair(entry, self._random, used, doors)
             self.drop_sa(entry.spi_in)
             self._limit(fresh)
             self._pairs[entry.spi_in] = fresh

@@ -16,7 +16,8 @@ A row of packets of any sizes, from several batches, is taken apart packet by pa
 put into VXLAN in one go for each SA.
 
 Packets whose keys are on their way are parked. A packet that came in an ORIGIN tag and opened as the newest
-of its SA moves the peer's address.
+of its SA moves the peer's address, if both are of ESP in UDP: what came without has no port, and a peer whose
+SA is without has no NAT that could change (RFC 7296 2.23). Either form opens on any SA.
 """
 
 from __future__ import annotations
@@ -234,7 +235,7 @@ class Inbound:
         if not sa.authentic:
             sa.authentic = True
             self._events.append(FirstPacket(sa.spi))
-        if origin is not None and origin != pair.peer and sa.newest(last):
+        if origin is not None and origin != pair.peer and origin[1] and pair.peer[1] and sa.newest(last):
             pair.move_peer(origin)
             self._events.append(PeerMoved(sa.spi, *origin))
         if pair.doors is not None and source != pair.came_by:

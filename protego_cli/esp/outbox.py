@@ -20,6 +20,7 @@ class Port(IntEnum):
 
     ESP = 1
     VXLAN = 2
+    RAW = 3  # for ESP without UDP
 
 
 class Way(NamedTuple):

@@ -24,7 +24,8 @@ from protego_cli.wire.selectors import TrafficSelector
 logger = logging.getLogger(__name__)
 
 MAX_VERDICTS = 4096  # remembered per SA
-OUTER: Final = 20 + 8  # IP and UDP before ESP (RFC 3948)
+IP_HEADER: Final = 20
+UDP_HEADER: Final = 8  # before ESP, where it is in UDP (RFC 3948)
 LEAST6: Final = 1280  # what every IPv6 link takes (RFC 8200 5)
 ERRORS: Final = 50.0  # ICMP errors a second for one SA, and as many at once
 
@@ -55,7 +56,7 @@ class SaEntry:
     local_ts: tuple[TrafficSelector, ...]
     remote_ts: tuple[TrafficSelector, ...]
     vip: str
-    peer: Address
+    peer: Address  # with port 0: raw ESP, without UDP
     seal_lo: int
     seal_hi: int
     floor: int = 0
@@ -71,6 +72,11 @@ class SaEntry:
     def path(self) -> tuple[int, Fragment, Mss]:
         """What decides what becomes of long packets, and of SYNs."""
         return self.mtu, self.fragment, self.mss
+
+    @property
+    def raw(self) -> bool:
+        """Whether its ESP goes without UDP."""
+        return not self.peer[1]
 
     def same_sa(self, other: SaEntry) -> bool:
         """Whether both are one SA, perhaps with other limits or another peer address."""
@@ -169,7 +175,8 @@ class Pair:
 
     def _measure(self) -> None:
         """What fits the path: the longest inner packet that does with its trailer and sealed; and the MSS."""
-        room = self.entry.mtu - OUTER - self.outbound.overhead
+        outer = IP_HEADER if self.entry.raw else IP_HEADER + UDP_HEADER
+        room = self.entry.mtu - outer - self.outbound.overhead
         self._limit = room - room % self.outbound.block - 2
         most = self.entry.mss
         fitting = Ceiling(self._limit - HEADERS4, self._limit - HEADERS6)
@@ -189,7 +196,8 @@ class Pair:
     def choose_way(self) -> None:
         """Straight to the peer, or through a GIN; None where there must be one and is none."""
         if self.doors is None:
-            self.way: Way | None = Way(Port.ESP, self.peer, self.entry.vip, "gpn_sealed")
+            port = Port.RAW if self.entry.raw else Port.ESP
+            self.way: Way | None = Way(port, self.peer, self.entry.vip, "gpn_sealed")
             return
         gin = self.doors.choose(self.came_by)
         self.way = Way(Port.ESP, gin, None, "gpn_sealed") if gin else None

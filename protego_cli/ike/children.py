@@ -195,6 +195,7 @@ def make_child(
         suite=proposal.spoken,
         integrity=proposal.integrity.keyword if proposal.integrity else None,
         esn=proposal.esn == (True,),
+        raw=not sa.encapsulated,
     )
     return Child(child, proposal)
 

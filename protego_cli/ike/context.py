@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from protego_cli.ike.cookies import Cookies
 from protego_cli.ike.events import Datagram, Event, Negotiated, NegotiationFailed, Path
 from protego_cli.ike.half_open import HalfOpen
 from protego_cli.ike.negotiation import IKE_SPI_LENGTH
-from protego_cli.ike.policies import Policies
+from protego_cli.ike.policies import Policies, Tunnel
 from protego_cli.ike.record import Negotiation
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Context:
     allocate_spi: Callable[[], int]
     epoch: int
     counters: Counters
-    force_encapsulation: bool
+    raw_esp: Callable[[], bool]  # whether ESP could do without UDP now
     policies: Policies
     wall: float  # what our times lack to wall-clock time
     cookies: Cookies = field(init=False)
@@ -92,6 +92,10 @@ class Context:
 
     def new_nonce(self) -> bytes:
         return self.random(NONCE_LENGTH)
+
+    def forces(self, tunnels: Iterable[Tunnel]) -> bool:
+        """Whether a peer that may be any of these is to encapsulate, NAT or not."""
+        return not self.raw_esp() or any(tunnel.policy.encapsulation == "force" for tunnel in tunnels)
 
     def fraction(self) -> float:
         """A random number in [0, 1)."""

@@ -49,12 +49,12 @@ class Engine:
         allocate_spi: Callable[[], int],
         epoch: int,
         counters: Counters,
-        force_encapsulation: bool = True,
+        raw_esp: Callable[[], bool] = lambda: False,
         wall: float = 0.0,
     ) -> None:
-        """`epoch`: above that of every engine that ever ran on the same states. `wall`: what the times that
-        come in lack to wall-clock time. Raises ValueError when a policy's proposals or identities do not
-        parse.
+        """`epoch`: above that of every engine that ever ran on the same states. `raw_esp`: whether ESP can
+        do without UDP now; asked for each new IKE_SA. `wall`: what the times that come in lack to wall-clock
+        time. Raises ValueError when a policy's proposals or identities do not parse.
         """
         self._context = Context(
             registry=registry,
@@ -63,7 +63,7 @@ class Engine:
             allocate_spi=allocate_spi,
             epoch=epoch,
             counters=counters,
-            force_encapsulation=force_encapsulation,
+            raw_esp=raw_esp,
             policies=Policies(policies, registry),
             wall=wall,
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from protego_cli.config.model import Encapsulation
 from protego_cli.ike.record import Negotiation
 from protego_cli.wire.selectors import TrafficSelector
 
@@ -43,6 +44,7 @@ class Policy:
     remote_ts: tuple[TrafficSelector, ...]
     ike: tuple[str, ...]  # proposals in order of preference, "aes256gcm16-prfsha256-x25519"
     esp: tuple[str, ...]  # "aes256gcm16-x25519" (rekey with PFS), "aes256gcm16"
+    encapsulation: Encapsulation = "force"
     ike_lifetime: float = 14400.0  # seconds: the hard limit (`ike.lifetimes`)
     jitter: float = 0.1
 
@@ -61,10 +63,16 @@ class ChildSa:
     key_out: bytes = field(repr=False)
     local_ts: tuple[TrafficSelector, ...]
     remote_ts: tuple[TrafficSelector, ...]
-    path: Path  # where the peer is; port 4500 after NAT detection
+    path: Path  # where the peer is; with a NAT, or encapsulation that is forced, port 4500
     suite: str  # "aes256gcm16" or "aes256gcm16-x25519", for people
     integrity: str | None = None  # keyword; None with an AEAD
     esn: bool = False
+    raw: bool = False  # ESP without UDP
+
+    @property
+    def peer(self) -> tuple[str, int]:
+        """Where its ESP goes; port 0 without UDP."""
+        return self.path.remote, 0 if self.raw else self.path.remote_port
 
 
 @dataclass(frozen=True)

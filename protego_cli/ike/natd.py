@@ -1,7 +1,7 @@
 """NAT detection (RFC 7296 2.23): hashes of the addresses each side believes in.
 
-To force UDP encapsulation we send a NAT_DETECTION_SOURCE_IP that matches no address: the peer then takes us
-to be behind a NAT and encapsulates.
+ESP goes in UDP where one side finds a NAT, or wants it so: then it sends a NAT_DETECTION_SOURCE_IP that
+matches no address, and the other takes it to be behind a NAT. Else it is raw ESP, IP protocol 50.
 """
 
 from __future__ import annotations

@@ -84,6 +84,8 @@ class IkeSa:
         self.handshake: Handshake | None = None
         self.security: Security | None = None
         self.peer_natted = False
+        self.forced = False  # we have asked for encapsulation, NAT or not
+        self.encapsulated = True  # its ESP goes in UDP
         self.story = Story()  # of the handshake
         self.sender = SendWindow(context.settings)
         self.receiver = ReceiveWindow()
@@ -286,7 +288,8 @@ class IkeSa:
         """The IKE_SA that a rekey of this one has made; it stands, and has nothing yet."""
         new = IkeSa(self.context, self.path, spi_i, spi_r, initiator=initiator)
         new.tunnel = self.tunnel
-        new.peer_natted, new.last_heard = self.peer_natted, self.last_heard
+        new.peer_natted, new.encapsulated = self.peer_natted, self.encapsulated
+        new.last_heard = self.last_heard
         new.secure(suite, keys)
         new.move(Trigger.INHERITED)
         new._live(now)

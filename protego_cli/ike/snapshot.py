@@ -117,6 +117,8 @@ class IkeSaState(msgspec.Struct, frozen=True, array_like=True):
     children: tuple[ChildState, ...]
     current: AnyExchange | None
     queue: tuple[AnyExchange, ...]
+    forced: bool = True  # this and the next: left out by versions that always encapsulated
+    encapsulated: bool = True
 
     def __repr__(self) -> str:
         return f"<IkeSaState {self.spi_i.hex()} {self.spi_r.hex()}>"
@@ -168,6 +170,8 @@ def capture(sa: IkeSa) -> bytes:
         children=tuple(ChildState.of(child, sa.children) for child in sa.children.values()),
         current=_exchange(sa.current) if sa.current else None,
         queue=tuple(_exchange(exchange) for exchange in sa.queue if exchange.survives and not unanswered),
+        forced=sa.forced,
+        encapsulated=sa.encapsulated,
     )
     return bytes((VERSION,)) + _encode(state)
 
@@ -348,6 +352,7 @@ def _bare(context: Context, state: IkeSaState, suite: IkeProposal | None, now: f
             raise StateError(f"the keys of the IKE_SA {sa.local_spi.hex()} do not fit its suite") from None
     sa.state, sa.born, sa.origin, sa.name = state.state, state.born, state.origin, state.tunnel
     sa.peer_natted, sa.handshake = state.peer_natted, state.handshake
+    sa.forced, sa.encapsulated = state.forced, state.encapsulated
     sa.sender = SendWindow.restore(state.sender, context.settings, now)
     sa.receiver = ReceiveWindow.restore(state.receiver)
     sa.request_key = state.request_key

@@ -20,6 +20,7 @@ class IkeSaView:
     initiator: bool  # whether we were, of the original IKE_SA
     path: Path
     peer_natted: bool
+    encapsulated: bool  # its ESP is in UDP
     children: tuple[int, ...]  # inbound SPIs
     silent_for: float  # seconds since the peer's last authentic message
     rekey_in: float | None  # seconds
@@ -36,6 +37,7 @@ def view(sa: IkeSa, now: float) -> IkeSaView:
         initiator=sa.initiator,
         path=sa.path,
         peer_natted=sa.peer_natted,
+        encapsulated=sa.encapsulated,
         children=tuple(sa.children),
         silent_for=now - sa.last_heard,
         rekey_in=None if sa.rekey_at is None else sa.rekey_at - now,

@@ -1,10 +1,12 @@
 """What GPNs send to peers through a GIN: from the VIP, to the peer that the control plane has named.
 
     GPN address:esp ─▶ address:fabric ─▶ VIP:natt ─▶ peer
+                                     or ─▶ VIP, raw ESP ─▶ peer
 
 1. Only datagrams from a GPN of the desired state count, and only for SPIs that are steered: who can send into
    the fabric can still send to nobody but the peers.
 2. Runs of one SPI lose their header (`wire/returning.py`) and leave in one segmented send, TOS copied.
+3. Where the peer has no port, they leave as raw ESP, one by one.
 """
 
 from __future__ import annotations
@@ -23,9 +25,10 @@ MIN_ESP = 16  # as on the VIP
 
 
 class Returns:
-    def __init__(self, natt: Iterable[VipSocket], counters: Counters) -> None:
-        """`natt`: the VIPs' sockets that packets leave from."""
+    def __init__(self, natt: Iterable[VipSocket], raw: Iterable[VipSocket], counters: Counters) -> None:
+        """The VIPs' sockets that packets leave from: in UDP, and `raw` where there are such."""
         self._vips: dict[bytes, Sender] = {socket.inet_aton(sock.address[0]): sock for sock in natt}
+        self._raw: dict[bytes, Sender] = {socket.inet_aton(sock.address[0]): sock for sock in raw}
         self._counters = counters
         self._gpns: dict[str, Address] = {}
         self._sources: frozenset[Address] = frozenset()
@@ -70,10 +73,16 @@ class Returns:
 
     def _send(self, head: int, view: memoryview, size: int, count: int, tos: int) -> None:
         """Packets with one header."""
-        peer, vip = self._peers.get(head >> 32), self._vips.get((head & 0xFFFFFFFF).to_bytes(4))
+        address = (head & 0xFFFFFFFF).to_bytes(4)
+        peer, vip = self._peers.get(head >> 32), self._vips.get(address)
         if peer is None or vip is None:
             self._counters["gin_drop_to_peer"] += count
             return
+        if not peer[1]:
+            vip = self._raw.get(address)
+            if vip is None:
+                self._counters["gin_drop_no_raw"] += count
+                return
         data = b"".join([packet[HEADER_LENGTH:] for packet in segments(view, size)])
         sent = vip.send(data, size - HEADER_LENGTH, peer, tos=tos)
         self._counters["gin_esp_to_peer" if sent else "gin_drop_send"] += count

@@ -60,7 +60,7 @@ _U16 = struct.Struct("=H")
 _PKTINFO = struct.Struct("=i4s4s")
 
 # What an unconnected socket may report about a datagram it sent earlier, or about its path.
-_TRANSIENT = frozenset(
+TRANSIENT = frozenset(
     {
         errno.ECONNREFUSED,
         errno.EHOSTUNREACH,
@@ -114,7 +114,7 @@ class UdpSocket:
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         try:
             sock.setblocking(False)
-            _enlarge(sock, buffer)
+            enlarge(sock, buffer)
             sock.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_OMIT)
             sock.setsockopt(socket.IPPROTO_IP, socket.IP_RECVTOS, 1)
             sock.bind((address, port))
@@ -166,7 +166,7 @@ class UdpSocket:
                     (buffer[end : end + RECEIVE_BYTES],) if end else self._whole, CONTROL_BYTES
                 )
             except OSError as error:
-                if error.errno != errno.EAGAIN and error.errno not in _TRANSIENT:
+                if error.errno != errno.EAGAIN and error.errno not in TRANSIENT:
                     raise
                 self._empty = end > 0
                 break
@@ -219,7 +219,7 @@ class UdpSocket:
         except BlockingIOError:
             return None
         except OSError as error:
-            if error.errno in _TRANSIENT:
+            if error.errno in TRANSIENT:
                 return None
             raise
         size, tos = count, 0
@@ -275,20 +275,14 @@ class UdpSocket:
 
     def overflow(self) -> int:
         """How many datagrams the kernel dropped so far because this socket's buffer was full."""
-        words = self._sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 4 * (MEMINFO_DROPS + 1))
-        offset = 4 * MEMINFO_DROPS
-        return int.from_bytes(words[offset : offset + 4], sys.byteorder)
+        return overflow(self._sock)
 
     def close(self) -> None:
-        if self._sock.fileno() >= 0 and trio.lowlevel.in_trio_run():
-            trio.lowlevel.notify_closing(self._sock)
-        self._sock.close()
+        close(self._sock)
 
     def _send_when_writable(self, data: Buffer, control: Control, dest: Address) -> int:
         """Try once more when the full send buffer has room, or after a moment; 0 or the errno."""
-        poll = select.poll()
-        poll.register(self._sock, select.POLLOUT)
-        poll.poll(WRITABLE_WAIT_MS)
+        wait_writable(self._sock)
         try:
             self._sendmsg((data,), control, 0, dest)
         except OSError as error:
@@ -324,21 +318,48 @@ class UdpSocket:
     def _make_control(self, key: tuple[int, str | None, int]) -> Control:
         """The control messages of a send, made once for each combination."""
         size, source, tos = key
-        control: Control = []
+        control = outer_header(source, tos)
         if size:
             control.append((socket.IPPROTO_UDP, UDP_SEGMENT, _U16.pack(size)))
-        if source is not None:
-            packed = _PKTINFO.pack(0, socket.inet_aton(source), bytes(4))
-            control.append((socket.IPPROTO_IP, IP_PKTINFO, packed))
-        if tos:
-            control.append((socket.IPPROTO_IP, socket.IP_TOS, _INT.pack(tos)))
         if len(self._control) >= MAX_REMEMBERED:
             self._control.clear()
         self._control[key] = control
         return control
 
 
-def _enlarge(sock: socket.socket, buffer: int) -> None:
+def outer_header(source: str | None, tos: int) -> Control:
+    """The control messages that choose a packet's source, where it is not the socket's own, and its TOS."""
+    control: Control = []
+    if source is not None:
+        packed = _PKTINFO.pack(0, socket.inet_aton(source), bytes(4))
+        control.append((socket.IPPROTO_IP, IP_PKTINFO, packed))
+    if tos:
+        control.append((socket.IPPROTO_IP, socket.IP_TOS, _INT.pack(tos)))
+    return control
+
+
+def wait_writable(sock: socket.socket) -> None:
+    """Wait a moment for room in a full send buffer."""
+    poll = select.poll()
+    poll.register(sock, select.POLLOUT)
+    poll.poll(WRITABLE_WAIT_MS)
+
+
+def overflow(sock: socket.socket) -> int:
+    """How many datagrams the kernel dropped so far because the socket's buffer was full."""
+    words = sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 4 * (MEMINFO_DROPS + 1))
+    offset = 4 * MEMINFO_DROPS
+    return int.from_bytes(words[offset : offset + 4], sys.byteorder)
+
+
+def close(sock: socket.socket) -> None:
+    """Close it, and wake whoever waits for it."""
+    if sock.fileno() >= 0 and trio.lowlevel.in_trio_run():
+        trio.lowlevel.notify_closing(sock)
+    sock.close()
+
+
+def enlarge(sock: socket.socket, buffer: int) -> None:
     """Ask for `buffer` bytes each way: beyond the sysctl limits with CAP_NET_ADMIN, else up to them."""
     for force, plain in ((SO_RCVBUFFORCE, socket.SO_RCVBUF), (SO_SNDBUFFORCE, socket.SO_SNDBUF)):
         try:

@@ -7,7 +7,8 @@ On the NAT traversal port (RFC 3948 2):
 3. Zero is the non-ESP marker: IKE, without the marker, to the relay. A steered SPI goes to the steering. A
    reserved SPI would be a tag, and tags never come from outside; any other SPI is not ours.
 
-On the IKE port everything is IKE.
+On the IKE port everything is IKE. What comes without UDP (IP protocol 50) is ESP, for which 2. and 3. hold as
+well, but for IKE. Any SA's packets may have either form (RFC 7296 2.23).
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ _HEADER = struct.Struct("!II")
 Ike = Callable[[memoryview | bytes, Address], None]
 """Takes one IKE message and where it came from."""
 
+Other = Callable[[int, memoryview | bytes, int, int, Address], None]
+"""Takes packets whose first word is no SPI of ours: that word, the packets, size, count and source."""
+
 
 class VipPort:
     """One VIP and port of a GIN."""
@@ -44,10 +48,26 @@ class VipPort:
 
     def receive_natt(self, batch: Batch) -> None:
         """A batch on the NAT traversal port."""
+        if batch.size < MIN_ESP:
+            self._short(batch.view, max(batch.size, 1))
+        else:
+            self._receive(batch, self._not_steered)
+
+    def receive_raw(self, batch: Batch) -> None:
+        """A batch of ESP without UDP."""
         view, size, source, tos = batch
+        count, tail = divmod(len(view), size) if size else (1, 0)
         if size < MIN_ESP:
-            self._short(view, max(size, 1))
+            self._counters["gin_drop_short"] += count + bool(tail)
             return
+        if 0 < tail < MIN_ESP:
+            self._counters["gin_drop_short"] += 1
+            view, tail = view[:-tail], 0
+        self._counters["gin_esp_raw"] += count + bool(tail)
+        self._receive(Batch(view, size, source, tos), self._not_steered_raw)
+
+    def _receive(self, batch: Batch, other: Other) -> None:
+        view, size, source, tos = batch
         count, tail = divmod(len(view), size)
         if tail >= MIN_ESP:
             count += 1
@@ -58,7 +78,7 @@ class VipPort:
             spi = int.from_bytes(view[:4])
             highest = max(column(size, count, 4).unpack_from(view, 4))
             if not (spi and self._forward(spi, view, size, count, highest, source, tos)):
-                self._not_steered(spi, view, size, count, source)
+                other(spi, view, size, count, source)
             return
         heads = column(size, count, 8).unpack_from(view)
         ordered = sorted(heads)
@@ -67,7 +87,7 @@ class VipPort:
         }  # the last of each SPI stays: its highest
         for spi, part, packets in grouped(view, size, [head >> 32 for head in heads]):
             if not (spi and self._forward(spi, part, size, packets, tops[spi], source, tos)):
-                self._not_steered(spi, part, size, packets, source)
+                other(spi, part, size, packets, source)
 
     def receive_returned(self, packet: bytes, source: Address, tos: int) -> None:
         """An ESP packet that a GPN did not know: it is steered by our own table, or nobody's."""
@@ -91,8 +111,17 @@ class VipPort:
             for segment in segments(memoryview(data), size):
                 self._message(segment[len(NON_ESP_MARKER) :], source)
         else:
-            reserved = spi <= MAX_RESERVED_SPI
-            self._counters["gin_drop_tag_outside" if reserved else "gin_drop_unknown_spi"] += count
+            self._not_ours(spi, count)
+
+    def _not_steered_raw(
+        self, spi: int, data: memoryview | bytes, size: int, count: int, source: Address
+    ) -> None:
+        """The same without UDP, where zero is no marker, but an SPI that nobody may use (RFC 4303 2.1)."""
+        self._not_ours(spi, count)
+
+    def _not_ours(self, spi: int, count: int) -> None:
+        reserved = 0 < spi <= MAX_RESERVED_SPI
+        self._counters["gin_drop_tag_outside" if reserved else "gin_drop_unknown_spi"] += count
 
     def _message(self, message: memoryview, source: Address) -> None:
         if len(message) < MIN_IKE:

@@ -2,8 +2,9 @@
 
     peer ─▶ VIP:natt ─┬─ ESP ─▶ steering ─▶ GPN address:esp      all from address:fabric
             VIP:ike  ─┴─ IKE ─▶ relay ───▶ GMN address:fabric
+            VIP, IP protocol 50 ─▶ steering        with CAP_NET_RAW
     address:fabric ◀─ envelopes of the GMN ─▶ VIP ─▶ peer;  echoes of the GPNs ─▶ tags
-    address:fabric ◀─ ESP of the GPNs ─▶ VIP:natt ─▶ peer    (return = "gin")
+    address:fabric ◀─ ESP of the GPNs ─▶ VIP:natt, or raw ─▶ peer    (return = "gin")
 
 With a backend that steers in the kernel, only what that does not know comes to VIP:natt.
 It holds no keys of tunnels. Desired state: Neighbour (GPNs) and Steer. What peers send before the first Sync
@@ -12,6 +13,7 @@ waits in the sockets.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
@@ -22,8 +24,9 @@ from protego_cli.config.model import Cluster, Node
 from protego_cli.control.agent import Agent
 from protego_cli.control.messages import AnyRecord, Key, Neighbour, Report, Steer, Welcome
 from protego_cli.counters import Counters
-from protego_cli.errors import Refused
+from protego_cli.errors import EnvironmentFault, Refused
 from protego_cli.net.pump import pump
+from protego_cli.net.raw import RawSocket
 from protego_cli.net.relay import IkeRelay
 from protego_cli.net.returns import Returns
 from protego_cli.net.steering import Door, Gpn, Ingress, SteeringBackend, choose
@@ -32,6 +35,8 @@ from protego_cli.net.udp import Address, Batch, UdpSocket
 from protego_cli.net.vip import VipPort
 from protego_cli.plugins.manager import Plugins
 from protego_cli.roles.cpu import CpuMeter
+
+log = logging.getLogger(__name__)
 
 TEND_INTERVAL = 1.0
 
@@ -54,9 +59,10 @@ class GinPlane:
         merge = not self._steering.in_kernel
         self.natt = [bind(vip, ports.natt, merge) for vip in cluster.vips]
         self._ike = [bind(vip, ports.ike) for vip in cluster.vips] if ports.ike else []
+        self.raw, self.lacks = _open_raw(cluster, stack)
         self._relay = IkeRelay(self.fabric, (gmn.address, gmn.ports.fabric), self.counters)
         self._relay.attach(self.natt, self._ike)
-        self._returns = Returns(self.natt, self.counters)
+        self._returns = Returns(self.natt, self.raw, self.counters)
         returned = self._port(self.natt[0].address).receive_returned
         self._tags = TagLink(self.fabric, self.counters, "gin_drop_tag", returned)
         self._cpu = CpuMeter()
@@ -69,6 +75,8 @@ class GinPlane:
             nursery.start_soon(self._tend)
             for sock in self.natt:
                 nursery.start_soon(pump, sock, self._port(sock.address).receive_natt)
+            for raw in self.raw:
+                nursery.start_soon(pump, raw, self._port(raw.address).receive_raw)
             for sock in self._ike:
                 nursery.start_soon(pump, sock, self._port(sock.address).receive_ike)
 
@@ -128,9 +136,20 @@ class GinPlane:
 
     def report(self) -> Report:
         self._steering.refresh()
-        sockets = self.fabric, *self.natt, *self._ike
+        sockets: tuple[UdpSocket | RawSocket, ...] = self.fabric, *self.natt, *self._ike, *self.raw
         self.counters["gin_drop_overflow"] = sum(sock.overflow() for sock in sockets)
         return Report(self._cpu(), counters=self.counters.nonzero(), silent=self._tags.silent())
+
+
+def _open_raw(cluster: Cluster, stack: ExitStack) -> tuple[list[RawSocket], str]:
+    """A raw socket for each VIP; none, and why, where this machine lets us have none."""
+    with ExitStack() as opened:
+        try:
+            sockets = [opened.enter_context(closing(RawSocket.bind(vip))) for vip in cluster.vips]
+        except EnvironmentFault as fault:
+            return [], str(fault)
+        stack.push(opened.pop_all())
+    return sockets, ""
 
 
 async def run(
@@ -144,7 +163,12 @@ async def run(
     backend = choose(plugins.steering_backends(), node.ingress or cluster.ingress, "gin")
     with ExitStack() as stack:
         plane = GinPlane(cluster, node, backend, stack)
-        agent = Agent(cluster, node, plane)
+        if plane.lacks and cluster.wants_raw_esp:
+            log.warning(
+                'tunnels with encapsulation = "auto" will use UDP as well node=%s reason=%s',
+                *(node.name, plane.lacks),
+            )
+        agent = Agent(cluster, node, plane, raw_esp=bool(plane.raw))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(agent.run)
             task_status.started()

@@ -80,6 +80,7 @@ async def run(
         held = Held(journal)
         counters = Counters()
         spis = SpiAllocator(os.urandom, time.time, journal=journal)
+        fabric = Fabric(cluster, epoch, journal, node=node)
         now = trio.current_time()
         engine = Engine(
             intent.policies,
@@ -89,11 +90,11 @@ async def run(
             spis.allocate,
             epoch,
             counters,
+            raw_esp=fabric.raw_esp,
             wall=time.time() - now,
         )
         engine.restore((state for _, state in journal.found(ENGINE)), now)
         journal.changes = engine.changes
-        fabric = Fabric(cluster, epoch, journal, node=node)
         driver = Driver(
             engine,
             socket,
@@ -179,6 +180,7 @@ def policy_of(tunnel: TunnelConfig) -> Policy:
         remote_ts=tuple(map(TrafficSelector.from_prefix, tunnel.remote_ts)),
         ike=tunnel.ike,
         esp=tunnel.esp,
+        encapsulation=tunnel.encapsulation,
         ike_lifetime=tunnel.lifetimes.ike,
         jitter=tunnel.lifetimes.jitter,
     )

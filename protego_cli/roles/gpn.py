@@ -1,8 +1,8 @@
 """The Gateway Processing Node: seals and opens ESP. One process, one core; it shares nothing.
 
     GIN ─▶ address:esp ───▶ gateway ─▶ address:vxlan ─▶ VTEP
-    GEN ─▶ address:vxlan ─▶ gateway ─▶ address:esp, source VIP ─▶ peer
-                                   or address:esp ─▶ GIN ─▶ peer    (return = "gin")
+    GEN ─▶ address:vxlan ─▶ gateway ─▶ address:esp, or raw, source VIP ─▶ peer
+                                   or address:esp ─▶ GIN ─▶ peer    (return = "gin"; raw, without CAP_NET_RAW)
     probes and barriers are echoed by the socket they came to, behind what came before them
 
 Desired state: Neighbour, Tenant, Park, Limit, Sa and Rule. What arrives before the first Sync waits in the
@@ -11,6 +11,7 @@ sockets, so a restarted GPN drops nothing for want of keys. The engine itself is
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -35,16 +36,20 @@ from protego_cli.control.messages import (
 )
 from protego_cli.counters import Counters
 from protego_cli.crypto.algorithms import Registry
-from protego_cli.errors import Refused
+from protego_cli.errors import EnvironmentFault, Refused
 from protego_cli.esp import events
 from protego_cli.esp.gateway import Gateway, Neighbour
 from protego_cli.esp.outbox import Port, Send
 from protego_cli.esp.pairs import SaEntry
 from protego_cli.esp.tenants import Vtep
 from protego_cli.net.pump import pump_trains
+from protego_cli.net.raw import RawSocket
+from protego_cli.net.steering import Sender
 from protego_cli.net.udp import Batch, UdpSocket
 from protego_cli.plugins.manager import Plugins
 from protego_cli.roles.cpu import CpuMeter
+
+log = logging.getLogger(__name__)
 
 TEND_INTERVAL = 0.5  # seconds
 
@@ -61,9 +66,17 @@ class GpnPlane:
         self.counters = Counters()
         self.esp = stack.enter_context(closing(UdpSocket.bind(node.address, node.ports.esp)))
         self.vxlan = stack.enter_context(closing(UdpSocket.bind(node.address, node.ports.vxlan)))
-        self._sockets = {Port.ESP: self.esp, Port.VXLAN: self.vxlan}
+        self._sockets: dict[Port, Sender] = {Port.ESP: self.esp, Port.VXLAN: self.vxlan}
+        self.lacks = ""  # what keeps raw ESP from leaving from here
+        if not through_gins:
+            try:
+                self._sockets[Port.RAW] = stack.enter_context(closing(RawSocket.for_sending(node.address)))
+            except EnvironmentFault as fault:
+                self.lacks = str(fault)
         self._registry = registry
-        self._gateway = Gateway(self.counters, os.urandom, through_gins=through_gins)
+        self._gateway = Gateway(
+            self.counters, os.urandom, through_gins=through_gins, raw_through_gins=bool(self.lacks)
+        )
         self._cpu = CpuMeter()
         self._notify: Callable[[Notice], None] | None = None
 
@@ -207,6 +220,8 @@ async def run(
     """Serve as this GPN until cancelled; started once its sockets are bound."""
     with ExitStack() as stack:
         plane = GpnPlane(node, plugins.registry(), stack, through_gins=cluster.returns == "gin")
+        if plane.lacks and cluster.wants_raw_esp:
+            log.warning("ESP without UDP leaves through the GINs node=%s reason=%s", node.name, plane.lacks)
         agent = Agent(cluster, node, plane)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(agent.run)

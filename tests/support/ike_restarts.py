@@ -177,7 +177,7 @@ class MortalSite(Site):
                 lambda: source.randrange(256, 2**32),
                 epoch,
                 self.counters,
-                self.force_encapsulation,
+                lambda: self.raw_esp,
                 wall=-epoch * SKEW,
             )
 

@@ -60,6 +60,11 @@ class Namespace:
         counts = dict(zip(names, map(int, values), strict=True))
         return counts["RcvbufErrors"] + counts["SndbufErrors"] + counts["MemErrors"]
 
+    def raw_drops(self) -> int:
+        """The same of raw sockets."""
+        rows = self.run("cat", "/proc/net/raw").splitlines()[1:]
+        return sum(int(row.split()[-1]) for row in rows)
+
     def device_drops(self) -> int:
         """Packets that interfaces of this namespace dropped, in and out."""
         total = 0

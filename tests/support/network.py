@@ -140,7 +140,7 @@ class Site:
     address: str
     policies: list[Policy]
     settings: IkeSettings = DEFAULTS
-    force_encapsulation: bool = True
+    raw_esp: bool = True  # its ESP could do without UDP
     seed: int = 0
     inside_port: int = 4500
     hold: bool = False  # leave tickets to the test
@@ -163,7 +163,7 @@ class Site:
             lambda: source.randrange(256, 2**32),
             1,
             self.counters,
-            self.force_encapsulation,
+            lambda: self.raw_esp,
         )
         self.network.sites[self.address] = self
 

@@ -41,7 +41,7 @@ name = "site"
 vips = ["{vip}"]
 pki = "pki"
 state = "state"
-ingress = "{ingress}"
+{settings}
 
 {nodes}
 [tenants.acme]
@@ -82,7 +82,7 @@ connections {{
     version = 2
     local_addrs = {peer}
     remote_addrs = {vip}
-    encap = yes
+    encap = {encap}
     proposals = {ike}
     local {{
       auth = psk
@@ -115,6 +115,7 @@ def swanctl_conf(**changes: str) -> str:
         "peer": PEER,
         "vip": VIP,
         "psk": PSK,
+        "encap": "yes",
         "ike": "aes256gcm16-prfsha256-x25519",
         "esp": "aes256gcm16-x25519,aes256gcm16",
         "local_ts": "10.2.0.0/24,fd00:2::/64",
@@ -243,6 +244,7 @@ class Site:
         """What the kernel dropped outside of Protego's own processes."""
         return {
             "customer sockets": self.customer.udp_drops(),
+            "customer raw sockets": self.customer.raw_drops(),
             "customer devices": self.customer.device_drops(),
             "tenant sockets": self.tenant.udp_drops(),
             "tenant devices": self.tenant.device_drops(),
@@ -253,12 +255,20 @@ class Site:
 
 @contextmanager
 def site(
-    directory: Path, *, gpns: int = 2, start: str = "wait", tun: bool = False, edge: str | None = None
+    directory: Path,
+    *,
+    gpns: int = 2,
+    start: str = "wait",
+    tun: bool = False,
+    edge: str | None = None,
+    settings: str = "",
+    newer: bool = False,
 ) -> Iterator[Site]:
     """Everything up except the tunnel; what runs in it is ended and removed on exit.
 
     With `tun`, the gateway and the tenant are one machine: no VXLAN, but a device that the GEN makes. `edge`
-    is the steering backend of a GIN on a machine of its own.
+    is the steering backend of a GIN on a machine of its own. `settings` are lines of [cluster]. The customer
+    has a `newer` strongSwan.
     """
     names = tuple(f"gpn-{index}" for index in range(1, gpns + 1))
     addresses = ADDRESSES | {name: f"10.10.0.{10 + index}" for index, name in enumerate(names, 1)}
@@ -281,10 +291,10 @@ def site(
             veth(tenant, "lan", "10.20.0.5/24", gateway, "lan", "10.20.0.1/24")
             tenant.ip("route", "add", "10.10.0.0/24", "via", "10.20.0.1")
             _tenant_vxlan(tenant)
-        swan = stack.enter_context(strongswan(customer, directory / "charon"))
+        swan = stack.enter_context(strongswan(customer, directory / "charon", newer=newer))
         made = Site(directory, customer, gateway, tenant, swan, names, machine)
         attach = TUN.format(netns=tenant.name, inner=TENANT_INNER, inner6=TENANT_INNER6) if tun else VXLAN
-        _write_cluster(made, addresses, start, attach, edge or "mux")
+        _write_cluster(made, addresses, start, attach, f'ingress = "{edge or "mux"}"\n{settings}')
         made.protego("pki", "init")
         stack.callback(_stop_roles, made)
         for node in addresses:
@@ -324,7 +334,7 @@ def _edge(machine: Namespace, customer: Namespace, gateway: Namespace) -> None:
         space.run("sysctl", "-qw", "net.ipv4.conf.all.rp_filter=2")
 
 
-def _write_cluster(made: Site, addresses: dict[str, str], start: str, attach: str, ingress: str) -> None:
+def _write_cluster(made: Site, addresses: dict[str, str], start: str, attach: str, settings: str) -> None:
     nodes = "".join(
         f'[nodes.{name}]\nrole = "{name.split("-")[0]}"\naddress = "{address}"\n\n'
         for name, address in addresses.items()
@@ -337,7 +347,7 @@ def _write_cluster(made: Site, addresses: dict[str, str], start: str, attach: st
             gateway_mac=GATEWAY_MAC,
             start=start,
             attach=attach,
-            ingress=ingress,
+            settings=settings,
         )
     )
     secret = made.directory / "secrets" / "acme-hq.psk"

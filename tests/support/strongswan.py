@@ -1,8 +1,12 @@
-"""A real strongSwan in a network namespace: charon with kernel-libipsec, driven over vici by swanctl."""
+"""A real strongSwan in a network namespace: charon with kernel-libipsec, driven over vici by swanctl.
+
+The one that is installed does ESP in UDP alone; `NEWER`, which strongswan6.sh makes, without UDP as well.
+"""
 
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +15,7 @@ from pathlib import Path
 from tests.support.netns import Namespace, run, stop, wait_until
 
 CHARON = "/usr/lib/ipsec/charon"
+NEWER = Path(__file__).parents[2] / "build" / "strongswan-6"
 
 PLUGINS = (
     "random nonce aes aesni sha1 sha2 hmac kdf gcm chapoly curve25519 openssl drbg x509 pubkey pem pkcs1 "
@@ -30,6 +35,7 @@ charon {{
     }}
     kernel-libipsec {{
       allow_peer_ts = yes
+      raw_esp = {raw_esp}
     }}
   }}
   filelog {{
@@ -123,15 +129,30 @@ class StrongSwan:
 
 
 @contextmanager
-def strongswan(space: Namespace, directory: Path) -> Iterator[StrongSwan]:
-    """Start charon in the namespace with a /run of its own, and stop it at the end."""
+def strongswan(space: Namespace, directory: Path, *, newer: bool = False) -> Iterator[StrongSwan]:
+    """Start charon in the namespace with a /run of its own, and stop it at the end. The `newer` one does ESP
+    without UDP where there is no NAT.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     conf = directory / "strongswan.conf"
-    conf.write_text(STRONGSWAN_CONF.format(directory=directory, plugins=PLUGINS))
-    command = f"mount -t tmpfs t /run && exec {CHARON}"
+    if newer:  # in its own root, where the directory is /place
+        seen, raw_esp = Path("/place"), "yes"
+        root = shlex.quote(str(NEWER))
+        command = (
+            f"mount --rbind /dev {root}/dev && mount -t proc p {root}/proc && mount -t tmpfs t {root}/run && "
+            f"mount --bind {shlex.quote(str(directory))} {root}/place && exec chroot {root} {CHARON}"
+        )
+    else:
+        seen, raw_esp = directory, "no"
+        command = f"mount -t tmpfs t /run && exec {CHARON}"
+    conf.write_text(STRONGSWAN_CONF.format(directory=seen, plugins=PLUGINS, raw_esp=raw_esp))
     with (directory / "charon.out").open("w") as out:
         process = subprocess.Popen(
-            ["env", f"STRONGSWAN_CONF={conf}", *space.command("unshare", "-m", "sh", "-c", command)],
+            [
+                "env",
+                f"STRONGSWAN_CONF={seen}/strongswan.conf",
+                *space.command("unshare", "-m", "sh", "-c", command),
+            ],
             stdout=out,
             stderr=subprocess.STDOUT,
             text=True,

@@ -23,7 +23,7 @@ from protego_cli.ike.exchanges.auth import Authenticate
 from protego_cli.ike.exchanges.base import EspSpi, Exchange, ExchangeState, record
 from protego_cli.ike.keys import ike_keys, skeyseed
 from protego_cli.ike.message import Payloads
-from protego_cli.ike.natd import detect, floated, natd_payloads
+from protego_cli.ike.natd import Nat, detect, floated, natd_payloads
 from protego_cli.ike.negotiation import choose, confirm, difference, propose
 from protego_cli.ike.record import Failure, Story, bid, unanswered
 from protego_cli.ike.sa import Handshake, IkeSa
@@ -57,6 +57,7 @@ class Dial(Exchange):
         context = sa.context
         if sa.handshake is None:
             sa.handshake = Handshake(context.new_nonce())
+            sa.forced = context.forces((sa.tunnel,))
         if self._share is None:
             self._share = KeyShare.generate(self._group, context.random)
         cookie = (Notify(NotifyType.COOKIE, self._cookie),) if self._cookie else ()
@@ -65,7 +66,7 @@ class Dial(Exchange):
             Sa(propose(self._suites, b"")),
             Ke(self._group.transform_id, self._share.public),
             Nonce(sa.handshake.nonce_i),
-            *natd_payloads(sa.spi_i, NO_SPI, sa.path, force=context.force_encapsulation),
+            *natd_payloads(sa.spi_i, NO_SPI, sa.path, force=sa.forced),
         )
 
     def process(self, sa: IkeSa, payloads: Payloads, now: float) -> None:
@@ -152,8 +153,8 @@ class Dial(Exchange):
         sa.story.ike = bid(sa.context.registry, self._suites, payloads.one(Sa).proposals, chosen.suite)
         _derive(sa, chosen.suite, handshake, shared)
         nat = detect(sa.spi_i, sa.spi_r, path, payloads.notifies())
-        sa.peer_natted = nat.remote
-        if nat.supported and (nat.local or nat.remote or sa.context.force_encapsulation):
+        _take_note(sa, nat)
+        if nat.supported and sa.encapsulated:
             sa.path = floated(sa.path)
         sa.sender.finish()
         sa.current = None
@@ -251,13 +252,14 @@ def _invite(
     sa = IkeSa(context, path, header.spi_i, context.new_spi(), initiator=False)
     sa.handshake = Handshake(nonce.data, context.new_nonce(), request=data)
     sa.story = story
-    sa.peer_natted = detect(sa.spi_i, NO_SPI, path, payloads.notifies()).remote
+    sa.forced = context.forces(context.policies.facing(path.remote))
+    _take_note(sa, detect(sa.spi_i, NO_SPI, path, payloads.notifies()))
     _derive(sa, suite, sa.handshake, shared)
     response = (
         Sa((answer,)),
         Ke(suite.group.transform_id, private.public),
         Nonce(sa.handshake.nonce_r),
-        *natd_payloads(sa.spi_i, sa.spi_r, path, force=context.force_encapsulation),
+        *natd_payloads(sa.spi_i, sa.spi_r, path, force=sa.forced),
     )
     sa.handshake.response = build_message(_response_header(header, sa.spi_r), response)
     sa.receiver = ReceiveWindow(header.message_id + 1)  # this one is answered by what it is, not by its ID
@@ -295,6 +297,12 @@ def _choose(context: Context, offer: Sa, path: Path, now: float) -> tuple[IkePro
     told = unanswered(name, path, offers if tunnels else None, failure)
     context.report_untrusted(NegotiationFailed(name, path, kind, detail), told, now)
     raise NoProposalChosen(detail)
+
+
+def _take_note(sa: IkeSa, nat: Nat) -> None:
+    """Of what stands between us and the peer: both see the same, so both choose the same form of ESP."""
+    sa.peer_natted = nat.remote
+    sa.encapsulated = sa.forced or nat.local or nat.remote
 
 
 def _derive(sa: IkeSa, suite: IkeProposal, handshake: Handshake, shared: bytes) -> None:
