@@ -377,6 +377,21 @@ def test_a_dscp_is_copied_cleared_or_a_number(tmp_path: Path) -> None:
             load(file)
 
 
+def test_encapsulation_is_that_of_the_cluster_where_a_tunnel_says_nothing(tmp_path: Path) -> None:
+    peer, cluster = 'peer = "198.51.100.7"', 'name = "demo"'
+    assert load(write_cluster(tmp_path)).tunnels()[0].encapsulation == "force"
+    assert not load(write_cluster(tmp_path)).wants_raw_esp
+    own = changed((peer, f'{peer}\nencapsulation = "auto"'))
+    assert load(write_cluster(tmp_path, own)).tunnels()[0].encapsulation == "auto"
+    everywhere = changed((cluster, f'{cluster}\nencapsulation = "auto"'))
+    assert load(write_cluster(tmp_path, everywhere)).wants_raw_esp
+    but = changed((cluster, f'{cluster}\nencapsulation = "auto"'), (peer, f'{peer}\nencapsulation = "force"'))
+    assert load(write_cluster(tmp_path, but)).tunnels()[0].encapsulation == "force"
+    for wrong in ('"no"', "true", "1"):
+        with pytest.raises(ConfigError, match=r'hq.encapsulation: expected "auto", "force", got'):
+            load(write_cluster(tmp_path, changed((peer, f"{peer}\nencapsulation = {wrong}"))))
+
+
 def test_lifetimes_are_those_of_ike_where_a_tunnel_says_nothing(tmp_path: Path) -> None:
     assert load(write_cluster(tmp_path)).tunnels()[0].lifetimes == Lifetimes(14400, 3600, 0, 0, 0.1)
     text = changed(

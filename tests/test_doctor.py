@@ -354,6 +354,43 @@ def test_every_role_is_looked_at(cluster: Cluster) -> None:
     assert set(CHECKS) == {each.role for each in cluster.nodes}
 
 
+# ---- ESP without UDP
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("gin-1", "without CAP_NET_RAW all tunnels use UDP"),
+        ("gpn-1", "without CAP_NET_RAW ESP without UDP leaves through the GINs"),
+    ],
+)
+def test_raw_sockets_matter_where_some_tunnel_does_without_udp(tmp_path: Path, name: str, says: str) -> None:
+    def about(text: str, machine: Machine) -> list[Finding]:
+        cluster = load(write_cluster(tmp_path, text))
+        found = examine(cluster, [node(cluster, name)], machine)
+        return [finding for finding in found if finding.check == "raw ESP"]
+
+    auto = NFTABLES.replace('name = "demo"', 'name = "demo"\nencapsulation = "auto"')
+    assert about(NFTABLES, FIT) == []
+    (finding,) = about(auto, FIT)
+    assert finding.state == "warning"
+    assert says in finding.says
+    assert finding.mend == f"systemctl edit protego@{name}"
+    able = replace(FIT, capabilities=FIT.capabilities | {"NET_RAW"})
+    assert about(auto, able) == [Finding(name, "raw ESP", "ok", "may open raw sockets")]
+    through = auto.replace('name = "demo"', 'name = "demo"\nreturn = "gin"')
+    assert [finding.check for finding in about(through, able)] == ["raw ESP"] * (name == "gin-1")
+
+
+def test_esp_without_udp_is_longer_in_the_fabric(tmp_path: Path) -> None:
+    text = NFTABLES.replace('name = "demo"', 'name = "demo"\nencapsulation = "auto"')
+    cluster = load(write_cluster(tmp_path, text))
+    machine = replace(FIT, paths={"10.10.0.11": Way(1500, "eth0")})
+    found = {finding.check: finding for finding in bad(cluster, "gin-1", machine)}
+    assert "packets beyond 1492" in found["fabric"].says
+    assert found["fabric"].mend == "ip link set eth0 mtu 1508"
+
+
 # ---- the command
 
 

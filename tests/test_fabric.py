@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
+from msgspec import structs
 
 from protego_cli.config.model import Cluster
 from protego_cli.control import pki
+from protego_cli.control.agent import Agent
 from protego_cli.control.fabric import Fabric, NodeDown
 from protego_cli.control.journal import Journal
 from protego_cli.control.messages import (
@@ -37,7 +39,7 @@ from protego_cli.control.messages import (
     Welcome,
 )
 from protego_cli.errors import NotFound, Refused
-from tests.support.control import FakePlane, dialled, make_cluster, running_gmn, until
+from tests.support.control import FakePlane, Gmn, dialled, make_cluster, running_gmn, until
 from tests.support.stores import MemoryStore
 
 
@@ -75,8 +77,8 @@ class Node:
         return [request for request in self.asked if isinstance(request, Sync)]
 
 
-def hello(boot: str = "one", epoch: int = 0) -> Hello:
-    return Hello(boot, "0", epoch)
+def hello(boot: str = "one", epoch: int = 0, *, raw_esp: bool = False) -> Hello:
+    return Hello(boot, "0", epoch, raw_esp)
 
 
 # ---- what the fabric desires by itself
@@ -141,6 +143,41 @@ async def test_apply_returns_when_the_node_acts_on_it(cluster: Cluster) -> None:
         await gmn.fabric.apply("gpn-1", put=[Park(302)], drop=[("park", 300)])
         assert ("park", 300) not in plane.records
         assert plane.log[-2:] == [("put", ("park", 302)), ("drop", ("park", 300))]
+
+
+async def test_esp_does_without_udp_when_every_gin_that_is_known_can(tmp_path: Path) -> None:
+    made = make_cluster(tmp_path)
+    second = structs.replace(made.nodes[1], name="gin-2", address="127.1.0.99")
+    made = structs.replace(made, nodes=(*made.nodes, second))
+    pki.init(made)
+
+    async def say(gmn: Gmn, name: str, *, raw_esp: bool) -> None:
+        async with dialled(gmn.cluster, name, Node()) as link:
+            await link.call(hello(raw_esp=raw_esp))
+
+    async with running_gmn(made) as gmn:
+        assert not gmn.fabric.raw_esp(), "no GIN has said so"
+        await say(gmn, "gpn-1", raw_esp=True)
+        assert not gmn.fabric.raw_esp()
+        await say(gmn, "gin-1", raw_esp=True)
+        assert gmn.fabric.raw_esp()
+        await say(gmn, "gen-1", raw_esp=False)
+        assert gmn.fabric.raw_esp()
+        await say(gmn, "gin-2", raw_esp=False)
+        assert not gmn.fabric.raw_esp()
+        assert not gmn.fabric.connected("gin"), "it may come back at any time"
+        gmn.fabric.reload(structs.replace(gmn.cluster, nodes=gmn.cluster.nodes[:-1]))
+        assert gmn.fabric.raw_esp()
+
+
+@pytest.mark.parametrize("raw_esp", [True, False])
+async def test_an_agent_says_what_its_data_path_can(cluster: Cluster, raw_esp: bool) -> None:
+    async with running_gmn(cluster) as gmn:
+        node = gmn.cluster.node("gin-1")
+        assert node is not None
+        gmn.nursery.start_soon(Agent(gmn.cluster, node, FakePlane(), raw_esp=raw_esp).run)
+        await until(lambda: gmn.fabric.connected("gin"))
+        assert gmn.fabric.raw_esp() is raw_esp
 
 
 async def test_only_changes_are_sent(cluster: Cluster) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 import socket
-from collections.abc import AsyncIterator
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import trio
@@ -15,6 +16,7 @@ from protego_cli.config.model import Cluster, Node, Ports
 from protego_cli.control.messages import Park, Steer, Tenant, Welcome
 from protego_cli.crypto.mac import hmac_sha256
 from protego_cli.errors import EnvironmentFault, Refused
+from protego_cli.net.raw import RawSocket
 from protego_cli.net.udp import Address
 from protego_cli.plugins.steering_backends import Mux
 from protego_cli.roles.gin import GinPlane
@@ -22,6 +24,7 @@ from protego_cli.wire.envelope import Envelope, open_envelope, seal_envelope
 from protego_cli.wire.tags import Tag, TagKind, open_tag, seal_tag
 from tests.support.datagrams import Station, esp, station
 from tests.support.gin_world import ENVELOPE_KEY, SPI, SPI2, TAG_KEY, TAG_KEY2, World, gin_world, serving
+from tests.support.hostile import datagram
 
 IKE = bytes(range(1, 90))
 
@@ -198,6 +201,87 @@ async def test_garbage_on_every_port_stops_nothing(world: World) -> None:
     world.peer.say(world.vip, esp(SPI, 0xFFFFFFFF, 444))
     while (await world.gpn.hear())[0] != esp(SPI, 0xFFFFFFFF, 444):
         pass
+
+
+# ---- without UDP
+
+
+@pytest.fixture
+def raw_peer() -> Iterator[RawSocket]:
+    with closing(RawSocket.bind("127.20.0.7")) as sock:
+        yield sock
+
+
+@pytest.mark.root
+async def test_esp_without_udp_goes_to_its_gpn_and_back_to_its_peer(
+    mux_world: World, raw_peer: RawSocket
+) -> None:
+    world = mux_world
+    await world.put(Steer(SPI, "gpn-1", "127.20.0.7", 0))
+    packets = [esp(SPI, seq) for seq in range(1, 45)]
+    assert raw_peer.send(b"".join(packets), 100, world.vip)
+    assert [await world.hear_at_gpn() for _ in packets] == packets
+    assert world.plane.marks((SPI,)) == {SPI: 44}
+    header = SPI.to_bytes(4) + socket.inet_aton(world.vip[0])
+    world.gpn.say_batch(world.fabric, *[header + esp(7, seq) for seq in (1, 2)])
+    with trio.fail_after(10):
+        await raw_peer.wait_readable()
+    await world.counted(gin_esp_raw=44, gin_esp_forwarded=44, gin_esp_to_peer=2)
+    batch = raw_peer.receive()
+    assert batch is not None
+    assert (bytes(batch.view), batch.source) == (esp(7, 1) + esp(7, 2), (world.vip[0], 0))
+
+
+@pytest.mark.root
+async def test_the_kernel_of_a_gin_leaves_esp_without_udp_to_the_process() -> None:
+    with gin_world("nftables") as (world, _), closing(RawSocket.bind("127.20.0.7")) as peer:
+        async with serving(world):
+            await world.put(Steer(SPI, "gpn-1", "127.20.0.7", 0))
+            assert peer.send(esp(SPI, 1), 100, world.vip)
+            assert await hear_from(world.gpn, world.fabric) == esp(SPI, 1)
+            world.peer.say(world.vip, esp(SPI, 2))  # in UDP it is the kernel's, whatever was agreed on
+            assert await world.hear_at_gpn() == esp(SPI, 2)
+
+
+@pytest.mark.root
+async def test_the_other_form_is_told_to_the_gpn(mux_world: World, raw_peer: RawSocket) -> None:
+    world = mux_world
+    assert raw_peer.send(esp(SPI, 1), 100, world.vip)  # which is steered as in UDP
+    tag = await hear(world.gpn, TagKind.ORIGIN)
+    assert (tag.address, tag.port, tag.packet) == (bytes([127, 20, 0, 7]), 0, esp(SPI, 1))
+    await world.put(Steer(SPI, "gpn-1", "127.20.0.7", 0))
+    world.peer.say(world.vip, esp(SPI, 2))
+    tag = await hear(world.gpn, TagKind.ORIGIN)
+    assert (tag.port, tag.packet) == (world.peer.address[1], esp(SPI, 2))
+
+
+@pytest.mark.root
+async def test_a_hundred_thousand_hostile_packets_without_udp_stop_nothing(
+    mux_world: World, raw_peer: RawSocket
+) -> None:
+    world, source = mux_world, random.Random(2026)
+    await world.put(Steer(SPI, "gpn-1", "127.20.0.7", 0))
+    for number in range(100_000):
+        packet = datagram(source, SPI.to_bytes(4))
+        raw_peer.send(packet, max(len(packet), 1), world.vip)
+        if number % 100 == 0:
+            await trio.lowlevel.checkpoint()
+    with trio.fail_after(60):
+        while raw_peer.send(esp(SPI, 0xFFFFFFFF, 444), 444, world.vip):
+            data, _ = await world.gpn.hear()
+            if data == esp(SPI, 0xFFFFFFFF, 444):
+                break
+    counters = world.plane.report().counters
+    for name in ("gin_drop_short", "gin_drop_unknown_spi", "gin_drop_tag_outside", "gin_esp_forwarded"):
+        assert counters[name] > 1000, counters
+    assert not counters.get("gin_ike_in")
+
+
+def test_without_raw_sockets_a_gin_runs_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RawSocket, "bind", Mock(side_effect=EnvironmentFault("needs CAP_NET_RAW")))
+    with gin_world("mux") as (world, _):
+        assert world.plane.raw == []
+        assert world.plane.lacks == "needs CAP_NET_RAW"
 
 
 async def test_an_occupied_vip_port_is_told_and_nothing_stays_bound(world: World) -> None:

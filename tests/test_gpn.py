@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
+from unittest.mock import Mock
 
 import pytest
 import trio
@@ -27,6 +28,7 @@ from protego_cli.crypto.algorithms import Registry
 from protego_cli.crypto.builtin import ALGORITHMS
 from protego_cli.crypto.mac import hmac_sha256
 from protego_cli.errors import EnvironmentFault, Refused
+from protego_cli.net.raw import RawSocket
 from protego_cli.roles.gpn import GpnPlane
 from protego_cli.wire.selectors import TrafficSelector
 from protego_cli.wire.tags import Tag, TagKind, open_tag, seal_tag
@@ -179,6 +181,43 @@ async def test_the_gmn_hears_of_a_moved_peer_and_of_a_range_that_runs_low(world:
         PeerAddress(SPI_IN, "127.20.0.7", 60000),
         RangeLow(SPI_IN),
     ]
+
+
+@pytest.mark.root
+async def test_a_peer_without_udp_gets_raw_esp_from_the_vip(world: World) -> None:
+    with closing(RawSocket.bind(world.peer.address[0])) as peer:
+        world.plane.put(world.sa(peer_port=0))
+        world.plane.put(Rule("acme/hq", SPI_IN))
+        world.gen.say_batch(world.vxlan, *[FRAME_OUT] * 3)
+        with trio.fail_after(10):
+            await peer.wait_readable()
+        await world.until(gpn_sealed=3)
+        batch = peer.receive()
+        assert batch is not None
+        assert batch.source == (VIP, 0)
+        sealed = b"".join(seal(KEY_OUT, SPI_OUT, number, padded(OUT, 4)) for number in (1, 2, 3))
+        assert bytes(batch.view) == sealed
+
+
+async def test_without_a_raw_socket_a_peer_without_udp_is_served_through_a_gin(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fault = "a raw socket needs privilege"
+    monkeypatch.setattr(RawSocket, "bind", Mock(side_effect=EnvironmentFault(fault)))
+    with ExitStack() as stack:
+        world = World(stack)
+        assert world.plane.lacks == fault
+        world.plane.put(world.sa(peer_port=0))
+        world.plane.put(Rule("acme/hq", SPI_IN))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(world.plane.serve, world.notices.append)
+            world.gin.say(world.esp, seal_tag(TAG_KEY, Tag(TagKind.PROBE, 1), hmac_sha256))
+            await world.gin.hear()
+            world.gen.say(world.vxlan, FRAME_OUT)
+            header = SPI_IN.to_bytes(4) + bytes(map(int, VIP.split(".")))
+            sealed = seal(KEY_OUT, SPI_OUT, 1, padded(OUT, 4))
+            assert await world.gin.hear() == (header + sealed, world.esp)
+            nursery.cancel_scope.cancel()
 
 
 async def test_what_the_kernel_refuses_is_counted(world: World) -> None:

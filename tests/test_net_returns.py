@@ -24,10 +24,11 @@ def returned(spi: int, packet: bytes, vip: str = VIP) -> bytes:
 
 
 class Site:
-    def __init__(self) -> None:
+    def __init__(self, *, raw: bool = True) -> None:
         self.vip = RecordingSender((VIP, 4500))
         self.counters = Counters()
-        self.returns = Returns([self.vip], self.counters)
+        self.raw = RecordingSender((VIP, 0))
+        self.returns = Returns([self.vip], [self.raw] if raw else [], self.counters)
         self.returns.put_gpn(Gpn("gpn-1", GPN, b""))
         self.returns.steer(SPI, PEER)
         self.returns.steer(SPI2, PEER2)
@@ -43,6 +44,25 @@ def test_a_batch_leaves_as_one_with_its_tos() -> None:
     assert site.receive(*[returned(SPI, packet) for packet in packets], tos=0xB9)
     assert site.vip.sent == [(b"".join(packets), 100, PEER, 0xB9)]
     assert site.counters.nonzero() == {"gin_esp_to_peer": 10}
+
+
+def test_a_peer_without_a_port_gets_raw_esp() -> None:
+    site = Site()
+    site.returns.steer(SPI2, (PEER2[0], 0))
+    mixed = [returned((SPI, SPI2)[number % 2], esp(7, number)) for number in range(6)]
+    assert site.receive(*mixed, tos=0xB9)
+    evens, odds = (b"".join(esp(7, number) for number in range(start, 6, 2)) for start in (0, 1))
+    assert site.vip.sent == [(evens, 100, PEER, 0xB9)]
+    assert site.raw.sent == [(odds, 100, (PEER2[0], 0), 0xB9)]
+    assert site.counters.nonzero() == {"gin_esp_to_peer": 6}
+
+
+def test_without_a_raw_socket_it_gets_nothing() -> None:
+    site = Site(raw=False)
+    site.returns.steer(SPI, (PEER[0], 0))
+    assert site.receive(returned(SPI, esp(7, 1)), returned(SPI, esp(7, 2)))
+    assert site.vip.sent == []
+    assert site.counters.nonzero() == {"gin_drop_no_raw": 2}
 
 
 def test_several_tunnels_in_a_batch_keep_their_order() -> None:

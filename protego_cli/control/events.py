@@ -50,6 +50,7 @@ KINDS: Final[Mapping[str, Severity]] = {
     "node up": "info",
     "node down": "warning",
     "node restarted": "warning",
+    "raw ESP missing": "error",  # a GIN cannot take what peers of some tunnels may send it
     "marks missing": "warning",
     "policy failed": "error",
     "changed by reload": "info",

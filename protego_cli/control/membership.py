@@ -44,9 +44,20 @@ class Membership:
     async def node_up(self, node: str) -> None:
         self._sad.events.emit("node up", node=node)
         self._sad.membership_changed()
+        self._look_for_raw(node)
         if node in self._restarted:
             self._restarted.discard(node)
             self._renewals.renew_all(node)
+
+    def _look_for_raw(self, node: str) -> None:
+        """A GIN that cannot do without UDP has come to tunnels that do, which a rekey does not change."""
+        nodes = self._sad.fabric.nodes()
+        if not any(each.name == node and each.role == "gin" and each.raw_esp is False for each in nodes):
+            return
+        raw = {tunnel.id for tunnel, placed in self._sad.all() if placed.child.raw}
+        if raw:
+            reason = "it has no CAP_NET_RAW: give it the capability, or take these tunnels down and up"
+            self._sad.events.emit("raw ESP missing", node=node, tunnels=len(raw), reason=reason)
 
     async def node_down(self, node: str, reason: str = "") -> None:
         self._sad.events.emit("node down", node=node, reason=reason)

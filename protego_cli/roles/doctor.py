@@ -19,6 +19,7 @@ from protego_cli.roles.machine import MERGING, Machine, listeners
 BUFFER: Final = 8 << 20  # bytes of socket buffer that a node asks for
 VXLAN_OVERHEAD: Final = 50  # bytes: IPv4, UDP, VXLAN and the inner Ethernet header
 EXPIRY_NOTICE: Final = 30 * 86400.0
+UDP_HEADER: Final = 8
 STRICT: Final = 1  # rp_filter
 
 State = Literal["ok", "warning", "wrong"]
@@ -131,11 +132,15 @@ def offload(cluster: Cluster, node: Node, machine: Machine) -> Iterator[Finding]
 
 
 def fabric_mtu(cluster: Cluster, node: Node, machine: Machine) -> Iterator[Finding]:
-    """Whether packets of 1500 bytes cross the fabric whole. VXLAN comes on top, ESP is inside already."""
+    """Whether packets of 1500 bytes cross the fabric whole. VXLAN comes on top; ESP is inside already, but
+    for the UDP header that a GIN gives ESP without.
+    """
     targets = {each.address for each in cluster.nodes_of("gpn")}
     needed = ETHERNET_MTU
     if node.role != "gin":
         needed += VXLAN_OVERHEAD
+    elif cluster.wants_raw_esp:
+        needed += UDP_HEADER
     if node.role == "gpn":
         targets = {each.address for each in cluster.nodes_of("gen")}
         targets |= {vtep.address for tenant in cluster.tenants for vtep in tenant.vteps}
@@ -222,6 +227,25 @@ def reverse_path(cluster: Cluster, node: Node, machine: Machine) -> Iterator[Fin
         )  # fmt: skip
     else:
         yield Finding(node.name, "rp_filter", "ok", "takes peers' packets from the GINs")
+
+
+def raw_esp(cluster: Cluster, node: Node, machine: Machine) -> Iterator[Finding]:
+    """Whether ESP can do without UDP, where some tunnel is to."""
+    if not cluster.wants_raw_esp or (node.role == "gpn" and cluster.returns == "gin"):
+        return
+    if "NET_RAW" in machine.capabilities:
+        yield Finding(node.name, "raw ESP", "ok", "may open raw sockets")
+        return
+    then = (
+        'all tunnels use UDP, as by encapsulation = "force"'
+        if node.role == "gin"
+        else "ESP without UDP leaves through the GINs"
+    )
+    yield Finding(
+        node.name, "raw ESP", "warning",
+        f"without CAP_NET_RAW {then}: give the service the capability (docs/operations.md), or run as root",
+        f"systemctl edit protego@{node.name}",
+    )  # fmt: skip
 
 
 # ---- GIN
@@ -348,9 +372,9 @@ def cores(cluster: Cluster, node: Node, machine: Machine) -> Iterator[Finding]:
 CHECKS: Final[dict[Role, tuple[Check, ...]]] = {
     "gmn": (address, files, ports),
     "gin": (
-        *(address, files, ports, vips, low_ports, steering, firewall, merging, redirects),
+        *(address, files, ports, vips, low_ports, raw_esp, steering, firewall, merging, redirects),
         *(buffers, offload, fabric_mtu),
     ),
     "gen": (address, files, ports, attachments, buffers, offload, fabric_mtu),
-    "gpn": (address, files, ports, vips, arp, reverse_path, cores, buffers, offload, fabric_mtu),
+    "gpn": (address, files, ports, vips, raw_esp, arp, reverse_path, cores, buffers, offload, fabric_mtu),
 }

@@ -31,7 +31,8 @@ from protego_cli.net.steering import SteeringBackend
 from protego_cli.net.tun import CLONE_DEVICE, NAMESPACES
 from protego_cli.net.udp import UDP_GRO, UDP_SEGMENT
 
-CAPABILITIES: Final = {10: "NET_BIND_SERVICE", 12: "NET_ADMIN", 21: "SYS_ADMIN"}  # linux/capability.h
+# linux/capability.h
+CAPABILITIES: Final = {10: "NET_BIND_SERVICE", 12: "NET_ADMIN", 13: "NET_RAW", 21: "SYS_ADMIN"}
 IP_MTU: Final = 14  # linux/in.h
 MERGING: Final = ("rx-udp-gro-forwarding", "rx-gro-list")
 """Device features that make the kernel merge datagrams which no socket has asked to be merged."""

@@ -121,10 +121,13 @@ def world(
     start: int = 1,
     dscp: int | None = None,
     through_gins: bool = False,
+    raw_through_gins: bool = False,
 ) -> World:
     """`room`: how many numbers each SA may seal under, from `start`; `dscp`: of what it seals."""
     counters = Counters()
-    gateway = Gateway(counters, Random(1).randbytes, through_gins=through_gins)
+    gateway = Gateway(
+        counters, Random(1).randbytes, through_gins=through_gins, raw_through_gins=raw_through_gins
+    )
     gateway.put_neighbour("gin-1", Neighbour(GIN[0], None, GIN_KEY))
     gateway.put_neighbour("gen-1", Neighbour(GEN[0], GEN, GEN_KEY))
     for vni, vteps in VTEPS.items():

@@ -90,6 +90,7 @@ def policy_of(tunnel: TunnelConfig) -> Policy:
         remote_ts=tuple(map(TrafficSelector.from_prefix, tunnel.remote_ts)),
         ike=tunnel.ike,
         esp=tunnel.esp,
+        encapsulation=tunnel.encapsulation,
         ike_lifetime=tunnel.lifetimes.ike,
         jitter=tunnel.lifetimes.jitter,
     )

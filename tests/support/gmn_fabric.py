@@ -78,6 +78,7 @@ class DataNodes:
         self.observer: FabricObserver
         self.all = {node.name: DataNode(node.name, node.role) for node in cluster.nodes if node.role != "gmn"}
         self.left: set[str] = set()
+        self.lacking: set[str] = set()  # GINs that cannot do without UDP
         self.mark: dict[int, int] = {}  # what the GINs have passed on
         self.granted: dict[tuple[int, int], tuple[str, int]] = {}  # (SPI, lo) -> process
         self._tasks = tasks
@@ -99,9 +100,13 @@ class DataNodes:
                 boot=node.known,
                 report=node.report,
                 silent=(),
+                raw_esp=node.name not in self.lacking if node.role == "gin" else False,
             )
             for node in self.all.values()
         ]
+
+    def raw_esp(self) -> bool:
+        return not self.lacking
 
     def connected(self, role: Role) -> list[str]:
         return [node.name for node in self.running(role) if node.synced]

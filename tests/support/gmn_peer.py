@@ -64,6 +64,7 @@ class Peer:
             self.spi,
             1,
             Counters(),
+            raw_esp=lambda: True,
         )
 
     def configure(self, config: TunnelConfig, psk: bytes | None = None) -> None:

@@ -176,6 +176,7 @@ class World:
             self.spis.allocate,
             self.lives,
             self.counters,
+            raw_esp=self.nodes.raw_esp,
             wall=WALL,
         )
         self.engine.restore((state for _, state in self.journal.found(ENGINE)), trio.current_time())
