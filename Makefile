@@ -2,8 +2,10 @@
 # make test         set everything up and run the tests (ARGS="-k config")
 # make lint         ruff and mypy
 # make bench        what a packet, a handshake, a rekey, a migration, a commit, a restart and a drain cost
-#                   (docs/benchmarks.md; ARGS="--only aes256gcm16" for some packets alone, bench-gmn for the rest)
+#                   (docs/benchmarks.md; ARGS="--only aes256gcm16" for some packets alone, bench-gmn and
+#                   bench-migration for the rest)
 # make bench-peers  Protego beside strongSwan's ESP in user space: bits per second of CPU (as root; strongSwan)
+# make pictures     draw what these have measured, into docs/pictures
 # make acceptance   migrations under a real strongSwan's traffic, held against the figures (as root, at rest)
 # make strongswan-6  a peer for some of the tests, from Debian 13 into build/ (nothing is installed)
 # make binary       the command as one executable, dist/protego, that needs no Python
@@ -17,12 +19,14 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+FIGURES := build/figures
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
 
 .DEFAULT_GOAL := local
 .DELETE_ON_ERROR:
-.PHONY: local test lint bench bench-gmn bench-peers acceptance strongswan-6 binary fuzz worlds completions clean
+.PHONY: local test lint bench bench-gmn bench-migration bench-peers pictures acceptance strongswan-6 binary fuzz worlds \
+  completions clean
 
 local: $(VENV)/.installed
 	@$(BIN)/protego local $(ARGS)
@@ -35,15 +39,27 @@ lint: $(VENV)/.installed-dev
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-bench: $(VENV)/.installed
-	@$(BIN)/python -m benchmarks $(ARGS)
-	@$(if $(ARGS),true,$(MAKE) --no-print-directory bench-gmn)
+bench: $(VENV)/.installed | $(FIGURES)
+	@failed=; \
+	$(BIN)/python -m benchmarks $(or $(ARGS),--json $(FIGURES)/packets.json) || failed=1; \
+	$(if $(ARGS),,$(MAKE) --no-print-directory bench-gmn || failed=1;) \
+	$(if $(ARGS),,$(MAKE) --no-print-directory bench-migration || failed=1;) \
+	test -z "$$failed"
 
 bench-gmn: $(VENV)/.installed
 	@for part in control restart drain; do $(BIN)/python -m benchmarks.$$part || exit; done
 
-bench-peers: $(VENV)/.installed
-	@$(BIN)/python -m benchmarks.peers $(ARGS)
+bench-migration: $(VENV)/.installed | $(FIGURES)
+	@$(BIN)/python -m benchmarks.migration $(or $(ARGS),--json $(FIGURES)/migration.json)
+
+bench-peers: $(VENV)/.installed | $(FIGURES)
+	@$(BIN)/python -m benchmarks.peers $(or $(ARGS),--json $(FIGURES)/peers.json)
+
+pictures: $(VENV)/.installed-plot
+	@$(BIN)/python -m benchmarks.pictures $(FIGURES) docs/pictures
+
+$(FIGURES):
+	@mkdir -p $@
 
 acceptance: $(VENV)/.installed-test
 	@PROTEGO_ACCEPTANCE=1 $(BIN)/python -m pytest tests/real/test_strongswan.py -k "migrates or rekeys" -s $(ARGS)
@@ -87,7 +103,7 @@ $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
 	@$(INSTALL) '.[dev]'
 	@touch $@ $(VENV)/.installed-test $(VENV)/.installed
 
-$(VENV)/.installed-binary $(VENV)/.installed-fuzz: $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
+$(VENV)/.installed-binary $(VENV)/.installed-fuzz $(VENV)/.installed-plot: $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
 	@echo "installing protego and what 'make $*' needs into $(VENV)"
 	@$(INSTALL) '.[$*]'
 	@touch $@ $(VENV)/.installed

@@ -38,7 +38,7 @@ from rich.table import Table
 
 from benchmarks import loads
 from benchmarks.beds import HERE, IP_UDP, PORT, THERE, Bed, libipsec, protego
-from benchmarks.bench import machine
+from benchmarks.bench import cpu_seconds, machine
 from benchmarks.initiator import NON_ESP, opener, sealer
 from benchmarks.loads import Load
 from protego_cli.counters import Counters
@@ -233,12 +233,7 @@ class Way:
 
 
 def _cpu(bed: Bed) -> dict[str, float]:
-    """CPU seconds that each process has used, with all its threads."""
-    return {
-        name: sum(int(task.read_text().split()[0]) for task in Path(f"/proc/{pid}/task").glob("*/schedstat"))
-        / 1e9
-        for name, pid in bed.processes.items()
-    }
+    return {name: cpu_seconds(pid) for name, pid in bed.processes.items()}
 
 
 def measure(case: Case, beds: Sequence[Bed], ways: dict[str, dict[str, Way]], effort: Effort) -> Row:

@@ -68,7 +68,7 @@ class Peer:
         self._gateway = (config.vip, PORT)
         self._name = config.id
         self._engine = Engine(
-            [_mirrored(config)], registry, cluster.ike, os.urandom, _new_spi, _EPOCH, self.counters
+            [mirrored(config)], registry, cluster.ike, os.urandom, _new_spi, _EPOCH, self.counters
         )
         self._tunnel = PeerTunnel(os.urandom, self.counters)
         self._sealing: int | None = None  # inbound SPI of the SA we seal on
@@ -186,7 +186,7 @@ class Peer:
                 self._seal_on(other)
 
 
-def _mirrored(config: TunnelConfig) -> Policy:
+def mirrored(config: TunnelConfig) -> Policy:
     """The tunnel as its other end sees it."""
     return Policy(
         tunnel=config.id,

@@ -77,6 +77,15 @@ class Run:
             started[name] = await children.start(name, arguments, answers=answers)
 
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.start_nodes, children)
+            for name in ("lab-peers", "lab-tenants"):
+                nursery.start_soon(start, name, [name, str(plan_file)], True)
+        self.show.say(f"started {len(self.cluster.nodes)} nodes, the peers and the tenants' endpoints")
+        return started["lab-peers"], started["lab-tenants"]
+
+    async def start_nodes(self, children: Children) -> None:
+        """The cluster alone."""
+        async with trio.open_nursery() as nursery:
             for node in self.cluster.nodes:
                 up = [
                     "up",
@@ -88,11 +97,7 @@ class Run:
                     str(self.cluster.file),
                     "--lifeline",
                 ]
-                nursery.start_soon(start, node.name, up, False)
-            for name in ("lab-peers", "lab-tenants"):
-                nursery.start_soon(start, name, [name, str(plan_file)], True)
-        self.show.say(f"started {len(self.cluster.nodes)} nodes, the peers and the tenants' endpoints")
-        return started["lab-peers"], started["lab-tenants"]
+                nursery.start_soon(children.start, node.name, up)
 
     async def until_nodes_up(self) -> None:
         with trio.move_on_after(self.patience):

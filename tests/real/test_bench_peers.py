@@ -7,19 +7,21 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import peers
+from benchmarks import peers, pictures
 
 pytestmark = [pytest.mark.root]
 
 
 def test_every_line_carries_its_packets_through_both_gateways(tmp_path: Path) -> None:
-    figures = tmp_path / "figures.json"
+    figures = tmp_path / "peers.json"
     assert peers.main(["--quick", "--json", str(figures)]) == 0
     rows = json.loads(figures.read_text())["rows"]
     assert len(rows) == len(list(peers.cases()))
     for row in rows:
         assert set(row["gateways"]) == {"protego", "libipsec"}
         assert all(gateway["gbits"] > 0 for gateway in row["gateways"].values())
+    assert pictures.main([str(tmp_path), str(tmp_path)]) == 0
+    assert (tmp_path / "peers.svg").exists()
 
 
 def test_a_name_that_none_has() -> None:
