@@ -164,8 +164,8 @@ def test_a_full_send_buffer_is_waited_for_once() -> None:
         kernel.faults.append(errno.EAGAIN)
         assert sock.send(esp(SPI, 1), 100, (PEER, 0))
         kernel.faults.extend([errno.EAGAIN, errno.ENOBUFS])
-        assert not sock.send(esp(SPI, 2), 100, (PEER, 0))
-        assert len(kernel.sent) == 1
+        assert not sock.send(esp(SPI, 2) + esp(SPI, 3), 100, (PEER, 0))
+        assert [sent[0] for sent in kernel.sent] == [esp(SPI, 1)]
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,8 @@ class RawSocket:
     ) -> bool:
         """Send `data` as packets of `size` bytes, the last perhaps shorter; no port counts.
 
-        `source` overrides the bound address. False when the kernel refused any of them.
+        `source` overrides the bound address. False when the kernel refused any of them; where its buffer
+        stays full, the rest is not tried.
         """
         key = source, tos
         control = self._control.get(key)
@@ -145,7 +146,8 @@ class RawSocket:
             try:
                 send((packet,), control, 0, to)
             except BlockingIOError:
-                sent = self._send_when_writable(packet, control, to) and sent
+                if not self._send_when_writable(packet, control, to):
+                    return False
             except OSError:
                 sent = False
         return sent

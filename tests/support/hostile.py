@@ -1,5 +1,7 @@
 """Send COUNT hostile datagrams to the named addresses: python hostile.py COUNT SPI_HEX ADDRESS:PORT ...
 
+To an ADDRESS without a port they go as IP protocol 50.
+
 The stream is seeded, so a run can be repeated: random bytes, IKE headers with random or truncated bodies
 and zero payload lengths, ESP for the given live SPI and for unknown ones, reserved SPIs (tags), VXLAN,
 keepalives.
@@ -52,11 +54,14 @@ def datagram(rng: random.Random, spi: bytes) -> bytes:
 
 def main(count: int, spi: bytes, targets: list[str]) -> None:
     rng = random.Random(20261122)
-    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    addresses = [(host, int(port)) for host, port in (target.rsplit(":", 1) for target in targets)]
+    udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ESP)
+    parts = (target.partition(":") for target in targets)
+    ways = [(udp if port else raw, (host, int(port or 0))) for host, _, port in parts]
     for number in range(count):
+        sock, address = ways[number % len(ways)]
         try:
-            sock.sendto(datagram(rng, spi), addresses[number % len(addresses)])
+            sock.sendto(datagram(rng, spi), address)
         except OSError:  # a refused port or a full queue: the next one goes on
             continue
 

@@ -178,12 +178,13 @@ class Site:
     def log(self, node: str) -> str:
         return (self.directory / f"{node}.log").read_text()
 
-    def start(self, node: str, **environment: str) -> None:
-        """Start one role as a process of its own, as an operator would."""
+    def start(self, node: str, *, without: str = "", **environment: str) -> None:
+        """Start one role as a process of its own, as an operator would; perhaps `without` a capability."""
         machine = self.edge if self.edge and node == "gin-1" else self.gateway
         variables = [f"{name}={value}" for name, value in environment.items()]
+        less = ("setpriv", f"--bounding-set=-{without}") if without else ()
         self.roles[node] = machine.popen(
-            *("env", *variables, sys.executable, "-m", "protego_cli"),
+            *(*less, "env", *variables, sys.executable, "-m", "protego_cli"),
             *("up", "--name", node, "-c", str(self.cluster)),
             log=self.directory / f"{node}.log",
         )
