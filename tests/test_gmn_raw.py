@@ -11,8 +11,9 @@ from msgspec import structs
 from trio.testing import MockClock
 
 from protego_cli.config.model import Cluster
-from protego_cli.control.messages import GetEvents, Sa, ShowTunnel, Steer, TunnelDetail
+from protego_cli.control.messages import DownTunnel, GetEvents, Sa, ShowTunnel, Steer, TunnelDetail, UpTunnel
 from tests.support.gmn_cluster import make_cluster
+from tests.support.gmn_reload import applied, edited
 from tests.support.gmn_world import TUNNEL, World, world
 
 By = Literal["peer", "gateway"]
@@ -82,6 +83,20 @@ async def test_while_a_gin_cannot_a_new_ike_sa_has_udp(autojump_clock: MockClock
         w.nodes.lacking = {"gin-2"}
         await w.up(by=by)
         assert ports(w) == {4500}
+
+
+async def test_another_form_comes_with_the_next_ike_sa(autojump_clock: MockClock) -> None:
+    async with world() as w:
+        await w.up()
+        peer = edited(w, encapsulation="auto")
+        assert await applied(w) == ["tunnel acme/hq changed now: done"]
+        w.peer.configure(peer)
+        await w.migrations.migrate(TUNNEL, "gpn-2")
+        assert ports(w) == {4500}
+        await w.operations.answer(DownTunnel(TUNNEL))
+        await w.operations.answer(UpTunnel(TUNNEL))
+        await w.settle(10)
+        assert ports(w) == {0}
 
 
 async def test_a_gin_that_comes_and_cannot_is_an_event(autojump_clock: MockClock) -> None:

@@ -192,7 +192,7 @@ class Vip:
     def __init__(self) -> None:
         self.counters = Counters()
         self.fabric = RecordingSender()
-        steering = MuxIngress(self.fabric, self.counters)
+        self.steering = steering = MuxIngress(self.fabric, self.counters)
         steering.put_gpn(Gpn("gpn-1", GPN, bytes(32)))
         steering.steer(SPI, "gpn-1", (PEER, 0))
         steering.steer(SPI2, "gpn-1", (PEER, 4500))
@@ -208,6 +208,26 @@ def test_esp_goes_on_untouched_and_counted() -> None:
     vip.receive(*packets)
     assert vip.fabric.sent == [(b"".join(packets), 100, GPN, 0xB9)]
     assert vip.counters.nonzero() == {"gin_esp_raw": 44, "gin_esp_forwarded": 44}
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([SPI, SPI2, 0xC0FFEE77, 7]), st.integers(0, (1 << 32) - 1)), min_size=1
+    ),
+    st.integers(MIN_ESP, 60),
+    st.integers(0, 60),
+)
+def test_it_is_steered_as_from_udp(heads: list[tuple[int, int]], size: int, last: int) -> None:
+    data = b"".join(esp(*head, size) for head in heads) + esp(SPI, 1, max(last, 8))[: min(last, size)]
+    seen = []
+    for raw in (True, False):
+        vip = Vip()
+        take = vip.port.receive_raw if raw else vip.port.receive_natt
+        take(Batch(memoryview(data), size, (PEER, 0), 3))
+        counters = vip.counters.nonzero()
+        counters.pop("gin_esp_raw", None)
+        seen.append((vip.fabric.sent, counters, vip.steering.marks((SPI, SPI2))))
+    assert seen[0] == seen[1]
 
 
 def test_of_an_sa_that_is_in_udp_the_gpn_hears_where_it_came_from() -> None:
@@ -259,9 +279,9 @@ async def test_the_kernel_brings_it_whole(sockets: tuple[RawSocket, RawSocket]) 
     here, there = sockets
     bodies = [esp(SPI, number) for number in range(20)]
     assert here.receive() is None
-    assert there.send(b"".join(bodies), 100, (here.address[0], 0), source="127.88.0.3", tos=0xB8)
+    assert there.send(b"".join(bodies), 100, (here.address[0], 0), source="127.88.0.3", tos=0xBB)
     await here.wait_readable()
-    assert received(here) == [(bodies, ("127.88.0.3", 0), 0xB8)]
+    assert received(here) == [(bodies, ("127.88.0.3", 0), 0xBB)]
 
 
 @pytest.mark.root

@@ -6,9 +6,10 @@ size but for the last) comes to lie side by side: from here on a batch as from U
 Send: one system call for each packet, there is no segmentation for raw sockets; source address and TOS as for
 UDP. DF is not set, and path MTU reports are ignored, as there.
 
-A raw socket gets a copy of whatever its address does, beside anybody else's, so it is never occupied: two
-nodes never have the same address and role. The kernel sends no "protocol unreachable" as long as one is open.
-It takes CAP_NET_RAW to open one.
+Every raw socket gets a copy of what comes to its address, before the kernel's own ESP does, if there is one.
+So it is never occupied, and nobody takes packets away from it; that no two nodes have one VIP on one machine,
+their UDP ports see to. As long as one is open the kernel answers nothing by "protocol unreachable". It takes
+CAP_NET_RAW to open one.
 """
 
 from __future__ import annotations

@@ -300,7 +300,9 @@ def _choose(context: Context, offer: Sa, path: Path, now: float) -> tuple[IkePro
 
 
 def _take_note(sa: IkeSa, nat: Nat) -> None:
-    """Of what stands between us and the peer: both see the same, so both choose the same form of ESP."""
+    """Of what stands between us and the peer, which sees the same and chooses the same form of ESP. Where it
+    does not, each still takes what the other sends.
+    """
     sa.peer_natted = nat.remote
     sa.encapsulated = sa.forced or nat.local or nat.remote
 
