@@ -28,6 +28,7 @@ from benchmarks.control import cluster
 from protego_cli.config.model import Cluster
 from protego_cli.control.client import ask
 from protego_cli.control.messages import GetStatus, Status
+from protego_cli.control.processes import program
 from protego_cli.control.sqlite import SqliteStore
 from protego_cli.counters import Counters
 from protego_cli.crypto.algorithms import Registry
@@ -36,7 +37,6 @@ from protego_cli.errors import Unreachable
 from protego_cli.ike.engine import Engine
 from protego_cli.ike.events import Path as IkePath
 from protego_cli.roles.gmn import policy_of
-from protego_cli.roles.instances import program
 
 TUNNELS = 1000
 GPNS = 2

@@ -13,6 +13,7 @@ import pluggy
 
 if TYPE_CHECKING:  # the specifications name types of later layers but import none of them
     from protego_cli.control.placement import PackingPolicy
+    from protego_cli.control.provision import ProvisionerKind
     from protego_cli.control.store import StateStore
     from protego_cli.crypto.algorithms import Algorithm
     from protego_cli.net.steering import SteeringBackend
@@ -36,6 +37,14 @@ def protego_packing_policies() -> Sequence[PackingPolicy]:  # type: ignore[empty
     """Policies that place tunnels on GPNs and plan moves between them, each under a unique name.
 
     `cluster.packing` selects the one that places; `protego rebalance --policy` applies any.
+    """
+
+
+@hookspec
+def protego_provisioners() -> Sequence[ProvisionerKind]:  # type: ignore[empty-body]  # a hookspec has no body
+    """Ways to start and stop a pool's nodes, each under a unique name.
+
+    `provisioner.kind` of a pool selects one; the GMN opens it once for each such pool.
     """
 
 

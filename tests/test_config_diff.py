@@ -16,6 +16,7 @@ from protego_cli.config.diff import Change, FieldChange, diff, leaving
 from protego_cli.config.load import load
 from protego_cli.config.model import (
     Cluster,
+    ElasticConfig,
     IkeSettings,
     Node,
     PskAuth,
@@ -182,10 +183,11 @@ def test_every_field_has_its_landing() -> None:
     assert set(module.NODE) == set(Node.__struct_fields__) - {"name"}
     assert set(module.TENANT) == set(TenantConfig.__struct_fields__) - {"name", "tunnels"}
     keys = {field.encode_name for field in msgspec.structs.fields(Cluster)}
-    settings = keys - {"file", "nodes", "tenants", "ike", "plugins"}
+    settings = keys - {"file", "nodes", "tenants", "ike", "plugins", "pools", "elastic"}
     assert set(module.SETTINGS) == (
         {f"cluster.{name}" for name in settings}
         | {f"ike.{name}" for name in IkeSettings.__struct_fields__}
+        | {f"elastic.{name}" for name in ElasticConfig.__struct_fields__}
         | {"plugins.paths"}
     )
 

@@ -71,9 +71,11 @@ def section(command: str) -> str:
 
 def test_the_commands_are_those_that_were_meant() -> None:
     assert set(COMMANDS) == {
-        "up", "status", "migrate", "reload", "drain", "undrain", "rebalance", "events", "local", "doctor",
+        "up", "status", "migrate", "reload", "drain", "undrain", "rebalance", "pool", "events", "local",
+        "doctor",
         "tunnel list", "tunnel show", "tunnel up",
-        "tunnel down", "tunnel rekey", "explain", "plugins", "config check", "pki init", "psk generate",
+        "tunnel down", "tunnel rekey", "explain", "plugins", "config check", "pki init", "pki token",
+        "psk generate",
     }  # fmt: skip
 
 
@@ -134,10 +136,14 @@ def test_how_each_value_of_the_file_lands_is_documented() -> None:
     assert {(name[8:], fields[name]) for name in fields if name.startswith("cluster.")} <= documented
     assert {fields[name] for name in fields if name.startswith("ike.")} == {"now"}
     assert {fields[name] for name in fields if name.startswith("plugins.")} == {"restart"}
-    assert {("[ike]", "now"), ("[plugins]", "restart")} <= documented
+    assert {fields[name] for name in fields if name.startswith("elastic.")} == {"now"}
+    assert {("[ike]", "now"), ("[plugins]", "restart"), ("[elastic]", "now")} <= documented
+    assert {(name, landing.lands) for name, landing in diff.POOL.items()} <= documented
     assert {(name, landing.lands) for name, landing in diff.TUNNEL.items() if name != "auth"} <= documented
     assert {("file", "now"), ("vni", "reconnect")} <= documented
-    assert {(name, landing.lands) for name, landing in diff.NODE.items() if name != "group"} <= documented
+    assert {
+        (name, landing.lands) for name, landing in diff.NODE.items() if name not in ("group", "pool")
+    } <= documented
     assert {(name, landing.lands) for name, landing in diff.TENANT.items() if name != "vni"} <= documented
 
 

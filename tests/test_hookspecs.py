@@ -53,6 +53,7 @@ def test_the_specifications_are_found() -> None:
     assert set(SPECIFIED) >= {
         "protego_crypto_suites",
         "protego_packing_policies",
+        "protego_provisioners",
         "protego_state_stores",
         "protego_steering_backends",
     }

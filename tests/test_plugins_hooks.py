@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from protego_cli.config.model import PoolConfig, ProvisionerConfig
 from protego_cli.control.placement import GpnView, PackingView, TunnelView
+from protego_cli.control.provision import Place
 from protego_cli.counters import Counters
 from protego_cli.crypto.proposal import parse_esp
 from protego_cli.errors import PluginError
 from protego_cli.net.steering import Door
+from protego_cli.roles.clusters import provisioner_checker
 from tests.support.plugins import load, write
 
 ENCRYPTION = """
@@ -192,4 +195,54 @@ def test_state_stores_are_checked(tmp_path: Path) -> None:
     with pytest.raises(
         PluginError, match=r"protego_state_stores returned an object of type Shut, which lacks open\(\)"
     ):
+        load(path)
+
+
+PROVISIONER = """
+from protego_cli.hookspecs import hookimpl
+
+class Cloud:
+    name = "cloud"
+    ordered = keeps = False
+    def check(self, settings):
+        return {} if "zone" in settings else {"zone": "is missing: expected one"}
+    def open(self, place):
+        return f"open for {place.pool.name} in {place.settings['zone']}"
+
+class Half:
+    name = "half"
+    ordered = keeps = False
+
+class Vague(Cloud):
+    ordered = "perhaps"
+
+@hookimpl
+def protego_provisioners():
+    return {returned}
+"""
+
+
+def test_provisioners_are_found_by_name_and_judge_their_settings(tmp_path: Path) -> None:
+    """The hook is protego_provisioners."""
+    path = write(tmp_path / "clouds.py", PROVISIONER.replace("{returned}", "[Cloud()]"))
+    plugins = load(path)
+    kinds = plugins.provisioners()
+    assert set(kinds) >= {"local", "command", "static", "cloud"}
+    assert kinds["cloud"].plugin == "clouds"
+    check = provisioner_checker(plugins)
+    assert check("cloud", {}) == {"zone": "is missing: expected one"}
+    assert check("cloud", {"zone": "north"}) == {}
+    assert check("clowd", {})["kind"].startswith("expected a provisioner: ")
+    pool = PoolConfig("spare", "gpn", ("10.0.2.1", "10.0.2.9"), 0, 4, ProvisionerConfig("cloud"))
+    place = Place(pool, {"zone": "north"}, tmp_path / "cluster.toml", tmp_path)
+    assert kinds["cloud"].kind.open(place) == "open for spare in north"  # type: ignore[comparison-overlap]
+
+
+@pytest.mark.parametrize(
+    ("returned", "says"),
+    [("[Half()]", r"type Half, which lacks check\(\), open\(\)"), ("[Vague()]", "`ordered` and `keeps`")],
+)
+def test_provisioners_are_checked(tmp_path: Path, returned: str, says: str) -> None:
+    path = write(tmp_path / "clouds.py", PROVISIONER.replace("{returned}", returned))
+    with pytest.raises(PluginError, match=f"protego_provisioners returned an object of {says}|.*{says}"):
         load(path)

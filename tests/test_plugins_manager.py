@@ -14,6 +14,7 @@ from tests.support.plugins import install, load, write
 BUILT_IN = [
     PluginInfo("protego.crypto_suites", __version__, "built-in", ("protego_crypto_suites",)),
     PluginInfo("protego.packing_policies", __version__, "built-in", ("protego_packing_policies",)),
+    PluginInfo("protego.provisioners", __version__, "built-in", ("protego_provisioners",)),
     PluginInfo("protego.state_stores", __version__, "built-in", ("protego_state_stores",)),
     PluginInfo("protego.steering_backends", __version__, "built-in", ("protego_steering_backends",)),
 ]
@@ -271,9 +272,7 @@ def test_a_module_that_failed_is_tried_afresh(tmp_path: Path) -> None:
 
 def test_an_optional_implementation_of_a_later_hook_is_fine(tmp_path: Path) -> None:
     """A plugin that serves several versions of Protego says so (pluggy's `optionalhook`)."""
-    source = (
-        policy("early") + "\n    @hookimpl(optionalhook=True)\n    def protego_provisioners(): return []\n"
-    )
+    source = policy("early") + "\n    @hookimpl(optionalhook=True)\n    def protego_oracles(): return []\n"
     plugins = load(write(tmp_path / "early.py", source))
     assert plugins.listing()[-1].hooks == HOOK
 

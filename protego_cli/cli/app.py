@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from protego_cli import __version__
-from protego_cli.cli import check, doctor, events, explain, lab, node, operate, pool, tunnel
+from protego_cli.cli import check, doctor, events, explain, lab, node, operate, pool, pools, tunnel
 from protego_cli.errors import INTERRUPTED, ConfigError, ProtegoError
 
 EPILOG = (
@@ -59,6 +59,7 @@ app.command()(operate.reload)
 app.command()(pool.drain)
 app.command()(pool.undrain)
 app.command()(pool.rebalance)
+app.command("pool")(pools.pool)
 app.command()(events.events)
 app.command()(explain.explain)
 app.command()(lab.local)
@@ -70,6 +71,7 @@ app.add_typer(pki, name="pki")
 app.add_typer(psk, name="psk")
 config.command("check")(check.config_check)
 pki.command("init")(check.pki_init)
+pki.command("token")(pools.pki_token)
 psk.command("generate")(check.psk_generate)
 app.command("lab-peers", hidden=True)(lab.lab_peers)
 app.command("lab-tenants", hidden=True)(lab.lab_tenants)

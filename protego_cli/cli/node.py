@@ -64,6 +64,17 @@ def up(
             show_default=False,
         ),
     ] = None,
+    join: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TOKEN|@FILE",
+            envvar="PROTEGO_JOIN",
+            help="Which node of a pool this is, and what it gets its certificate for: the token of "
+            "`protego pki token`, or a file that holds it.",
+            show_default=False,
+            show_envvar=True,
+        ),
+    ] = None,
     lifeline: Annotated[bool, typer.Option("--lifeline", hidden=True, help="End when stdin closes.")] = False,
     log_level: Annotated[LogLevel, typer.Option(help="How much to log, to stderr.")] = LogLevel.INFO,
     log_format: Annotated[
@@ -74,7 +85,8 @@ def up(
     with _ended_by_signals():
         from protego_cli.cli.clusters import load_with_plugins
         from protego_cli.cli.logs import configure_logging
-        from protego_cli.cli.serve import serve, serve_instances
+        from protego_cli.cli.pools import read_token
+        from protego_cli.cli.serve import join_cluster, serve, serve_instances
 
         loaded, plugins = load_with_plugins(cluster)
         if instances is not None:
@@ -84,8 +96,12 @@ def up(
             group, count = _group(loaded, role, name), _count(instances)
             serve_instances(loaded, group, count, arguments, lifeline=lifeline)
             return
-        node = choose(loaded, role, name)
+        token = read_token(join) if join is not None else None
+        os.environ.pop("PROTEGO_JOIN", None)
+        node = choose(loaded, role, name if token is None else name or token.node)
         configure_logging(log_level.upper(), log_format.value, node.role, node.name)
+        if token is not None:
+            join_cluster(loaded, node, token)
         serve(loaded, node, plugins, lifeline=lifeline)
 
 

@@ -64,6 +64,12 @@ def complete_node(ctx: typer.Context, incomplete: str) -> list[str]:
     return _starting(incomplete, (node.name for node in cluster.nodes)) if cluster else []
 
 
+def complete_pool(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Names of pools: the file's."""
+    cluster = _cluster(ctx)
+    return _starting(incomplete, (pool.name for pool in cluster.pools)) if cluster else []
+
+
 def complete_policy(ctx: typer.Context, incomplete: str) -> list[str]:
     """Packing policies: those that are built in, and those of the cluster file's plugins."""
     from protego_cli.config.load import find, load_plugins_section

@@ -15,9 +15,10 @@ import trio
 
 from protego_cli.config.checks import check_secrets
 from protego_cli.config.model import Cluster, Node
-from protego_cli.errors import EnvironmentFault
+from protego_cli.errors import EnvironmentFault, UsageError
 
 if TYPE_CHECKING:
+    from protego_cli.control.joining import Token
     from protego_cli.plugins.manager import Plugins
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,16 @@ def serve(cluster: Cluster, node: Node, plugins: Plugins, *, lifeline: bool = Fa
         raise EnvironmentFault("\n".join(map(str, problems)))
     run: RunRole = import_module(f"protego_cli.roles.{node.role}").run
     trio.run(run_until_told, run, cluster, node, plugins, lifeline)
+
+
+def join_cluster(cluster: Cluster, node: Node, token: Token) -> None:
+    """Get this node its certificate, before it is anybody. Raises UsageError, Refused or EnvironmentFault."""
+    from protego_cli.control.joining import join
+
+    if token.node != node.name:
+        raise UsageError(f"the join token is for {token.node}, not for {node.name}")
+    trio.run(join, cluster, token)
+    logger.info("joined node=%s", node.name)
 
 
 def serve_instances(

@@ -15,6 +15,7 @@ from protego_cli.config.fields import join
 from protego_cli.config.limits import unreachable
 from protego_cli.config.model import Cluster, Node, TenantConfig, TunnelConfig
 from protego_cli.config.networks import inside, joined
+from protego_cli.config.pools import check_pools, pool_nodes
 from protego_cli.config.secrets import read_secret
 from protego_cli.config.values import AnyNetwork
 from protego_cli.errors import EnvironmentFault, Problem
@@ -24,6 +25,7 @@ def check_cluster(cluster: Cluster) -> Iterator[Problem]:
     """Everything that one value alone cannot show."""
     yield from _roles(cluster)
     yield from _names(cluster)
+    yield from check_pools(cluster)
     yield from _addresses(cluster)
     yield from _ports(cluster)
     yield from _tenants(cluster)
@@ -57,7 +59,7 @@ def tunnel_key(tunnel: TunnelConfig, rest: str) -> str:
 
 
 def _node_key(node: Node, rest: str) -> str:
-    return f"{join('nodes', node.name)}.{rest}"
+    return f"{join('pools', node.pool) if node.pool else join('nodes', node.name)}.{rest}"
 
 
 def _roles(cluster: Cluster) -> Iterator[Problem]:
@@ -107,7 +109,7 @@ def _listeners(node: Node) -> list[tuple[str, str, int]]:
 
 def _ports(cluster: Cluster) -> Iterator[Problem]:
     taken: dict[tuple[str, str, int], str] = {}
-    for node in cluster.nodes:
+    for node in [*cluster.nodes, *pool_nodes(cluster)]:
         for name, protocol, port in _listeners(node) if node.address else []:
             here = (node.address, protocol, port)
             if here in taken:
@@ -131,7 +133,7 @@ def _ports(cluster: Cluster) -> Iterator[Problem]:
 def _same_natt(cluster: Cluster) -> Iterator[Problem]:
     """A peer must get ESP from the port it sends to: a GPN's own is the one that the GINs listen on."""
     edge = [(node, "natt", node.ports.natt) for node in cluster.nodes_of("gin")]
-    for node in cluster.nodes_of("gpn"):
+    for node in [*cluster.nodes_of("gpn"), *(pool.node(1) for pool in cluster.pools)]:
         edge += [(node, "natt", node.ports.natt), (node, "esp", node.ports.esp)]
     for node, name, port in edge[1:]:
         first, _, expected = edge[0]

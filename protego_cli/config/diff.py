@@ -19,7 +19,15 @@ from typing import Any, Final, Literal, NamedTuple
 import msgspec
 
 from protego_cli.config.limits import described
-from protego_cli.config.model import Cluster, LimitConfig, Node, Role, TenantConfig, TunnelConfig
+from protego_cli.config.model import (
+    Cluster,
+    LimitConfig,
+    Node,
+    ProvisionerConfig,
+    Role,
+    TenantConfig,
+    TunnelConfig,
+)
 from protego_cli.config.networks import inside, joined
 
 Lands = Literal["now", "rekey", "reconnect", "restart"]
@@ -35,7 +43,7 @@ class FieldChange(msgspec.Struct, frozen=True):
 
 
 class Change(msgspec.Struct, frozen=True):
-    what: Literal["setting", "node", "tenant", "tunnel"]
+    what: Literal["setting", "node", "pool", "tenant", "tunnel"]
     name: str  # "cluster.packing", "gpn-3", "acme", "acme/hq"
     kind: Literal["added", "changed", "removed"]
     lands: Lands
@@ -65,6 +73,7 @@ class Landing(NamedTuple):
 
 _EVERYWHERE: Final = "Every node reads it when it starts."
 _RETRANSMISSION: Final = "Holds for new IKE_SAs; those that stand keep the times that they began with."
+_DECISION: Final = "Holds from the next decision on."
 _DEFAULT: Final = "Is what tunnels have that say nothing else."
 
 SETTINGS: Final[dict[str, tuple[Landing, tuple[Role, ...]]]] = {
@@ -91,6 +100,13 @@ SETTINGS: Final[dict[str, tuple[Landing, tuple[Role, ...]]]] = {
     "ike.child_bytes": (Landing("now", _DEFAULT), ()),
     "ike.child_packets": (Landing("now", _DEFAULT), ()),
     "ike.jitter": (Landing("now", _DEFAULT), ()),
+    "elastic.mode": (Landing("now", "Says whether the pools change by themselves."), ()),
+    "elastic.interval": (Landing("now", _DECISION), ()),
+    "elastic.high": (Landing("now", _DECISION), ()),
+    "elastic.low": (Landing("now", _DECISION), ()),
+    "elastic.hold": (Landing("now", _DECISION), ()),
+    "elastic.moves_per_hour": (Landing("now", _DECISION), ()),
+    "elastic.at_once": (Landing("now", _DECISION), ()),
 }
 
 _BOUND: Final = Landing(
@@ -104,6 +120,20 @@ NODE: Final[dict[str, Landing]] = {
     "ingress": Landing("restart", "It is chosen when the node starts."),
     "capacity": Landing("now", "Placement counts with it from now on."),
     "group": Landing("now", "Says which `protego up` starts it."),
+    "pool": Landing("restart", "A node of a pool is another node."),
+}
+
+_LAUNCHED: Final = Landing("restart", "Its nodes and the GMN read it when they start.")
+
+POOL: Final[dict[str, Landing]] = {
+    "role": _LAUNCHED,
+    "addresses": _LAUNCHED,
+    "ports": _LAUNCHED,
+    "provisioner": Landing("restart", "The GMN reads it when it starts."),
+    "minimum": Landing("now", "Holds from now on."),
+    "maximum": Landing("now", "Holds from now on; nodes beyond it are emptied and retired."),
+    "capacity": Landing("now", "Placement counts with it from now on."),
+    "launch": Landing("now", "Holds for launches from now on."),
 }
 
 TENANT: Final[dict[str, Landing]] = {
@@ -145,7 +175,13 @@ def diff(old: Cluster, new: Cluster, secrets: Collection[str] = ()) -> tuple[Cha
     """All changes, in the order of the new file, what is removed last within its sort. `secrets`: the ids of
     tunnels whose secret is another one now.
     """
-    return (*_settings(old, new), *_nodes(old, new), *_tenants(old, new), *_tunnels(old, new, secrets))
+    return (
+        *_settings(old, new),
+        *_nodes(old, new),
+        *_pools(old, new),
+        *_tenants(old, new),
+        *_tunnels(old, new, secrets),
+    )
 
 
 def _settings(old: Cluster, new: Cluster) -> Iterator[Change]:
@@ -165,7 +201,12 @@ def _settings(old: Cluster, new: Cluster) -> Iterator[Change]:
 
 def _flat(cluster: Cluster) -> dict[str, object]:
     """The settings by their keys in the file."""
-    tables = {"cluster": cluster, "plugins": cluster.plugins, "ike": cluster.ike}
+    tables = {
+        "cluster": cluster,
+        "plugins": cluster.plugins,
+        "ike": cluster.ike,
+        "elastic": cluster.elastic,
+    }
     named = {field.encode_name: field.name for field in msgspec.structs.fields(Cluster)}
     keys = {key: key.split(".") for key in SETTINGS}
     return {key: getattr(tables[table], named.get(own, own)) for key, (table, own) in keys.items()}
@@ -188,6 +229,24 @@ def _nodes(old: Cluster, new: Cluster) -> Iterator[Change]:
                 yield Change("node", node.name, "changed", landing.lands, landing.note, fields, restart)
     for node in was.values():
         yield _appearing(node, "removed", everybody)
+
+
+def _pools(old: Cluster, new: Cluster) -> Iterator[Change]:
+    """A pool that comes or goes, or gets another provisioner, needs a GMN that starts with it."""
+    was = {pool.name: pool for pool in old.pools}
+    gmns = tuple(node.name for node in new.nodes_of("gmn"))
+    note = "The GMN begins with it when it starts."
+    for pool in new.pools:
+        before = was.pop(pool.name, None)
+        if before is None:
+            yield Change("pool", pool.name, "added", "restart", note, (), gmns)
+        elif before != pool:
+            fields = tuple(_fields(before, pool))
+            landing = _decisive(POOL[field.name.partition(".")[0]] for field in fields)
+            restart = gmns if landing.lands == "restart" else ()
+            yield Change("pool", pool.name, "changed", landing.lands, landing.note, fields, restart)
+    for name in was:
+        yield Change("pool", name, "removed", "restart", "The GMN lets it be when it starts.", (), gmns)
 
 
 def _appearing(node: Node, kind: Literal["added", "removed"], everybody: tuple[str, ...]) -> Change:
@@ -299,6 +358,8 @@ def _text(value: Any, name: str = "") -> str:
             return value.hex(":")
         case LimitConfig():
             return described(value)
+        case ProvisionerConfig():
+            return " ".join((value.kind, *(f"{key}={_text(each)}" for key, each in value.settings)))
         case tuple():
             return ", ".join(map(_text, value))
         case msgspec.Struct():

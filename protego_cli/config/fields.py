@@ -119,6 +119,19 @@ class Table:
                 self.problem(name, f"expected a table, got {shown(value)}")
         return found
 
+    def rest(self, convert: Callable[[object], T]) -> dict[str, T]:
+        """The values of all keys that were not asked for."""
+        found: dict[str, T] = {}
+        for name, value in self._data.items():
+            if name in self._known:
+                continue
+            self._known.append(name)
+            try:
+                found[name] = convert(value)
+            except ValueError as error:
+                self.problem(name, str(error))
+        return found
+
     def done(self) -> None:
         """Every key was asked for by now: any other one is unknown."""
         for name in self._data:

@@ -43,6 +43,7 @@ from protego_cli.config.model import (
     VtepConfig,
     VxlanAttach,
 )
+from protego_cli.config.pools import CheckProvisioner, read_elastic, read_pools
 from protego_cli.config.secrets import read_secret
 from protego_cli.errors import ConfigError, EnvironmentFault, Problem, UsageError
 
@@ -78,6 +79,7 @@ class _Plugged:
     ingress: Collection[str] | None = None
     packing: Collection[str] | None = None
     store: Collection[str] | None = None
+    check_provisioner: CheckProvisioner | None = None
 
 
 @dataclass(frozen=True)
@@ -109,13 +111,15 @@ def load(
     ingress: Collection[str] | None = None,
     packing: Collection[str] | None = None,
     store: Collection[str] | None = None,
+    check_provisioner: CheckProvisioner | None = None,
 ) -> Cluster:
     """The cluster that a file describes.
 
-    `check_proposal`, `ingress` (names of steering backends), `packing` (of packing policies) and `store` (of
-    state stores) come from the plugins; what is None is not checked. Raises ConfigError with every problem.
+    `check_proposal`, `ingress` (names of steering backends), `packing` (of packing policies), `store` (of
+    state stores) and `check_provisioner` come from the plugins; what is None is not checked. Raises
+    ConfigError with every problem.
     """
-    cluster, problems = _read(path, _Plugged(check_proposal, ingress, packing, store))
+    cluster, problems = _read(path, _Plugged(check_proposal, ingress, packing, store, check_provisioner))
     if problems:
         raise ConfigError(str(path), problems)
     return cluster
@@ -128,9 +132,10 @@ def check(
     ingress: Collection[str] | None = None,
     packing: Collection[str] | None = None,
     store: Collection[str] | None = None,
+    check_provisioner: CheckProvisioner | None = None,
 ) -> Cluster:
     """As `load`, and the files of the secrets must be there and fit too."""
-    cluster, problems = _read(path, _Plugged(check_proposal, ingress, packing, store))
+    cluster, problems = _read(path, _Plugged(check_proposal, ingress, packing, store, check_provisioner))
     problems.extend(check_secrets(cluster))
     if problems:
         raise ConfigError(str(path), problems)
@@ -208,6 +213,8 @@ def _read(path: Path, plugged: _Plugged) -> tuple[Cluster, list[Problem]]:
         state_key=state_key,
         ike=ike,
         plugins=_plugins(top, base),
+        pools=read_pools(top.table("pools"), _ports, plugged.check_provisioner),
+        elastic=read_elastic(top.table("elastic")),
     )
     top.done()
     problems.extend(check_cluster(cluster))

@@ -5,6 +5,7 @@ Addresses are validated text, prefixes canonical CIDR text, MACs 6 bytes, paths 
 
 from __future__ import annotations
 
+import ipaddress
 from pathlib import Path
 from typing import Literal
 
@@ -36,6 +37,66 @@ class Node(msgspec.Struct, frozen=True):
     ingress: str = ""  # GIN: its steering backend, where it is not that of the cluster
     capacity: float = 1.0  # GPN: CPU seconds per second that its tunnels may take; 1.0 is one core
     group: str = ""  # the entry of the file, where `instances` made several nodes of it
+    pool: str = ""  # the pool that starts and stops it
+
+
+Setting = str | int | float | bool | tuple[str, ...]
+
+
+class ProvisionerConfig(msgspec.Struct, frozen=True):
+    """Who starts and stops a pool's nodes; what the settings mean, the plugin of this kind knows."""
+
+    kind: str
+    settings: tuple[tuple[str, Setting], ...] = ()
+
+
+class PoolConfig(msgspec.Struct, frozen=True):
+    """Nodes that come and go: NAME-1, NAME-2 and so on, at consecutive addresses."""
+
+    name: str
+    role: Role
+    addresses: tuple[str, str]  # the first and the last
+    minimum: int
+    maximum: int
+    provisioner: ProvisionerConfig
+    ports: Ports = Ports()
+    capacity: float = 1.0  # of each
+    launch: float = 120.0  # seconds that one may take from its launch until it is connected
+
+    @property
+    def room(self) -> int:
+        """How many nodes the addresses are enough for."""
+        first, last = map(ipaddress.IPv4Address, self.addresses)
+        return int(last) - int(first) + 1
+
+    def node(self, number: int) -> Node:
+        """Its node of this number, from 1 on."""
+        address = str(ipaddress.IPv4Address(self.addresses[0]) + number - 1)
+        return Node(
+            f"{self.name}-{number}", self.role, address, self.ports, capacity=self.capacity, pool=self.name
+        )
+
+    def nodes(self, count: int | None = None) -> list[Node]:
+        """The first nodes; all that it may have when left out."""
+        return [self.node(number) for number in range(1, (self.maximum if count is None else count) + 1)]
+
+    def number(self, name: str) -> int | None:
+        """Which of its nodes this is; None for none that its addresses are enough for."""
+        own, _, number = name.rpartition("-")
+        fits = own == self.name and number.isdecimal() and not number.startswith("0") and len(number) < 7
+        return int(number) if fits and int(number) <= self.room else None
+
+
+class ElasticConfig(msgspec.Struct, frozen=True):
+    """When the pools grow, shrink and are packed anew. Times in seconds."""
+
+    mode: Literal["off", "dry-run", "on"] = "off"
+    interval: float = 180.0  # between consolidations
+    high: float = 0.9  # of its capacity: what a GPN beyond it carries is too much, and goes elsewhere at once
+    low: float = 0.8  # below it, a GPN that was too hot counts as relieved
+    hold: float = 60.0  # that an empty GPN is kept for what may come
+    moves_per_hour: int = 20  # of one tunnel
+    at_once: int = 16  # migrations side by side
 
 
 class VtepConfig(msgspec.Struct, frozen=True):
@@ -176,7 +237,7 @@ class Cluster(msgspec.Struct, frozen=True):
     vips: tuple[str, ...]
     pki: Path
     state: Path
-    nodes: tuple[Node, ...]
+    nodes: tuple[Node, ...]  # without those of pools, which are there or not
     tenants: tuple[TenantConfig, ...]
     returns: Literal["direct", "gin"] = msgspec.field(default="direct", name="return")
     """How what GPNs seal reaches the peers: straight from the GPN, or through a GIN."""
@@ -187,6 +248,8 @@ class Cluster(msgspec.Struct, frozen=True):
     state_key: Path | None = None  # what the GMN's state is sealed under; None: `state.key` in `pki`
     ike: IkeSettings = IkeSettings()
     plugins: PluginsConfig = PluginsConfig()
+    pools: tuple[PoolConfig, ...] = ()
+    elastic: ElasticConfig = ElasticConfig()
 
     @property
     def master_key(self) -> Path:
@@ -197,7 +260,19 @@ class Cluster(msgspec.Struct, frozen=True):
         return [node for node in self.nodes if node.role == role]
 
     def node(self, name: str) -> Node | None:
-        return next((node for node in self.nodes if node.name == name), None)
+        """A node of the file, or one that a pool may have."""
+        named = next((node for node in self.nodes if node.name == name), None)
+        return named or self.pooled(name)
+
+    def pooled(self, name: str) -> Node | None:
+        """A node that a pool may have."""
+        for pool in self.pools:
+            if (number := pool.number(name)) is not None:
+                return pool.node(number)
+        return None
+
+    def pool(self, name: str) -> PoolConfig | None:
+        return next((pool for pool in self.pools if pool.name == name), None)
 
     def tunnels(self) -> list[TunnelConfig]:
         return [tunnel for tenant in self.tenants for tunnel in tenant.tunnels]

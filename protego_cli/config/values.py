@@ -66,6 +66,30 @@ def address(value: object) -> str:
     return str(parsed)
 
 
+def address_range(value: object) -> tuple[str, str]:
+    """The first and the last of consecutive addresses."""
+    first, dash, last = (value if isinstance(value, str) else "").partition("-")
+    try:
+        ends = address(first.strip()), address(last.strip())
+    except ValueError:
+        ends = None
+    if ends is None or not dash or ipaddress.IPv4Address(ends[0]) > ipaddress.IPv4Address(ends[1]):
+        raise ValueError(
+            f'expected the first and the last address, such as "10.10.1.1-10.10.1.64", got {shown(value)}'
+        )
+    return ends
+
+
+def setting(value: object) -> str | int | float | bool | tuple[str, ...]:
+    """What a plugin may be told: a text, a number, yes or no, or a list of texts."""
+    match value:
+        case str() | int() | float() | bool():
+            return value
+        case list() if all(isinstance(each, str) for each in value):
+            return tuple(value)
+    raise ValueError(f"expected a text, a number, true, false or a list of texts, got {shown(value)}")
+
+
 def peer(value: object) -> str | None:
     """A peer's address, or None for "any"."""
     if value == "any":

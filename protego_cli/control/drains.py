@@ -78,6 +78,14 @@ class Drains:
             self._seats.draining.discard(node)
             self._sad.events.emit("undrained", node=node)
 
+    def forget(self, node: str) -> None:
+        """It is no GPN any more."""
+        if node in self._seats.draining:
+            self._seats.draining.discard(node)
+            self._sad.journal.put(DRAINING, node.encode(), None)
+            if (running := self._jobs.running(DRAIN, node)) is not None:
+                running.stop()
+
     def busy(self) -> set[str]:
         """The GPNs that a job is emptying now."""
         return {node for node in self._seats.draining if self._jobs.running(DRAIN, node)}

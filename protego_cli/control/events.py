@@ -51,6 +51,13 @@ KINDS: Final[Mapping[str, Severity]] = {
     "node down": "warning",
     "node restarted": "warning",
     "raw ESP missing": "error",  # a GIN cannot take what peers of some tunnels may send it
+    "node joined": "info",  # a node of a pool has its certificate
+    "node launched": "info",
+    "launch failed": "warning",
+    "node vanished": "warning",  # its provisioner has lost it; it is launched again
+    "node retired": "info",
+    "retiring failed": "warning",
+    "provisioner failed": "error",
     "marks missing": "warning",
     "policy failed": "error",
     "changed by reload": "info",

@@ -25,6 +25,7 @@ import trio
 from msgspec import structs
 
 from protego_cli.config.model import Cluster, Node, Role, TenantConfig
+from protego_cli.control.admissions import Admissions
 from protego_cli.control.attachments import known_to, tenant_record, tun_records
 from protego_cli.control.frames import NODE_LIMIT
 from protego_cli.control.journal import NODE, Journal
@@ -128,10 +129,12 @@ class Fabric:
         node: Node | None = None,
         deadline: float = DEADLINE,
         silence: float = SILENCE,
+        admissions: Admissions | None = None,
     ) -> None:
         """`node` is this GMN (the first of the file when left out); `deadline`, seconds for an apply. What an
-        earlier life knew of the nodes comes from the journal.
+        earlier life knew of the nodes comes from the journal. `admissions`: where there are pools.
         """
+        self._admissions = admissions
         self.epoch = epoch
         self._journal = journal
         self.observer: FabricObserver = _NoObserver()
@@ -299,6 +302,8 @@ class Fabric:
 
     def _serve_tenants(self, before: Cluster, cluster: Cluster, new: Collection[str]) -> None:
         """The tenants' records for GENs and GPNs: the `new` ones get all, the others what differs."""
+        if before is not cluster and before.tenants is cluster.tenants and not new:
+            return  # a node has left, and that is all
         old, now = _tenants(before), _tenants(cluster)
         changed = [entry for vni, entry in now.items() if entry != old.get(vni)]
         drop: list[Key] = [("tenant", vni) for vni in old.keys() - now.keys()]
@@ -342,7 +347,7 @@ class Fabric:
                     session = Session(member, self.observer, self._sessions, self._greet, self._journal)
                     await session.run(stream, identity, self._silence)
 
-            self._listener = Listener(self._cluster, context, welcome)
+            self._listener = Listener(self._cluster, context, welcome, self._admissions)
             task_status.started(
                 await tasks.start(self._listener.serve, self._node.address, self._node.ports.control)
             )

@@ -4,6 +4,7 @@
    more comes, the oldest is thrown out, so that idle connections never keep a node out.
 2. The certificate must be the cluster's (OpenSSL has verified the chain by then), state a node that the
    cluster file knows in that role, or the operator. Any other is closed.
+   Of a node of a pool it must be the one of its present life. Who shows none may join, where there are pools.
 3. Refusals are logged at most once a second, with the number of those not logged.
 """
 
@@ -17,6 +18,7 @@ from typing import Final
 import trio
 
 from protego_cli.config.model import Cluster
+from protego_cli.control.admissions import Admissions
 from protego_cli.control.pki import OPERATOR, Identity
 from protego_cli.control.rpc import peer_identity
 from protego_cli.control.tls import Broken, TlsStream
@@ -37,11 +39,13 @@ class Listener:
         cluster: Cluster,
         context: ssl.SSLContext,
         welcome: Callable[[TlsStream, Identity], Awaitable[None]],
+        admissions: Admissions | None = None,
         *,
         handshake: float = HANDSHAKE,
         guests: int = GUESTS,
     ) -> None:
-        """`welcome` runs for as long as the connection does."""
+        """`welcome` runs for as long as the connection does; `admissions` knows the pools' nodes."""
+        self._admissions = admissions
         self.cluster = cluster  # whose nodes may connect; replaced when the file is read again
         self._context = context
         self._welcome = welcome
@@ -79,6 +83,10 @@ class Listener:
             return
         try:
             identity, reason = await self._receive_guest(stream)
+            if not reason and identity is None and self._admissions is not None:
+                reason = await self._admissions.serve(stream)
+                if not reason:
+                    return
             if identity is None or reason:
                 self._log_refusal(source, reason)
             else:
@@ -100,11 +108,14 @@ class Listener:
                 return None, str(error)
             finally:
                 self._guests.pop(guest, None)
+            certificate = stream.peer_certificate()
+            if certificate is None and self._admissions is not None:
+                return None, ""
             identity = peer_identity(stream)
-            return identity, self.objection(identity)
+            return identity, self.objection(identity, certificate or b"")
         return None, "no handshake in time"
 
-    def objection(self, identity: Identity | None) -> str:
+    def objection(self, identity: Identity | None, certificate: bytes = b"") -> str:
         """Why the holder of this certificate may not connect; empty when it may."""
         if identity is None:
             return "the certificate states no identity of Protego"
@@ -112,9 +123,13 @@ class Listener:
             return f"{identity} is of another cluster"
         if identity.role == OPERATOR:
             return "" if identity.name == OPERATOR else f"{identity} is no operator"
-        node = self.cluster.node(identity.name)
+        node = next((node for node in self.cluster.nodes if node.name == identity.name), None)
         if node is None or node.role != identity.role or node.role == "gmn":
-            return f"{identity} is no data node of the cluster file"
+            unused = self.cluster.pooled(identity.name) is not None
+            return f"{identity} is {'not in use' if unused else 'no data node of the cluster file'}"
+        if node.pool:
+            unknown = f"{node.name} is of a pool, and there is nobody who admits it"
+            return self._admissions.objection(node, certificate) if self._admissions else unknown
         return ""
 
     def _log_refusal(self, source: str, reason: str) -> None:

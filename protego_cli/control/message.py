@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-SECRETS = frozenset({"tag_key", "envelope_key", "key_in", "key_out"})
+SECRETS = frozenset({"tag_key", "envelope_key", "key_in", "key_out", "secret", "token"})
 
 
 class Message(msgspec.Struct, frozen=True):

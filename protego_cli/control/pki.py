@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import ssl
 import stat
@@ -153,13 +154,22 @@ def _issue_missing(
             "run this where the CA's key is kept"
         )
     key = _load_key(key_file) if key_file.exists() else _make_key(key_file, made)
+    certificate = _certify(subject, key.public_key(), ca, ca_key)
+    _publish(certificate_file, certificate.public_bytes(Encoding.PEM), 0o644, made)
+
+
+def _certify(
+    subject: Identity,
+    public: ec.EllipticCurvePublicKey,
+    ca: x509.Certificate,
+    ca_key: ec.EllipticCurvePrivateKey,
+) -> x509.Certificate:
     usage = ExtendedKeyUsageOID.SERVER_AUTH if subject.role == "gmn" else ExtendedKeyUsageOID.CLIENT_AUTH
-    builder = _builder(subject, key.public_key(), ca_key.public_key(), _LEAF_LIFETIME, issuer=ca.subject)
+    builder = _builder(subject, public, ca_key.public_key(), _LEAF_LIFETIME, issuer=ca.subject)
     builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
     builder = builder.add_extension(_key_usage(ca=False), critical=True)
     builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
-    certificate = builder.sign(ca_key, hashes.SHA256())
-    _publish(certificate_file, certificate.public_bytes(Encoding.PEM), 0o644, made)
+    return builder.sign(ca_key, hashes.SHA256())
 
 
 def _name(subject: Identity) -> x509.Name:
@@ -228,6 +238,49 @@ def _publish(path: Path, data: bytes, mode: int, made: list[Path]) -> None:
     made.append(path)
 
 
+# ---- nodes that join (`joining.py`)
+
+
+def authority(cluster: Cluster) -> x509.Certificate:
+    """The CA's certificate. Raises EnvironmentFault."""
+    return _load_ca(cluster)
+
+
+def fingerprint(der: bytes) -> bytes:
+    """What tells a certificate from any other."""
+    return hashlib.sha256(der).digest()
+
+
+def certify(cluster: Cluster, node: Node, public: ec.EllipticCurvePublicKey) -> bytes:
+    """A certificate for a node that keeps its key to itself, as DER. Raises EnvironmentFault where the CA's
+    key is not.
+    """
+    ca, key = _authority(cluster, [])
+    if key is None:
+        raise EnvironmentFault(
+            f"{cluster.pki / 'ca.key'} is not on the GMN's machine, so no node can join: put it there, "
+            "readable by the GMN alone"
+        )
+    return _certify(Identity(cluster.name, node.role, node.name), public, ca, key).public_bytes(Encoding.DER)
+
+
+def can_certify(cluster: Cluster) -> bool:
+    return (cluster.pki / "ca.key").exists()
+
+
+def guest_context(ca: x509.Certificate | None) -> ssl.SSLContext:
+    """The TLS context of a node that has no certificate yet; without a CA it trusts whoever answers."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    if ca is None:
+        context.verify_mode = ssl.CERT_NONE
+    else:
+        context.verify_flags |= ssl.VERIFY_X509_STRICT
+        context.load_verify_locations(cadata=ca.public_bytes(Encoding.PEM).decode("ascii"))
+    return context
+
+
 # ---- using them
 
 
@@ -235,7 +288,10 @@ def server_context(cluster: Cluster, node: Node) -> ssl.SSLContext:
     """The GMN's TLS context. Raises EnvironmentFault for files missing, foreign or open to others."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.num_tickets = 0  # every connection proves itself anew
-    return _prepare(context, cluster, Identity(cluster.name, node.role, node.name))
+    _prepare(context, cluster, Identity(cluster.name, node.role, node.name))
+    if cluster.pools:
+        context.verify_mode = ssl.CERT_OPTIONAL  # whoever has none may join, and nothing else
+    return context
 
 
 def client_context(cluster: Cluster, name: str) -> ssl.SSLContext:

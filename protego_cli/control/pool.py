@@ -1,4 +1,5 @@
-"""The pool of GPNs as its operator handles it: drain, undrain, rebalance, and the jobs that these begin."""
+"""The GPNs as their operator handles them: drain, undrain, rebalance, the jobs that these begin, the
+pools."""
 
 from __future__ import annotations
 
@@ -6,6 +7,8 @@ from collections.abc import Mapping
 
 import trio
 
+from protego_cli.config.model import PoolConfig
+from protego_cli.control.admissions import LONGEST, Admissions
 from protego_cli.control.drains import Drains
 from protego_cli.control.jobs import Jobs
 from protego_cli.control.messages import (
@@ -13,17 +16,25 @@ from protego_cli.control.messages import (
 )
 from protego_cli.control.migration import Migrations
 from protego_cli.control.mover import Mover
+from protego_cli.control.occupancy import Occupied
 from protego_cli.control.placement import Packer
 from protego_cli.control.pool_messages import (
     Drain,
     GetJob,
+    GetPools,
+    JoinToken,
+    MakeToken,
+    PoolNodeStatus,
     PoolRequest,
+    Pools,
+    PoolStatus,
     Rebalance,
     StopJob,
     Undrain,
     Undrained,
 )
 from protego_cli.control.rebalance import Rebalances
+from protego_cli.control.roster import Members, Roster
 from protego_cli.control.sad import Sad
 
 
@@ -35,16 +46,23 @@ class Pool:
         migrations: Migrations,
         packers: Mapping[str, Packer],
         tasks: trio.Nursery,
+        roster: Roster,
+        admissions: Admissions,
     ) -> None:
         """`packers`: every policy there is, by name. Jobs run in `tasks`."""
+        self._sad = sad
+        self._roster = roster
+        self._admissions = admissions
         self.jobs = Jobs(epoch, tasks)
         mover = Mover(sad, migrations)
         self.drains = Drains(sad, mover, self.jobs)
         self.rebalances = Rebalances(sad, mover, self.jobs, self.drains, packers)
 
-    async def run(self) -> None:
-        """What the pool does by itself, for ever."""
-        await self.drains.run()
+    async def run(self, members: Members) -> None:
+        """What goes on by itself, for ever."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.drains.run)
+            nursery.start_soon(self._roster.run, members, Occupied(self._sad, self.drains))
 
     async def answer(self, request: PoolRequest) -> Reply:
         match request:
@@ -60,3 +78,33 @@ class Pool:
                 job = self.jobs.find(request.id)
                 job.stop()
                 return job.status()
+            case GetPools():
+                return Pools("off", tuple(self._pool(pool) for pool in self._roster.pools))
+            case MakeToken():
+                return self._token(request)
+
+    def _pool(self, pool: PoolConfig) -> PoolStatus:
+        loads = {gpn.name: gpn for gpn in self._sad.seats.gpns()}
+        nodes = []
+        for life in self._roster.lives.values():
+            if life.node.pool == pool.name:
+                gpn = loads.get(life.name)
+                nodes.append(
+                    PoolNodeStatus(
+                        name=life.name,
+                        state=life.state,
+                        since=round(life.since, 3),
+                        connected=gpn is not None,
+                        tunnels=gpn.tunnels if gpn else 0,
+                        load=round(gpn.load, 4) if gpn else 0.0,
+                        note=life.problem or life.how,
+                    )
+                )
+        nodes.sort(key=lambda node: pool.number(node.name) or 0)
+        return PoolStatus(pool.name, pool.provisioner.kind, pool.minimum, pool.maximum, tuple(nodes))
+
+    def _token(self, request: MakeToken) -> JoinToken:
+        valid = min(max(request.valid, 1.0), LONGEST)
+        node = self._admissions.node(request.pool, request.node)
+        token = self._admissions.issue(node, valid)
+        return JoinToken(node.name, token, round(self._sad.events.clock() + valid, 3))

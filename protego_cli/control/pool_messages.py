@@ -58,7 +58,48 @@ class StopJob(Request, frozen=True):
     id: str
 
 
-PoolRequest = Drain | Undrain | Rebalance | GetJob | StopJob
+class GetPools(Request, frozen=True):
+    """The pools and their nodes."""
+
+
+class PoolNodeStatus(msgspec.Struct, frozen=True):
+    name: str
+    state: str  # "launching", "up", "leaving", "retiring"
+    since: float  # wall time
+    connected: bool
+    tunnels: int
+    load: float
+    note: str  # what is in the way, or what its provisioner says of it
+
+
+class PoolStatus(msgspec.Struct, frozen=True):
+    name: str
+    provisioner: str
+    minimum: int
+    maximum: int
+    nodes: tuple[PoolNodeStatus, ...]
+
+
+class Pools(Reply, frozen=True):
+    mode: str  # of [elastic]
+    pools: tuple[PoolStatus, ...]
+
+
+class MakeToken(Request, frozen=True):
+    """A token with which a node of a pool joins: that of this name, or the first that has no certificate."""
+
+    pool: str
+    node: str | None = None
+    valid: float = 900.0  # seconds
+
+
+class JoinToken(Reply, frozen=True):
+    node: str
+    token: str
+    expires: float  # wall time
+
+
+PoolRequest = Drain | Undrain | Rebalance | GetJob | StopJob | GetPools | MakeToken
 
 
 class JobFault(msgspec.Struct, frozen=True):

@@ -29,6 +29,7 @@ from protego_cli.control.keeper import Keeper
 from protego_cli.control.messages import Reloaded
 from protego_cli.control.placement import Packer
 from protego_cli.control.renewal import Renewals
+from protego_cli.control.roster import Roster
 from protego_cli.control.sad import Sad
 from protego_cli.control.tunnel import Terms, Tunnel
 from protego_cli.errors import ProtegoError, Refused
@@ -55,22 +56,19 @@ class PolicyEngine(Protocol):
     def set_settings(self, settings: IkeSettings) -> None: ...
 
 
-class ReloadedFabric(DesiredState, Protocol):
-    def reload(self, cluster: Cluster) -> None: ...
-
-
 class Reloads:
     def __init__(
         self,
         intent: Intent,
         read: Callable[[], Awaitable[Intent]],
         engine: PolicyEngine,
-        fabric: ReloadedFabric,
+        fabric: DesiredState,
         driver: Driver,
         sad: Sad,
         keeper: Keeper,
         renewals: Renewals,
         commands: Commands,
+        roster: Roster,
         tasks: trio.Nursery,
     ) -> None:
         """`intent` is what runs; `read` reads the file again, or raises what is wrong with it."""
@@ -83,6 +81,7 @@ class Reloads:
         self._keeper = keeper
         self._renewals = renewals
         self._commands = commands
+        self._roster = roster
         self._tasks = tasks
         self._turn = trio.Lock()
         self._hung_up = False  # a SIGHUP waits for its turn
@@ -170,7 +169,7 @@ class Reloads:
         sad.seats.draining |= going
         try:
             partings = await self._clear(gone) if gone else {}
-            self._fabric.reload(cluster)
+            self._roster.reload(cluster)
             self._driver.set_gins(cluster.nodes_of("gin"))
             self._engine.set_settings(cluster.ike)
             self._engine.set_policies(intent.policies)

@@ -15,9 +15,9 @@ from pathlib import Path
 import msgspec
 import trio
 
+from protego_cli.control.processes import program
 from protego_cli.errors import ProtegoError
 from protego_cli.lab.protocol import Command, Snapshot, Verb
-from protego_cli.roles.instances import program
 
 _LAST_LINES = 8
 _TAIL_BYTES = 1 << 14

@@ -28,10 +28,11 @@ from protego_cli.errors import PluginError
 from protego_cli.plugins.discovery import Blame, Found, built_in, from_paths, installed
 
 if TYPE_CHECKING:
+    from protego_cli.control.provision import ProvisionerKind
     from protego_cli.control.store import StateStore
     from protego_cli.net.steering import SteeringBackend
 
-BUILT_IN_MODULES = ("crypto_suites", "packing_policies", "state_stores", "steering_backends")
+BUILT_IN_MODULES = ("crypto_suites", "packing_policies", "provisioners", "state_stores", "steering_backends")
 
 _HOOK_PREFIX = "protego_"
 _KEYWORD = re.compile(r"[a-z0-9_]+")
@@ -55,6 +56,13 @@ class Offer(NamedTuple):
     item: Any  # checked by the hook's own check
 
 
+class Provisioning(NamedTuple):
+    """A kind of provisioner, and the plugin it comes from."""
+
+    kind: ProvisionerKind
+    plugin: str
+
+
 class Plugins:
     """What all loaded plugins provide; built by `load_plugins`."""
 
@@ -65,12 +73,14 @@ class Plugins:
         packing_policies: dict[str, Packer],
         steering_backends: dict[str, SteeringBackend],
         state_stores: dict[str, StateStore],
+        provisioners: dict[str, Provisioning],
     ) -> None:
         self._listing = tuple(listing)
         self._registry = registry
         self._packing_policies = packing_policies
         self._steering_backends = steering_backends
         self._state_stores = state_stores
+        self._provisioners = provisioners
 
     def listing(self) -> list[PluginInfo]:
         """The plugins in the order they were loaded."""
@@ -88,6 +98,9 @@ class Plugins:
     def state_stores(self) -> dict[str, StateStore]:
         return dict(self._state_stores)
 
+    def provisioners(self) -> dict[str, Provisioning]:
+        return dict(self._provisioners)
+
 
 def load_plugins(config: PluginsConfig | None = None) -> Plugins:
     """Load everything; raises PluginError, which names the plugin and the cause."""
@@ -100,6 +113,7 @@ def load_plugins(config: PluginsConfig | None = None) -> Plugins:
     policies = _offers(manager, plugins, "protego_packing_policies", _provides("place", "plan"))
     backends = _offers(manager, plugins, "protego_steering_backends", _backend_fault)
     stores = _offers(manager, plugins, "protego_state_stores", _provides("open"))
+    provisioners = _offers(manager, plugins, "protego_provisioners", _provisioner_fault)
     return Plugins(
         [
             PluginInfo(each.name, each.version, each.source, _hooks(manager, each))
@@ -109,6 +123,10 @@ def load_plugins(config: PluginsConfig | None = None) -> Plugins:
         {offer.item.name: Packer(offer.item, offer.plugin) for offer in _unique("packing policy", policies)},
         {offer.item.name: offer.item for offer in _unique("steering backend", backends)},
         {offer.item.name: offer.item for offer in _unique("state store", stores)},
+        {
+            offer.item.name: Provisioning(offer.item, offer.plugin)
+            for offer in _unique("provisioner", provisioners)
+        },
     )
 
 
@@ -250,6 +268,15 @@ def _backend_fault(item: object) -> str | None:
     fault = _provides("unavailable", "ingress", "egress")(item)
     if fault is None and getattr(item, "name", None) == AUTO:
         return f'has the name "{AUTO}", by which a cluster file asks for the best backend'
+    return fault
+
+
+def _provisioner_fault(item: object) -> str | None:
+    fault = _provides("check", "open")(item)
+    if fault is None and not all(
+        isinstance(getattr(item, name, None), bool) for name in ("ordered", "keeps")
+    ):
+        return "does not say by `ordered` and `keeps`, true or false, what it is"
     return fault
 
 

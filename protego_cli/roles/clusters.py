@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 from protego_cli.config.load import CheckProposal, check, load
-from protego_cli.config.model import AUTO, Cluster
+from protego_cli.config.model import AUTO, Cluster, Setting
+from protego_cli.config.pools import CheckProvisioner
 from protego_cli.crypto.algorithms import Registry
 from protego_cli.crypto.proposal import parse_esp, parse_ike
 from protego_cli.plugins.manager import Plugins
@@ -23,7 +25,21 @@ def read_cluster(path: Path, plugins: Plugins, *, secrets: bool = False) -> Clus
         ingress=[*plugins.steering_backends(), AUTO],
         packing=plugins.packing_policies(),
         store=plugins.state_stores(),
+        check_provisioner=provisioner_checker(plugins),
     )
+
+
+def provisioner_checker(plugins: Plugins) -> CheckProvisioner:
+    """What `config.load` asks about the provisioner of each pool."""
+    kinds = plugins.provisioners()
+
+    def wrong(kind: str, settings: Mapping[str, Setting]) -> Mapping[str, str]:
+        if kind in kinds:
+            return kinds[kind].kind.check(settings)
+        known = ", ".join(f'"{name}"' for name in sorted(kinds))
+        return {"kind": f'expected a provisioner: {known}, got "{kind}"'}
+
+    return wrong
 
 
 def proposal_checker(registry: Registry) -> CheckProposal:

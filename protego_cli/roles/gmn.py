@@ -21,6 +21,7 @@ import trio
 
 from protego_cli.config.model import Cluster, Node, TunnelConfig
 from protego_cli.config.secrets import read_secret
+from protego_cli.control.admissions import Admissions
 from protego_cli.control.ageing import Ageing
 from protego_cli.control.commands import Commands
 from protego_cli.control.driver import Driver
@@ -34,10 +35,12 @@ from protego_cli.control.membership import Membership
 from protego_cli.control.migration import Migrations
 from protego_cli.control.placement import Packer
 from protego_cli.control.pool import Pool
+from protego_cli.control.provision import Place
 from protego_cli.control.recovery import Recovery
 from protego_cli.control.reload import Intent, Reloads
 from protego_cli.control.renewal import Renewals
 from protego_cli.control.restart import Restart
+from protego_cli.control.roster import Opened, Roster
 from protego_cli.control.sad import Sad
 from protego_cli.control.spis import SpiAllocator
 from protego_cli.control.status import Operations
@@ -80,7 +83,12 @@ async def run(
         held = Held(journal)
         counters = Counters()
         spis = SpiAllocator(os.urandom, time.time, journal=journal)
-        fabric = Fabric(cluster, epoch, journal, node=node)
+        events = EventLog(epoch)
+        admissions = Admissions(cluster, journal, events)
+        roster = Roster(cluster, journal, admissions, provisioners(cluster, plugins), events)
+        fabric = Fabric(
+            roster.cluster(), epoch, journal, node=node, admissions=admissions if cluster.pools else None
+        )
         now = trio.current_time()
         engine = Engine(
             intent.policies,
@@ -106,7 +114,7 @@ async def run(
         )
         async with trio.open_nursery() as services:
             services.start_soon(journal.run)
-            sad = Sad(cluster, fabric, intent.packing, spis, services, journal, EventLog(epoch))
+            sad = Sad(cluster, fabric, intent.packing, spis, services, journal, events)
             tunnels = Tunnels(sad, driver, services)
             recovery = Recovery(sad)
             migrations = Migrations(sad, driver, recovery)
@@ -115,21 +123,32 @@ async def run(
             fabric.observer = Membership(sad, tunnels, recovery, renewals, ageing)
             keeper = Keeper(sad, tunnels, driver, os.urandom)
             commands = Commands(sad, driver, tunnels, keeper, migrations, held)
-            pool = Pool(epoch, sad, migrations, plugins.packing_policies(), services)
+            pool = Pool(epoch, sad, migrations, plugins.packing_policies(), services, roster, admissions)
             read = partial(trio.to_thread.run_sync, partial(read_intent, cluster.file, plugins))
-            reloads = Reloads(intent, read, engine, fabric, driver, sad, keeper, renewals, commands, services)
+            reloads = Reloads(
+                intent, read, engine, fabric, driver, sad, keeper, renewals, commands, roster, services
+            )
             operations = Operations(
                 node, epoch, sad, migrations, commands, pool, counters, CpuMeter(), reloads
             )
             fabric.operator_handler = operations.answer
             restart = Restart(
-                cluster, journal, engine, driver, sad, tunnels, migrations, keeper, renewals, services
+                roster.cluster(),
+                journal,
+                engine,
+                driver,
+                sad,
+                tunnels,
+                migrations,
+                keeper,
+                renewals,
+                services,
             )
             restart.restore()
             await journal.stored()
             services.start_soon(driver.run)
             services.start_soon(ageing.run)
-            services.start_soon(pool.run)
+            services.start_soon(pool.run, fabric)
             await services.start(fabric.serve)
             services.start_soon(keeper.run)
             task_status.started(reloads.hang_up)
@@ -166,6 +185,22 @@ def state_store(cluster: Cluster, plugins: Plugins) -> StateStore:
     except KeyError:
         known = ", ".join(sorted(stores)) or "none"
         raise UsageError(f"no plugin provides the state store {cluster.store!r}; known: {known}") from None
+
+
+def provisioners(cluster: Cluster, plugins: Plugins) -> dict[str, Opened]:
+    """The provisioner of each pool. Raises UsageError, or EnvironmentFault."""
+    kinds, opened = plugins.provisioners(), {}
+    for pool in cluster.pools:
+        if pool.provisioner.kind not in kinds:
+            raise UsageError(
+                f"no plugin provides the provisioner {pool.provisioner.kind!r} of pool {pool.name}"
+            )
+        kind, plugin = kinds[pool.provisioner.kind]
+        place = Place(
+            pool, dict(pool.provisioner.settings), cluster.file, cluster.state / "pools" / pool.name
+        )
+        opened[pool.name] = Opened(kind, plugin, kind.open(place))
+    return opened
 
 
 def policy_of(tunnel: TunnelConfig) -> Policy:

@@ -15,13 +15,13 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import trio
 
 from protego_cli.config.model import Cluster, Node
+from protego_cli.control.processes import program
 from protego_cli.errors import EnvironmentFault, NotFound, UsageError
 
 log = logging.getLogger(__name__)
@@ -30,13 +30,6 @@ FIRST_PAUSE: Final = 0.1
 LAST_PAUSE: Final = 5.0
 SETTLED: Final = 10.0  # seconds: one that lived so long did not fail at its start
 PATIENCE: Final = 2.0  # seconds to end by itself
-
-
-def program() -> list[str]:
-    """How to run this same `protego` again."""
-    if getattr(sys, "frozen", False):
-        return [sys.executable]
-    return [sys.executable, "-m", "protego_cli"]
 
 
 class Instance(NamedTuple):

@@ -10,7 +10,13 @@ import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from protego_cli.control import frames
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+from msgspec import msgpack
+
+from protego_cli.control import frames, joining
 from protego_cli.control.messages import GetMarks, Hello, Sync, Tenant, Vtep
 from protego_cli.counters import Counters
 from protego_cli.crypto.algorithms import EspSuite
@@ -95,6 +101,13 @@ EVERYTHING = ike.build_message(
 )
 
 
+def csr() -> bytes:
+    """A certificate request."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
+    return builder.sign(key, hashes.SHA256()).public_bytes(Encoding.DER)
+
+
 def _codecs() -> list[Target]:
     recorded = [*_recorded(), EVERYTHING]
 
@@ -130,6 +143,25 @@ def _codecs() -> list[Target]:
             "stream",
             lambda data: list(frames.FrameBuffer(1 << 12).feed(data)),
             [frames.encode(1, message) for message in FRAMES],
+        ),
+        codec(
+            "join-request",
+            joining.parse_request_untrusted,
+            [msgpack.encode(each) for each in (joining.GetCa(), joining.Join(bytes(12), bytes(32), csr()))],
+        ),
+        codec(
+            "join-reply",
+            joining.parse_reply_untrusted,
+            [
+                msgpack.encode(each)
+                for each in (joining.Ca(b"der"), joining.Joined(b"der"), joining.Denied("no"))
+            ],
+        ),
+        codec("csr", joining.parse_csr_untrusted, [csr()]),
+        codec(
+            "join-token",
+            lambda data: joining.parse_token_untrusted(data.decode(errors="replace")),
+            [joining.Token("demo", "gpn-1", bytes(32), bytes(12), bytes(32)).text().encode()],
         ),
         codec("inner", inner.parse, INNER),
         codec("transport", transport, INNER),

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import protego_cli.esp
 import protego_cli.ike
 import protego_cli.wire
-from protego_cli.control import frames
+from protego_cli.control import frames, joining
 from tests.fuzz.targets import Target, targets
 from tests.support.ike_strategies import mutations
 
@@ -45,7 +45,7 @@ def test_whatever_comes_in_nothing_is_raised(target: Target) -> None:
 def decoders() -> dict[CodeType, str]:
     """What takes bytes apart in the layers that see the network's."""
     found: dict[CodeType, str] = {}
-    modules = [frames]
+    modules = [frames, joining]
     for package in (protego_cli.wire, protego_cli.esp, protego_cli.ike):
         names = [info.name for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")]
         modules += map(importlib.import_module, names)

@@ -24,6 +24,7 @@ from protego_cli.config.model import (
     Lifetimes,
     TunnelConfig,
 )
+from protego_cli.control.admissions import Admissions
 from protego_cli.control.ageing import Ageing
 from protego_cli.control.commands import Commands
 from protego_cli.control.driver import Driver
@@ -40,6 +41,7 @@ from protego_cli.control.recovery import Recovery
 from protego_cli.control.reload import Intent, Reloads
 from protego_cli.control.renewal import Renewals
 from protego_cli.control.restart import Restart
+from protego_cli.control.roster import Opened, Roster
 from protego_cli.control.sad import Sad
 from protego_cli.control.spis import SpiAllocator
 from protego_cli.control.status import Operations
@@ -127,6 +129,7 @@ class World:
         self.secrets: dict[str, bytes] = {}  # those that are not PSK
         self.fault: ProtegoError | None = None  # of the file
         self.lives = 0
+        self.provisioners: dict[str, Opened] = {}  # of the pools
         self.peers: dict[str, Peer] = {}
         self._timers: dict[Peer, trio.Event] = {}
         for tunnel in cluster.tunnels():
@@ -208,7 +211,10 @@ class World:
         self.ageing = Ageing(self.sad, self.tunnels, self.renewals, self.random.randbytes, life)
         self.nodes.observer = Membership(self.sad, self.tunnels, self.recovery, self.renewals, self.ageing)
         packers = {policy.name: Packer(policy, "test") for policy in (Spread(), FirstFitDecreasing())}
-        self.pool = Pool(1, self.sad, self.migrations, packers, life)
+        admissions = Admissions(cluster, self.journal, self.sad.events)
+        self.roster = Roster(cluster, self.journal, admissions, self.provisioners, self.sad.events)
+        self.nodes.reload(self.roster.cluster())
+        self.pool = Pool(1, self.sad, self.migrations, packers, life, self.roster, admissions)
         self.held = Held(self.journal)
         self.commands = Commands(self.sad, self.driver, self.tunnels, self.keeper, self.migrations, self.held)
         self.reloads = Reloads(
@@ -221,6 +227,7 @@ class World:
             self.keeper,
             self.renewals,
             self.commands,
+            self.roster,
             life,
         )
         self.operations = Operations(
@@ -235,7 +242,7 @@ class World:
             self.reloads,
         )
         restart = Restart(
-            cluster,
+            self.roster.cluster(),
             self.journal,
             self.engine,
             self.driver,
@@ -250,7 +257,7 @@ class World:
         await self.journal.stored()
         life.start_soon(self.driver.run)
         life.start_soon(self.ageing.run)
-        life.start_soon(self.pool.run)
+        life.start_soon(self.pool.run, self.nodes)
 
     def kill_gmn(self) -> None:
         """The GMN ends at this very point: nothing that it does after that has any effect."""

@@ -1,0 +1,59 @@
+"""Pools and tokens for people, and as JSON."""
+
+from __future__ import annotations
+
+import sys
+import time
+from datetime import UTC, datetime
+
+import msgspec
+from rich.table import Table
+from rich.text import Text
+
+from protego_cli.cli.render import print_json, wide_console
+from protego_cli.control.pool_messages import JoinToken, Pools
+
+_STYLES = {"up": "green", "launching": "yellow", "leaving": "yellow", "retiring": "dim"}
+
+
+def print_pools(pools: Pools, *, as_json: bool) -> None:
+    if as_json:
+        document = msgspec.to_builtins(pools)
+        document.pop("type", None)
+        print_json(document)
+        return
+    console = wide_console()
+    if not pools.pools:
+        console.print("the cluster file has no pools")
+    for pool in pools.pools:
+        console.print(
+            f"{pool.name}: {len(pool.nodes)} nodes, {pool.minimum} to {pool.maximum}, by {pool.provisioner}",
+            markup=False,
+        )
+        if pool.nodes:
+            table = Table(box=None, pad_edge=False, header_style="bold")
+            for name in ("node", "state", "for", "tunnels", "load", "note"):
+                table.add_column(name, justify="right" if name in ("for", "tunnels", "load") else "left")
+            for node in pool.nodes:
+                away = node.state == "up" and not node.connected
+                state = Text("up, not connected" if away else node.state)
+                state.stylize("red" if away else _STYLES[node.state])
+                table.add_row(
+                    node.name,
+                    state,
+                    f"{max(0.0, time.time() - node.since):.0f} s",
+                    str(node.tunnels),
+                    f"{node.load:.2f}",
+                    Text(node.note),
+                )
+            console.print(table)
+
+
+def print_token(token: JoinToken, *, as_json: bool) -> None:
+    """The token is a secret, and the command's purpose: stdout gets it, and nothing else."""
+    expires = datetime.fromtimestamp(token.expires, UTC)
+    if as_json:
+        print_json({"node": token.node, "token": token.token, "expires": token.expires})
+    else:
+        sys.stderr.write(f"for {token.node}, once, until {expires:%Y-%m-%d %H:%M:%S} UTC\n")
+        wide_console().print(token.token, markup=False, soft_wrap=True)
