@@ -13,7 +13,7 @@ from protego_cli.cli.app import EPILOG, app
 from protego_cli.config import diff
 from protego_cli.config.diff import FieldChange, Landed
 from protego_cli.config.load import load
-from protego_cli.config.model import IkeSettings, Ports, TunAttach
+from protego_cli.config.model import ElasticConfig, IkeSettings, Ports, TunAttach
 from protego_cli.control.events import KINDS
 from protego_cli.control.messages import (
     ChildSaDetail,
@@ -71,7 +71,8 @@ def section(command: str) -> str:
 
 def test_the_commands_are_those_that_were_meant() -> None:
     assert set(COMMANDS) == {
-        "up", "status", "migrate", "reload", "drain", "undrain", "rebalance", "pool", "events", "local",
+        "up", "status", "migrate", "reload", "drain", "undrain", "rebalance", "pool", "plan", "events",
+        "local",
         "doctor",
         "tunnel list", "tunnel show", "tunnel up",
         "tunnel down", "tunnel rekey", "explain", "plugins", "config check", "pki init", "pki token",
@@ -203,5 +204,7 @@ def test_the_example_file_and_the_manual_show_a_tun_attachment_that_is_valid(tmp
 def test_the_example_file_shows_every_default() -> None:
     for name in IkeSettings.__struct_fields__:
         assert re.search(rf"^{name} = ", EXAMPLE, re.MULTILINE), name
+    for name in ElasticConfig.__struct_fields__:
+        assert re.search(rf"^# {name} = ", EXAMPLE, re.MULTILINE), name
     for name, port in msgspec.structs.asdict(Ports()).items():
         assert re.search(rf"^#     {name} = {port} ", EXAMPLE, re.MULTILINE), name

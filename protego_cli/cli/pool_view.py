@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from protego_cli.cli.render import print_json, wide_console
-from protego_cli.control.pool_messages import JoinToken, Pools
+from protego_cli.control.pool_messages import ElasticPlan, JoinToken, PlannedMove, Pools
 
 _STYLES = {"up": "green", "launching": "yellow", "leaving": "yellow", "retiring": "dim"}
 
@@ -47,6 +47,43 @@ def print_pools(pools: Pools, *, as_json: bool) -> None:
                     Text(node.note),
                 )
             console.print(table)
+
+
+def print_elastic_plan(plan: ElasticPlan, *, as_json: bool) -> None:
+    if as_json:
+        print_json(
+            {
+                "mode": plan.mode,
+                "policy": plan.policy,
+                "obstacle": plan.obstacle,
+                "moves": [_move(move) for move in plan.moves],
+                "launch": list(plan.launch),
+                "retire": list(plan.retire),
+                "waiting": [_move(move) for move in plan.waiting],
+            }
+        )
+        return
+    console = wide_console()
+    console.print(f"policy {plan.policy}, elastic.mode is {plan.mode}")
+    if plan.obstacle:
+        console.print(f"nothing would be done: {plan.obstacle}")
+    for what, names in (("launch", plan.launch), ("retire", plan.retire)):
+        if names:
+            console.print(f"{what}: {', '.join(names)}")
+    if not plan.moves and not plan.waiting:
+        console.print("nothing would move")
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("tunnel", "from", "to", "load", ""):
+        table.add_column(name, justify="right" if name == "load" else "left")
+    for moves, note in ((plan.waiting, "waits for its GPN"), (plan.moves, "")):
+        for move in moves:
+            table.add_row(move.tunnel, move.source, move.to, f"{move.load:.3f}", note)
+    console.print(table)
+
+
+def _move(move: PlannedMove) -> dict[str, object]:
+    return {"tunnel": move.tunnel, "from": move.source, "to": move.to, "load": move.load}
 
 
 def print_token(token: JoinToken, *, as_json: bool) -> None:

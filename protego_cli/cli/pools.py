@@ -22,6 +22,20 @@ def pool(cluster: ClusterFile = None, as_json: AsJson = False) -> None:
     print_pools(ask_once(load(find(cluster)), GetPools(), Pools), as_json=as_json)
 
 
+def plan(cluster: ClusterFile = None, as_json: AsJson = False) -> None:
+    """Show what the elastic controller would do now, and do nothing.
+
+    The cluster file's packing policy plans a consolidation by the present loads: which tunnels would move,
+    which GPNs be launched for them, and which be empty.
+    """
+    from protego_cli.cli.asking import ask_once
+    from protego_cli.cli.pool_view import print_elastic_plan
+    from protego_cli.config.load import find, load
+    from protego_cli.control.pool_messages import ElasticPlan, GetPlan
+
+    print_elastic_plan(ask_once(load(find(cluster)), GetPlan(), ElasticPlan), as_json=as_json)
+
+
 def pki_token(
     pool_name: Annotated[
         str,

@@ -165,6 +165,7 @@ TUNNEL: Final[dict[str, Landing]] = {
     "lifetimes": Landing("now", "Hold for SAs that are made from now on, in bytes and packets for all."),
     "vip": Landing("reconnect", "It has another VIP."),
     "limit": Landing("now", "Holds from now on; no SA is touched."),
+    "apart": Landing("now", "Placement heeds it from now on."),
 }
 SECRET: Final = Landing("reconnect", "It has another secret.")
 NARROWED: Final = Landing("reconnect", "The SA carries what is not allowed any more.")

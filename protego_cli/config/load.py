@@ -407,6 +407,7 @@ def _tunnel(
         encapsulation=_encapsulation(table, defaults.encapsulation),
         lifetimes=_lifetimes(table.table("lifetimes"), defaults.lifetimes),
         limit=read_limit(table.table("limit")),
+        apart=table.take("apart", values.name, ""),
     )
     table.done()
     return tunnel

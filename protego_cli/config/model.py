@@ -169,6 +169,7 @@ class TunnelConfig(msgspec.Struct, frozen=True):
     encapsulation: Encapsulation = "force"  # filled with that of [cluster] where left out
     lifetimes: Lifetimes = Lifetimes()  # filled with those of [ike] where left out
     limit: LimitConfig = LimitConfig()
+    apart: str = ""  # tunnels that name the same share no GPN where that can be helped
 
     @property
     def path(self) -> tuple[int | str | None, ...]:

@@ -51,6 +51,8 @@ KINDS: Final[Mapping[str, Severity]] = {
     "node down": "warning",
     "node restarted": "warning",
     "raw ESP missing": "error",  # a GIN cannot take what peers of some tunnels may send it
+    "packing": "info",  # the elastic controller has decided on moves, or would
+    "packing hindered": "warning",
     "node joined": "info",  # a node of a pool has its certificate
     "node launched": "info",
     "launch failed": "warning",

@@ -23,7 +23,7 @@ from protego_cli.control.message import Message as Message
 from protego_cli.control.message import Record as Record
 from protego_cli.control.message import Reply as Reply
 from protego_cli.control.message import Request as Request
-from protego_cli.control.pool_messages import JobStatus, JoinToken, Plan, PoolRequest, Pools, Undrained
+from protego_cli.control.pool_messages import PoolReply, PoolRequest
 from protego_cli.wire.selectors import TrafficSelector
 
 Role = Literal["gmn", "gin", "gen", "gpn"]
@@ -582,11 +582,7 @@ AnyReply = (
     | Noted
     | Status
     | Migrated
-    | Undrained
-    | Plan
-    | Pools
-    | JoinToken
-    | JobStatus
+    | PoolReply
     | Names
     | Events
     | TunnelDetail

@@ -29,15 +29,17 @@ class Mover:
         self._slots = trio.Semaphore(AT_ONCE)
         self._next = -math.inf
 
-    async def run(self, job: Job, moves: Iterable[tuple[Move, str]]) -> None:
+    async def run(self, job: Job, moves: Iterable[tuple[Move, str]], at_once: int = AT_ONCE) -> None:
         """Make the moves, each from the GPN it is paired with, until the job is stopped; count them in it."""
+        own = trio.Semaphore(at_once)
         async with trio.open_nursery() as nursery:
             for move, source in moves:
+                await own.acquire()
                 await self._turn()
                 if job.stopping.is_set():
                     self._slots.release()
                     return
-                nursery.start_soon(self._make, job, move, source)
+                nursery.start_soon(self._make, job, move, source, own)
 
     async def _turn(self) -> None:
         """Take a slot, when it is time for the next migration to begin."""
@@ -49,7 +51,7 @@ class Mover:
             self._slots.release()
             raise
 
-    async def _make(self, job: Job, move: Move, source: str) -> None:
+    async def _make(self, job: Job, move: Move, source: str, own: trio.Semaphore) -> None:
         tunnel = self._sad.tunnels.get(move.tunnel)
         try:
             moved = await self._migrations.relocate(tunnel, source, move.to) if tunnel else None
@@ -63,4 +65,5 @@ class Mover:
             else:
                 job.finish(move.tunnel)
         finally:
+            own.release()
             self._slots.release()

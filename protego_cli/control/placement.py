@@ -22,8 +22,9 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
+from protego_cli.control.deadline import TooLate, within
 from protego_cli.control.packing_view import TOLERANCE, GpnView, Move, PackingView, TunnelView
 from protego_cli.errors import ProtegoError
 
@@ -42,6 +43,9 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+PLACING: Final = 0.1  # seconds that a live policy has for one tunnel
+PLANNING: Final = 1.0  # and for a plan
 
 
 class PackingPolicy(Protocol):
@@ -87,6 +91,7 @@ class Packer:
     policy: PackingPolicy
     plugin: str
     told: Callable[[PolicyFault, str | None], None] = log_fault
+    live: bool = False  # it has a deadline: meanwhile the control node does nothing else
 
     def place(self, tunnel: TunnelView, view: PackingView) -> str | None:
         """The policy's choice for a tunnel; None when there is none, or the policy fails."""
@@ -94,7 +99,7 @@ class Packer:
         if not candidates:
             return None
         try:
-            chosen = self._ask(lambda: self.policy.place(tunnel, view))
+            chosen = self._ask(lambda: self.policy.place(tunnel, view), PLACING)
             if chosen is not None and all(chosen != gpn.name for gpn in candidates):
                 raise self._fault(f"put {tunnel.id} on {chosen!r}, {_objection(chosen, view)}")
         except PolicyFault as fault:
@@ -116,14 +121,16 @@ class Packer:
     ) -> tuple[Move, ...]:
         most = len(view.tunnel_columns.ids) + 1  # there is at most one move for each
         try:
-            return self._checked(self._ask(lambda: list(islice(question(view), most))), view)
+            return self._checked(self._ask(lambda: list(islice(question(view), most)), PLANNING), view)
         except PolicyFault as fault:
             self.told(fault, None)
             raise
 
-    def _ask(self, question: Callable[[], T]) -> T:
+    def _ask(self, question: Callable[[], T], seconds: float) -> T:
         try:
-            return question()
+            return within(seconds, question) if self.live else question()
+        except TooLate:
+            raise self._fault(f"has not answered within {seconds:g} s") from None
         except Exception as error:  # a plugin's code: whatever it raises must not stop the gateway
             log.exception("packing policy failed policy=%s plugin=%s", self.policy.name, self.plugin)
             raise self._fault(f"raised {type(error).__name__}: {error}") from error

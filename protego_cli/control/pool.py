@@ -7,9 +7,10 @@ from collections.abc import Mapping
 
 import trio
 
-from protego_cli.config.model import PoolConfig
+from protego_cli.config.model import Cluster, PoolConfig
 from protego_cli.control.admissions import LONGEST, Admissions
 from protego_cli.control.drains import Drains
+from protego_cli.control.elastic import Elastic
 from protego_cli.control.jobs import Jobs
 from protego_cli.control.messages import (
     Reply,
@@ -21,6 +22,7 @@ from protego_cli.control.placement import Packer
 from protego_cli.control.pool_messages import (
     Drain,
     GetJob,
+    GetPlan,
     GetPools,
     JoinToken,
     MakeToken,
@@ -41,6 +43,7 @@ from protego_cli.control.sad import Sad
 class Pool:
     def __init__(
         self,
+        cluster: Cluster,
         epoch: int,
         sad: Sad,
         migrations: Migrations,
@@ -57,11 +60,13 @@ class Pool:
         mover = Mover(sad, migrations)
         self.drains = Drains(sad, mover, self.jobs)
         self.rebalances = Rebalances(sad, mover, self.jobs, self.drains, packers)
+        self.elastic = Elastic(cluster, sad, roster, mover, self.jobs, self.drains)
 
     async def run(self, members: Members) -> None:
         """What goes on by itself, for ever."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.drains.run)
+            nursery.start_soon(self.elastic.run)
             nursery.start_soon(self._roster.run, members, Occupied(self._sad, self.drains))
 
     async def answer(self, request: PoolRequest) -> Reply:
@@ -79,7 +84,9 @@ class Pool:
                 job.stop()
                 return job.status()
             case GetPools():
-                return Pools("off", tuple(self._pool(pool) for pool in self._roster.pools))
+                return Pools(self.elastic.config.mode, tuple(self._pool(pool) for pool in self._roster.pools))
+            case GetPlan():
+                return self.elastic.plan()
             case MakeToken():
                 return self._token(request)
 

@@ -58,6 +58,20 @@ class StopJob(Request, frozen=True):
     id: str
 
 
+class GetPlan(Request, frozen=True):
+    """What the elastic controller would do now."""
+
+
+class ElasticPlan(Reply, frozen=True):
+    mode: str
+    policy: str
+    obstacle: str  # why nothing may move now
+    moves: tuple[PlannedMove, ...]
+    launch: tuple[str, ...]  # GPNs that the moves need
+    retire: tuple[str, ...]  # GPNs that would be empty
+    waiting: tuple[PlannedMove, ...]  # decided before, until their GPNs are up
+
+
 class GetPools(Request, frozen=True):
     """The pools and their nodes."""
 
@@ -99,7 +113,7 @@ class JoinToken(Reply, frozen=True):
     expires: float  # wall time
 
 
-PoolRequest = Drain | Undrain | Rebalance | GetJob | StopJob | GetPools | MakeToken
+PoolRequest = Drain | Undrain | Rebalance | GetJob | StopJob | GetPools | GetPlan | MakeToken
 
 
 class JobFault(msgspec.Struct, frozen=True):
@@ -120,3 +134,6 @@ class JobStatus(Reply, frozen=True):
     note: str  # what it is at, or why it failed
     seconds: float
     revision: int
+
+
+PoolReply = Undrained | Plan | Pools | ElasticPlan | JoinToken | JobStatus

@@ -7,6 +7,7 @@ the job, in the plan's order; what has changed meanwhile makes single moves void
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -57,7 +58,7 @@ class Rebalances:
         if name is None:
             return self._sad.seats.packer
         try:
-            return self._packers[name]
+            return replace(self._packers[name], live=True)
         except KeyError:
             known = ", ".join(sorted(self._packers))
             raise UsageError(f"no plugin provides the packing policy {name!r}; known: {known}") from None

@@ -25,6 +25,7 @@ from protego_cli.config.model import Cluster, IkeSettings
 from protego_cli.control.commands import Commands
 from protego_cli.control.distribution import DesiredState
 from protego_cli.control.driver import Driver
+from protego_cli.control.elastic import Elastic
 from protego_cli.control.keeper import Keeper
 from protego_cli.control.messages import Reloaded
 from protego_cli.control.placement import Packer
@@ -69,6 +70,7 @@ class Reloads:
         renewals: Renewals,
         commands: Commands,
         roster: Roster,
+        elastic: Elastic,
         tasks: trio.Nursery,
     ) -> None:
         """`intent` is what runs; `read` reads the file again, or raises what is wrong with it."""
@@ -82,6 +84,7 @@ class Reloads:
         self._renewals = renewals
         self._commands = commands
         self._roster = roster
+        self._elastic = elastic
         self._tasks = tasks
         self._turn = trio.Lock()
         self._hung_up = False  # a SIGHUP waits for its turn
@@ -170,6 +173,7 @@ class Reloads:
         try:
             partings = await self._clear(gone) if gone else {}
             self._roster.reload(cluster)
+            self._elastic.reload(cluster)
             self._driver.set_gins(cluster.nodes_of("gin"))
             self._engine.set_settings(cluster.ike)
             self._engine.set_policies(intent.policies)

@@ -80,7 +80,9 @@ class Sad:
         self._tasks = tasks
         self._by_spi: dict[int, tuple[Tunnel, Placed]] = {}
         self._load: Counter[str] = Counter()  # SAs that do not retire, by GPN
-        self.seats = Seats(fabric, replace(packer, told=self._policy_failed), self.tunnels, self._load)
+        self.seats = Seats(
+            fabric, replace(packer, told=self._policy_failed, live=True), self.tunnels, self._load
+        )
         self.limits = Limits(cluster, fabric)
         self._membership = trio.Event()
 
@@ -109,7 +111,7 @@ class Sad:
                         self.nodes.put_sa(tunnel, placed)
         self.tunnels.clear()
         self.tunnels.update(tunnels)
-        self.seats.packer = replace(packer, told=self._policy_failed)
+        self.seats.packer = replace(packer, told=self._policy_failed, live=True)
         self._linger = cluster.ike.linger
         self.nodes.reach(*_edges(cluster))
         self.limits.reload(cluster, tunnels.values(), trio.current_time())

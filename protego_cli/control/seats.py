@@ -10,7 +10,7 @@ tunnels a GPN has is always counted.
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Final, Protocol
 
@@ -19,6 +19,7 @@ import trio
 from protego_cli.config.model import Role
 from protego_cli.control.fabric import NodeState
 from protego_cli.control.load import Loads
+from protego_cli.control.packing_view import Terms
 from protego_cli.control.placement import GpnView, Packer, PackingView, TunnelView
 from protego_cli.control.tunnel import Tunnel
 
@@ -71,11 +72,26 @@ class Seats:
         if gpn in self.draining:
             self.stray.set()
 
-    def view(self, pinned: Container[str] = ()) -> PackingView:
-        """The cluster as it is now. Tunnels that are `pinned`, or on the move, are not movable."""
+    def view(
+        self,
+        pinned: Container[str] = (),
+        spare: Iterable[GpnView] = (),
+        fill: float = 1.0,
+        moves_per_hour: float = math.inf,
+    ) -> PackingView:
+        """The cluster as it is now. Tunnels that are `pinned`, on the move, or have moved as often as they
+        may, are not movable. `spare`: GPNs that may be launched; `fill`: the share of its capacity that a GPN
+        may be given.
+        """
         now = trio.current_time()
         history = partial(self.loads.history, now=now)
-        return PackingView(now, self.gpns(), self._views(pinned, now), history)
+        gpns = (*self.gpns(), *spare)
+        if fill != 1.0:
+            gpns = tuple(gpn._replace(capacity=fill * gpn.capacity) for gpn in gpns)
+        views = self._views(pinned, now)
+        if moves_per_hour < math.inf:
+            views = (view._replace(movable=view.movable and view.moves < moves_per_hour) for view in views)
+        return PackingView(now, gpns, views, history, Terms(moves_per_hour=moves_per_hour))
 
     def gpns(self) -> tuple[GpnView, ...]:
         """The GPNs that are connected."""
@@ -123,6 +139,7 @@ class Seats:
             gpn=seat,
             moves=_lately(tunnel, now),
             movable=movable and settled,
+            group=tunnel.config.apart or None,
         )
 
 

@@ -123,10 +123,23 @@ async def run(
             fabric.observer = Membership(sad, tunnels, recovery, renewals, ageing)
             keeper = Keeper(sad, tunnels, driver, os.urandom)
             commands = Commands(sad, driver, tunnels, keeper, migrations, held)
-            pool = Pool(epoch, sad, migrations, plugins.packing_policies(), services, roster, admissions)
+            pool = Pool(
+                cluster, epoch, sad, migrations, plugins.packing_policies(), services, roster, admissions
+            )
             read = partial(trio.to_thread.run_sync, partial(read_intent, cluster.file, plugins))
             reloads = Reloads(
-                intent, read, engine, fabric, driver, sad, keeper, renewals, commands, roster, services
+                intent,
+                read,
+                engine,
+                fabric,
+                driver,
+                sad,
+                keeper,
+                renewals,
+                commands,
+                roster,
+                pool.elastic,
+                services,
             )
             operations = Operations(
                 node, epoch, sad, migrations, commands, pool, counters, CpuMeter(), reloads

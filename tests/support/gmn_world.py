@@ -214,7 +214,7 @@ class World:
         admissions = Admissions(cluster, self.journal, self.sad.events)
         self.roster = Roster(cluster, self.journal, admissions, self.provisioners, self.sad.events)
         self.nodes.reload(self.roster.cluster())
-        self.pool = Pool(1, self.sad, self.migrations, packers, life, self.roster, admissions)
+        self.pool = Pool(cluster, 1, self.sad, self.migrations, packers, life, self.roster, admissions)
         self.held = Held(self.journal)
         self.commands = Commands(self.sad, self.driver, self.tunnels, self.keeper, self.migrations, self.held)
         self.reloads = Reloads(
@@ -228,6 +228,7 @@ class World:
             self.renewals,
             self.commands,
             self.roster,
+            self.pool.elastic,
             life,
         )
         self.operations = Operations(
