@@ -43,6 +43,7 @@ name = "bench"
 vips = ["{VIP}"]
 pki = "pki"
 state = "state"
+ingress = "{{ingress}}"
 
 {{nodes}}
 [tenants.acme]
@@ -115,16 +116,18 @@ class Bed(NamedTuple):
 
 
 @contextmanager
-def protego(directory: Path) -> Iterator[Bed]:
-    """GMN, GIN, GEN and a GPN, a process each."""
+def protego(directory: Path, ingress: str) -> Iterator[Bed]:
+    """GMN, GIN, GEN and a GPN, a process each; `ingress` is how the GIN steers."""
     with ExitStack() as stack:
-        peer, gateway, tenant = _spaces(stack, "p")
+        directory.mkdir()
+        peer, gateway, tenant = _spaces(stack, ingress[0])
+        gateway.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
         for address in NODES.values():
             gateway.ip("addr", "add", f"{address}/32", "dev", "lo")
         tenant.ip("route", "add", "10.10.0.0/24", "via", "10.20.0.1")
         file = directory / "cluster.toml"
         nodes = (f'[nodes.{name}]\nrole = "{name}"\naddress = "{NODES[name]}"\n\n' for name in NODES)
-        file.write_text(CLUSTER.format(nodes="".join(nodes)))
+        file.write_text(CLUSTER.format(ingress=ingress, nodes="".join(nodes)))
         secret = directory / "hq.psk"
         secret.touch(mode=0o600)
         secret.write_text(PSK)
@@ -149,7 +152,7 @@ def protego(directory: Path) -> Iterator[Bed]:
         vtep = _bind(stack, tenant, VTEP, VXLAN)
         header = build_frame_header(VNI, GATEWAY_MAC, VTEP_MAC, ETHERTYPE_IPV4)
         initiator.dial()
-        yield Bed("protego", processes, initiator, vtep, (GEN, VXLAN), header, 0, FRAME_LENGTH + IP_UDP)
+        yield Bed(ingress, processes, initiator, vtep, (GEN, VXLAN), header, 0, FRAME_LENGTH + IP_UDP)
 
 
 @contextmanager
@@ -162,7 +165,7 @@ def libipsec(directory: Path) -> Iterator[Bed]:
         tenant.ip("route", "add", REMOTE, "via", "10.20.0.1")
         gateway.ip("addr", "add", "10.1.0.1/32", "dev", "lo")  # the plugin wants one in the tunnel's prefix
         gateway.ip("route", "add", LOCAL, "via", VTEP)
-        swan = stack.enter_context(strongswan(gateway, directory / "charon"))
+        swan = stack.enter_context(strongswan(gateway, directory))
         swan.load(SWANCTL)
         initiator = _initiator(stack, peer)
         host = _bind(stack, tenant, HERE, PORT)

@@ -1,17 +1,18 @@
 """`python -m benchmarks.peers`: Protego beside strongSwan's ESP in user space, bits for a second of CPU.
 
-1. Both gateways come up side by side, each in namespaces of its own (`beds.py`); the same peer, Protego's own
-   initiator in this process, brings a tunnel up to each.
-2. A stretch carries the same packets through one of them, in one direction, with at most `IN_FLIGHT` of them
-   on their way: in segmented sends of runs of one size, or one by one. All are sealed before; all that come
-   are counted.
+1. All gateways come up side by side, each in namespaces of its own (`beds.py`): Protego whose GIN steers,
+   Protego whose GIN lets the kernel steer, and strongSwan. The same peer, Protego's own initiator in this
+   process, brings a tunnel up to each.
+2. A stretch carries the same packets through one of them, in one direction: in segmented sends of runs of one
+   size, or one by one, as fast as it goes with at most `IN_FLIGHT` on their way, or at an even pace at which
+   each packet finds the gateway asleep. All are sealed before; all that come are counted.
 3. Its CPU time is the kernel's count for all of the gateway's processes and threads
    (/proc/PID/task/*/schedstat), the kernel's work within their system calls included.
-4. The two take turns; the result is the median of the rounds.
+4. The gateways take turns; the result is the median of the rounds.
 
 What a kernel does about a packet that is sent, up to the next socket, it does at the sender's expense. So for
-both gateways alike, the way to their first socket (or TUN device) is on the account of this process, and the
-way from their last one to the far end on theirs.
+all gateways alike, the way to their first socket (or TUN device) is on the account of this process, and the
+way from their last one to the far end on theirs. The rewriting of a kernel that steers is on that first way.
 """
 
 from __future__ import annotations
@@ -49,9 +50,11 @@ from tests.support.netns import receive_buffers
 from tests.support.strongswan import CHARON
 
 INWARD, OUTWARD = "peer to tenant", "tenant to peer"
-OURS, THEIRS = "protego", "libipsec"
+OURS, KERNEL, THEIRS = "mux", "nftables", "libipsec"  # gateways; how a GIN steers, where it is ours
 TARGET_BATCHES, TARGET_SINGLE = 5.0, 1.0
 IN_FLIGHT: Final = 1024  # 10 Gbit/s for a millisecond
+PACED: Final = 5000  # packets per second
+PACED_SECONDS: Final = 0.4  # of a stretch
 PATIENCE: Final = 1.0  # seconds without a packet: what is missing then is lost
 SETTLE: Final = 0.005  # seconds, for the gateway to fall asleep
 BUFFER: Final = 8 << 20
@@ -97,7 +100,7 @@ class Row(NamedTuple):
     size: float
     singly: bool
     gateways: dict[str, Figure]
-    ratio: float
+    ratios: dict[str, float]  # ours, to theirs
 
     @property
     def target(self) -> float:
@@ -105,7 +108,7 @@ class Row(NamedTuple):
 
     @property
     def met(self) -> bool:
-        return self.ratio >= self.target and not self.gateways[OURS].lost
+        return self.ratios[OURS] >= self.target and not self.gateways[OURS].lost
 
 
 class Effort(NamedTuple):
@@ -122,6 +125,7 @@ class Case(NamedTuple):
     direction: str
     load: Load
     singly: bool
+    pps: int | None = None  # as fast as it goes
 
     @property
     def name(self) -> str:
@@ -134,6 +138,8 @@ def cases() -> Iterator[Case]:
             yield Case(direction, load, singly=False)
         for load in (*map(loads.single, loads.SIZES), loads.imix_single()):
             yield Case(direction, load, singly=True)
+        load = loads.single(max(loads.SIZES))
+        yield Case(direction, load._replace(name=f"{load.name}, {PACED:,}/s"), singly=True, pps=PACED)
 
 
 def inner(source: str, destination: str, size: int) -> bytes:
@@ -189,13 +195,15 @@ class Way:
         opened = self._opener.open((number,), datagram, len(datagram), Counters(), 0.0)
         return bytes(unwrap(opened[0])[1][IP_UDP:]) if opened else b""
 
-    def carry(self, trains: Sequence[Train]) -> Stretch:
-        """One stretch."""
+    def carry(self, trains: Sequence[Train], pps: int | None = None) -> Stretch:
+        """One stretch, each train as soon as it may be on its way, or so many a second."""
         send, dest = self._source.send, self._dest
         sizes = [size for train in trains for size in train.sizes]
         before, began = _cpu(self._bed), time.monotonic()
         flying = arrived = 0
-        for data, size, packets in trains:
+        for place, (data, size, packets) in enumerate(trains):
+            if pps and (early := began + place / pps - time.monotonic()) > 0:
+                time.sleep(early)
             flying += len(packets)
             while flying > IN_FLIGHT:
                 more = self._arrivals()
@@ -238,20 +246,24 @@ def _cpu(bed: Bed) -> dict[str, float]:
 
 def measure(case: Case, beds: Sequence[Bed], ways: dict[str, dict[str, Way]], effort: Effort) -> Row:
     found: dict[str, list[Stretch]] = {bed.name: [] for bed in beds}
+    packets = min(effort.packets, int(case.pps * PACED_SECONDS)) if case.pps else effort.packets
     for _ in range(effort.rounds):
         for bed in beds:
             way = ways[bed.name][case.direction]
-            found[bed.name].append(way.carry(way.trains(case.load, effort.packets)))
-    ratios = [
-        ours.per_second / theirs.per_second for ours, theirs in zip(found[OURS], found[THEIRS], strict=True)
-    ]
+            found[bed.name].append(way.carry(way.trains(case.load, packets), case.pps))
     return Row(
         direction=case.direction,
         load=case.load.name,
         size=case.load.size,
         singly=case.singly,
         gateways={name: _figure(stretches) for name, stretches in found.items()},
-        ratio=statistics.median(ratios),
+        ratios={name: _ratio(found[name], found[THEIRS]) for name in (OURS, KERNEL)},
+    )
+
+
+def _ratio(ours: Sequence[Stretch], theirs: Sequence[Stretch]) -> float:
+    return statistics.median(
+        mine.per_second / other.per_second for mine, other in zip(ours, theirs, strict=True)
     )
 
 
@@ -273,7 +285,8 @@ def run(chosen: Sequence[Case], effort: Effort, console: Console) -> list[Row]:
     with ExitStack() as stack:
         directory = Path(stack.enter_context(TemporaryDirectory(prefix="protego-peers-")))
         stack.enter_context(receive_buffers(BUFFER))
-        beds = [stack.enter_context(start(directory)) for start in (protego, libipsec)]
+        beds = [stack.enter_context(protego(directory / name, name)) for name in (OURS, KERNEL)]
+        beds.append(stack.enter_context(libipsec(directory / THEIRS)))
         ways = {bed.name: {way: Way(bed, way) for way in (INWARD, OUTWARD)} for bed in beds}
         for by_direction in ways.values():
             for way in by_direction.values():
@@ -286,19 +299,21 @@ def run(chosen: Sequence[Case], effort: Effort, console: Console) -> list[Row]:
 
 
 def table(rows: Sequence[Row]) -> Table:
-    made = Table(title="Protego beside strongSwan's kernel-libipsec")
+    made = Table(
+        title="µs of CPU for a packet, Gbit for a second of CPU", caption="ratios are those to libipsec"
+    )
     for heading in ("direction", "bytes"):
         made.add_column(heading)
-    for heading in ("Protego, µs", "libipsec, µs", "Gbit per CPU s", "libipsec", "ratio", "target", "lost"):
+    for heading in (OURS, KERNEL, THEIRS, f"{OURS}, ratio", f"{KERNEL}, ratio", "target", "lost"):
         made.add_column(heading, justify="right")
     for row in rows:
-        ours, theirs = row.gateways[OURS], row.gateways[THEIRS]
         colour = "green" if row.met else "red"
+        figures = row.gateways.values()
         made.add_row(
             *(row.direction, row.load),
-            *(f"{sum(figure.micros.values()):.2f}" for figure in (ours, theirs)),
-            *(f"{figure.gbits:.2f}" for figure in (ours, theirs)),
-            *(f"[{colour}]{row.ratio:.2f}[/]", f"≥ {row.target:g}", f"{ours.lost}, {theirs.lost}"),
+            *(f"{sum(figure.micros.values()):.2f}, {figure.gbits:.2f}" for figure in figures),
+            *(f"[{colour}]{row.ratios[OURS]:.2f}[/]", f"{row.ratios[KERNEL]:.2f}", f"≥ {row.target:g}"),
+            ", ".join(str(figure.lost) for figure in figures),
         )
     return made
 
@@ -318,7 +333,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not chosen:
         print(f"no line's name has {options.only!r} in it", file=sys.stderr)
         return 2
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = Console(width=None if sys.stdout.isatty() else 130)
     rows = run(chosen, QUICK if options.quick else Effort(options.rounds), console)
     console.print(table(rows))
     if options.json:

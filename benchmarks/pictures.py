@@ -25,6 +25,11 @@ DIRECTIONS: Final = ("peer to tenant", "tenant to peer")
 SUITES: Final = ("aes256gcm16", "chacha20poly1305", "aes256-sha1", "aes256-sha256")
 COLOURS: Final = ("#1f5fa8", "#d1731b", "#3a8a4d", "#8a4fa3")
 GREY, RED = "#9aa0a6", "#c0392b"
+GATEWAYS: Final = (
+    ("mux", "Protego, GIN steers", COLOURS[0]),
+    ("nftables", "Protego, kernel steers to the GPN", COLOURS[1]),
+    ("libipsec", "strongSwan, kernel-libipsec", GREY),
+)
 STYLE: Final[dict[str, Any]] = {
     "axes.axisbelow": True,
     "axes.grid": True,
@@ -94,17 +99,15 @@ def peers(document: Document) -> Figure:
     figure = Figure(figsize=(9, 3.6))
     for axes, direction in zip(figure.subplots(1, 2, sharey=True), DIRECTIONS, strict=True):
         mine = [row for row in document["rows"] if row["direction"] == direction]
-        for place, (name, label, colour) in enumerate(
-            (("protego", "Protego", COLOURS[0]), ("libipsec", "strongSwan, kernel-libipsec", GREY))
-        ):
+        for place, (name, label, colour) in enumerate(GATEWAYS):
             heights = [row["gateways"][name]["gbits"] for row in mine]
-            axes.bar([x + 0.4 * place for x in range(len(mine))], heights, 0.4, color=colour, label=label)
-        labels = [row["load"].replace(" singly", "\nsingly") for row in mine]
-        axes.set_xticks([x + 0.2 for x in range(len(mine))], labels, fontsize="small")
+            axes.bar([x + 0.28 * place for x in range(len(mine))], heights, 0.28, color=colour, label=label)
+        labels = [row["load"].replace(" singly", "\nsingly").replace(", ", "\n") for row in mine]
+        axes.set_xticks([x + 0.28 for x in range(len(mine))], labels, fontsize="x-small")
         axes.set_title(direction)
         axes.grid(visible=False, axis="x")
     figure.axes[0].set_ylabel("Gbit for a second of CPU")
-    figure.axes[0].legend()
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return figure
 
 

@@ -141,7 +141,7 @@ class UdpSocket:
             self._empty = False
             return None
         else:
-            first = self._receive_at(0)
+            first = self._receive_one()
         if first is None or first.size != len(first.view) or not first.size:
             return first
         return self._merged(first)
@@ -195,27 +195,34 @@ class UdpSocket:
     def _merged(self, first: Batch) -> Batch:
         """A single datagram with those that wait behind it, as long as they are alike."""
         _, size, source, tos = first
-        end = size
-        for _ in range(segments_per_send(size) - 1):
-            more = self._receive_at(end)
-            if more is None:
+        receive, buffer = self._recvmsg_into, self._buffer
+        end, limit = size, segments_per_send(size) * size
+        while end < limit:
+            try:
+                length, control, _, sender = receive((buffer[end : end + RECEIVE_BYTES],), CONTROL_BYTES)
+            except OSError as error:
+                if error.errno != errno.EAGAIN and error.errno not in TRANSIENT:
+                    raise
                 self._empty = True
                 break
-            length = len(more.view)
-            if length != more.size or not 0 < length <= size or more.source != source or more.tos != tos:
-                self._held = more
+            segment, mark = length, 0
+            for level, kind, data in control:
+                if level == _UDP and kind == UDP_GRO:
+                    segment = _INT.unpack(data)[0]
+                elif level == _IP and kind == _TOS:
+                    mark = data[0]
+            if length != segment or not 0 < length <= size or sender != source or mark != tos:
+                self._held = _batch((buffer[end : end + length], segment, sender, mark))
                 break
             end += length
             if length < size:
                 break
-        return Batch(self._buffer[:end], size, source, tos) if end > size else first
+        return _batch((buffer[:end], size, source, tos)) if end > size else first
 
-    def _receive_at(self, offset: int) -> Batch | None:
-        """What one system call returns, at this place of the buffer."""
+    def _receive_one(self) -> Batch | None:
+        """What one system call returns."""
         try:
-            count, control, _, source = self._recvmsg_into(
-                (self._buffer[offset : offset + RECEIVE_BYTES],) if offset else self._whole, CONTROL_BYTES
-            )
+            count, control, _, source = self._recvmsg_into(self._whole, CONTROL_BYTES)
         except BlockingIOError:
             return None
         except OSError as error:
@@ -228,7 +235,7 @@ class UdpSocket:
                 size = _INT.unpack(data)[0]
             elif kind == _TOS and level == _IP:
                 tos = data[0]
-        return Batch(self._buffer[offset : offset + count], size, source, tos)
+        return _batch((self._buffer[:count], size, source, tos))
 
     def send(
         self, data: Buffer, size: int, dest: Address, *, source: str | None = None, tos: int = 0
