@@ -12,7 +12,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from protego_cli.control import crash
-from protego_cli.control.journal import Blocking, Durable, Journal
+from protego_cli.control.journal import LINGER, Blocking, Durable, Journal
 from protego_cli.control.sqlite import SqliteStore
 from protego_cli.control.store import Change
 from protego_cli.errors import EnvironmentFault
@@ -105,23 +105,70 @@ async def test_the_engine_is_asked_when_something_is_to_be_revealed(autojump_clo
         assert store.held == {}
 
 
+async def test_an_instruction_waits_for_what_is_binding_alone(autojump_clock: MockClock) -> None:
+    store = MemoryStore(delay=1.0)
+    log: list[object] = []
+    async with committing(store) as journal:
+        journal.put("asked", b"1", 1, binding=False)
+        journal.instruct(noting(log, "at once"))
+        assert log == [("at once",)]
+        journal.put("sa", b"1", 1)
+        journal.instruct(lambda: log.append(dict(store.held)))
+        assert log == [("at once",)]
+        await trio.sleep(1.5)
+        assert log[1:] == [{b"asked/1": b"\x01", b"sa/1": b"\x01"}]
+
+
+async def test_no_instruction_overtakes_another(autojump_clock: MockClock) -> None:
+    log: list[object] = []
+    async with committing(MemoryStore(delay=1.0)) as journal:
+        journal.put("sa", b"1", 1)
+        await wait_all_tasks_blocked()  # it is being stored
+        journal.instruct(noting(log, 1))
+        with trio.move_on_after(5):
+            while not log:
+                journal.instruct(noting(log, 2))
+                await trio.sleep(0.01)
+        await trio.sleep(5)
+    assert log[0] == (1,)
+    assert set(log[1:]) == {(2,)}
+
+
+async def test_what_nothing_waits_for_is_stored_soon(autojump_clock: MockClock) -> None:
+    store = MemoryStore()
+    async with committing(store) as journal:
+        journal.put("k", b"", 1, binding=False)
+        await wait_all_tasks_blocked()
+        assert store.held == {}
+        await trio.sleep(2 * LINGER)
+        assert store.held == {b"k/": b"\x01"}
+
+
 class Thing(Durable):
-    durable = frozenset({"kept"})
+    durable = frozenset({"kept", "bound"})
+    binding = frozenset({"bound"})
 
     def __init__(self) -> None:
         self.kept = 0
+        self.bound = 0
         self.other = 0
 
 
 def test_only_a_change_of_what_is_kept_marks() -> None:
     thing, marks = Thing(), []
-    thing.mark = lambda: marks.append(thing.kept)
+
+    def mark(*, binding: bool = True) -> None:
+        marks.append((thing.kept, binding))
+
+    thing.mark = mark
     thing.other = 5
     thing.kept = 0
     assert marks == []
     thing.kept = 7
     thing.kept = 7
-    assert marks == [7]
+    assert marks == [(7, False)]
+    thing.bound = 1
+    assert marks[1:] == [(7, True)]
 
 
 class Full(MemoryStore):

@@ -114,14 +114,20 @@ class Distribution:
     def rule(self, placed: Placed) -> None:
         """The strand's packets that reach this GPN are sealed on this SA."""
         strand = placed.strand
-        strand.ruled = strand.ruled | {placed.gpn: placed.spi}
+        if strand.ruled.get(placed.gpn) != placed.spi:
+            strand.ruled = strand.ruled | {placed.gpn: placed.spi}
+            strand.mark()  # a GEN may route there next: no new life may take it away
         self._fabric.desire(placed.gpn, put=(rule_record(placed),))
 
-    def unrule(self, placed: Placed) -> None:
-        """End the Rule of this SA on its GPN, if it has one still."""
+    def unrule(self, placed: Placed, *, binding: bool = True) -> None:
+        """End the Rule of this SA on its GPN, if it has one still. Not `binding`: where a new life may give it
+        back, because the peer has the SA until something that is stored.
+        """
         strand = placed.strand
         if strand.ruled.get(placed.gpn) == placed.spi:
             strand.ruled = {gpn: spi for gpn, spi in strand.ruled.items() if gpn != placed.gpn}
+            if binding:
+                strand.mark()
             self._fabric.desire(placed.gpn, drop=(("rule", strand.name),))
 
     def route(self, tunnel: Tunnel, *placed: Placed) -> None:

@@ -269,7 +269,7 @@ class Fabric:
                 continue
             member = self._members.get(node.name)
             if member is None:
-                member = Member(node, self.epoch, self._deadline, self._journal.release)
+                member = Member(node, self.epoch, self._deadline, self._journal.instruct)
                 member.boot = self._boots.pop(node.name, None)
                 new.append(node.name)
                 self._left.discard(node.name)

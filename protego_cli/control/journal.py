@@ -3,10 +3,13 @@
 1. Whatever changed is *marked*: under its key, with a function that says what it is worth when the commit
    takes it (None: it is gone). Objects whose attributes are to be kept are `Durable` and mark themselves. The
    IKE engine is asked for its own `changes`.
-2. What would reveal a change goes through `release`: an IKE datagram, an update of a data node, the answer to
-   an operator. It happens in the order of the calls, after all that had changed by then is stored; at once
-   when that is so already.
-3. `run`, the one committer, takes all that is marked in the step it takes it, so every commit is a state that
+2. What would reveal a change to those who cannot be told otherwise goes through `release`: an IKE datagram, the
+   answer to an operator. It happens in the order of the calls, after all that had changed by then is stored; at
+   once when that is so already.
+3. A data node can be told otherwise: whatever it acts on, a new life's Sync puts it right. So an Update goes
+   through `instruct`, which waits for `binding` changes alone: a sealing range that may be used from now on, an
+   SA or a Rule that goes. The rest is stored with whatever is stored next, at the latest after `LINGER`.
+4. `run`, the one committer, takes all that is marked in the step it takes it, so every commit is a state that
    all tasks agreed on between two of their steps. What changes while it is being stored goes with the next
    one. So the more there is to do, the less a commit costs.
 
@@ -28,6 +31,7 @@ from protego_cli.control.store import Change, Store
 
 LONG: Final = 0.002  # seconds: a change of threads, there and back, takes about 0.2 ms
 TEND: Final = 10.0  # seconds between looks after the store
+LINGER: Final = 0.05  # seconds that a change may wait which nothing waits for
 ENGINE: Final = "ike"  # kinds of records: our IKE SPI -> the state of an IKE_SA
 NODE: Final = "node"  # name -> the boot id of the process that we last knew
 
@@ -37,21 +41,30 @@ _encode = msgspec.msgpack.Encoder().encode
 _MISSING: Final = object()
 
 
-def nothing() -> None:
-    """What marks an object that nobody keeps."""
+class Mark(Protocol):
+    """Marks a record; `binding`: before a node may hear of it."""
+
+    def __call__(self, *, binding: bool = True) -> None: ...
+
+
+def nothing(*, binding: bool = True) -> None:
+    """The `Mark` of an object that nobody keeps."""
 
 
 class Durable:
-    """An object that marks itself when one of its `durable` attributes gets another value."""
+    """An object that marks itself when one of its `durable` attributes gets another value, as `binding` when
+    it is one of these.
+    """
 
     durable: ClassVar[frozenset[str]]
-    mark: Callable[[], None] = staticmethod(nothing)
+    binding: ClassVar[frozenset[str]] = frozenset()
+    mark: Mark = staticmethod(nothing)
 
     def __setattr__(self, name: str, value: object) -> None:
         changes = name in self.durable and getattr(self, name, _MISSING) != value
         super().__setattr__(name, value)
         if changes:
-            self.mark()
+            self.mark(binding=name in self.binding)
 
 
 Offload = Callable[[Callable[[], None]], Awaitable[None]]
@@ -100,7 +113,9 @@ class Journal:
         self._pending: dict[bytes, bytes | None] = {}
         self._reveals: list[Callable[[], None]] = []
         self._busy = False  # a commit is under way
-        self._wanted = trio.Event()
+        self._bound = False  # something binding is marked, or an instruction waits
+        self._changed = trio.Event()
+        self._wanted = trio.Event()  # at once
 
     # ---- what was stored
 
@@ -117,15 +132,18 @@ class Journal:
 
     # ---- what changes
 
-    def mark(self, kind: str, identifier: bytes, worth: Worth) -> None:
+    def mark(self, kind: str, identifier: bytes, worth: Worth, *, binding: bool = True) -> None:
         """This record has changed; `worth` is called when it is stored. The last mark of a key counts."""
         self._marked[_key(kind, identifier)] = worth
-        self._wanted.set()
+        self._changed.set()
+        if binding:
+            self._bound = True
+            self._wanted.set()
 
-    def put(self, kind: str, identifier: bytes, value: Any) -> None:
+    def put(self, kind: str, identifier: bytes, value: Any, *, binding: bool = True) -> None:
         """This record is now `value`, anything that msgspec encodes; None: it is gone."""
         data = None if value is None else _encode(value)
-        self.mark(kind, identifier, lambda: data)
+        self.mark(kind, identifier, lambda: data, binding=binding)
 
     # ---- what reveals it
 
@@ -133,8 +151,20 @@ class Journal:
         """Call `reveal`, which must not raise, once all that has changed until now is stored."""
         if not (self._reveals or self._busy or self._marked or self._pull()):
             reveal()
-            return
+        else:
+            self._wait(reveal)
+
+    def instruct(self, reveal: Callable[[], None]) -> None:
+        """The same for what a node is told: once all that is binding is stored."""
+        if self._bound or self._busy:
+            self._bound = True  # the next one does not overtake it
+            self._wait(reveal)
+        else:
+            reveal()
+
+    def _wait(self, reveal: Callable[[], None]) -> None:
         self._reveals.append(reveal)
+        self._changed.set()
         self._wanted.set()
 
     async def stored(self) -> None:
@@ -149,16 +179,19 @@ class Journal:
         """Commit for ever. Raises EnvironmentFault when that fails."""
         while True:
             with trio.move_on_after(TEND) as idle:
-                await self._wanted.wait()
+                await self._changed.wait()
             if idle.cancelled_caught:
                 await self._offload(self._store.tend)
                 continue
-            self._wanted = trio.Event()
+            with trio.move_on_after(LINGER):
+                await self._wanted.wait()
+            self._changed, self._wanted = trio.Event(), trio.Event()
             await self._commit()
 
     async def _commit(self) -> None:
         changes, reveals = self._take(), self._reveals
         self._reveals = []
+        self._bound = False
         if changes:
             self._busy = True  # and so it stays when this fails: nothing is revealed any more
             crash_point("journal.before-commit")

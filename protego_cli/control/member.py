@@ -5,7 +5,7 @@
 3. `flush` sends all that is pending as one Update and returns when the node has applied it. With nothing
    pending and nothing on its way there is nothing to send; with something on its way an empty Update is sent,
    because its answer means that all before it is applied too.
-4. Nothing leaves before what it reveals is stored (`release`).
+4. Nothing leaves before what it reveals is stored (`instruct`).
 5. A node that answers `Stale` gets a Sync. One that does not answer within the deadline loses its link: it
    comes back, and its Sync makes it whole.
 """

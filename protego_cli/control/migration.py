@@ -520,7 +520,7 @@ class Migrations:
             await self._sad.nodes.holds(new.gpn)
             tunnel.stand(new)
             crash_point("migration.installed")
-            await self._sad.flip(tunnel, new, even_if_down=False)
+            await self._sad.flip(tunnel, new, ours=True)
         except ProtegoError as error:
             log.warning("new SA not on its GPN tunnel=%s node=%s reason=%s", tunnel.id, new.gpn, error)
             tunnel.target = None

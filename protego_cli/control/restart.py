@@ -184,7 +184,7 @@ class Restart:
         successors = [strand.successor for strand in tunnel.strands if strand.successor is not None]
         for successor in successors:
             if not self._under_way(successor):
-                self._tasks.start_soon(self._tunnels.succeed, tunnel, successor)
+                self._tasks.start_soon(partial(self._tunnels.succeed, tunnel, successor, answered=False))
         seals = {sa.ike for sa in tunnel.seals}
         used = seals | {sa.ike for sa in successors}
         for ike in tunnel.ikes:

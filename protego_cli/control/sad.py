@@ -246,7 +246,7 @@ class Sad:
         asked = Asked(tunnel.id, gpn, peer, replaces)
         if self.asked.get(spi) != asked:
             self.asked[spi] = asked
-            self.journal.put(ASKED, spi.to_bytes(4), asked)
+            self.journal.put(ASKED, spi.to_bytes(4), asked, binding=False)
 
     def unask(self, spi: int) -> None:
         """No SA came of it. The nodes hear of it with their next update."""
@@ -258,7 +258,7 @@ class Sad:
     def _answered(self, spi: int) -> Asked | None:
         asked = self.asked.pop(spi, None)
         if asked is not None:
-            self.journal.put(ASKED, spi.to_bytes(4), None)
+            self.journal.put(ASKED, spi.to_bytes(4), None, binding=False)
         return asked
 
     def steer(self, placed: Placed) -> None:
@@ -320,11 +320,12 @@ class Sad:
             strand.successor = None
         tunnel.changed()
 
-    async def flip(self, tunnel: Tunnel, new: Placed, *, even_if_down: bool = True) -> None:
+    async def flip(self, tunnel: Tunnel, new: Placed, *, ours: bool = False) -> None:
         """Seal on `new` from now on; return when all that was to be sealed before has been sent. The Rule of
         the GPN before is desired no more then, but not yet known to be gone (`let_go`).
 
-        With `even_if_down` false, raises NodeDown and changes nothing when the new GPN is not there.
+        `ours`: the peer has the old SA until our DELETE. Then it raises NodeDown, and changes nothing, when
+        the new GPN is not there.
         """
         await self.gathered.wait()
         async with new.strand.flipping:
@@ -338,7 +339,7 @@ class Sad:
             try:
                 await self.nodes.holds(new.gpn)
             except ProtegoError as error:
-                if not even_if_down:
+                if ours:
                     self._rule_again(new)
                     raise
                 log.warning("rule not confirmed tunnel=%s node=%s reason=%s", tunnel.id, new.gpn, error)
@@ -348,9 +349,9 @@ class Sad:
             self._seal_on(tunnel, new)
             self.nodes.route(tunnel, new)
             behind = old.gpn if old and old.gpn != new.gpn else None
-            await self.nodes.routed(behind if behind in self.fabric.connected("gpn") else None)
+            await self._routed_and_stored(behind if behind in self.fabric.connected("gpn") else None)
             if old is not None:
-                self.nodes.unrule(old)
+                self.nodes.unrule(old, binding=not ours)
         if tunnel.scattered:
             self.scattered(tunnel)
 
@@ -379,10 +380,16 @@ class Sad:
             left = dict.fromkeys(old.gpn for old in olds if old is not None and old.gpn != news[0].gpn)
             behind = [gpn for gpn in left if gpn in self.fabric.connected("gpn")]
             for gpn in behind or (None,):
-                await self.nodes.routed(gpn)
+                await self._routed_and_stored(gpn)
             for old in olds:
                 if old is not None:
-                    self.nodes.unrule(old)
+                    self.nodes.unrule(old, binding=False)
+
+    async def _routed_and_stored(self, behind: str | None) -> None:
+        """`routed`; meanwhile it is stored what seals, for a new life may not go back where a Rule has ended."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.journal.stored)
+            await self.nodes.routed(behind)
 
     def _rule_again(self, new: Placed) -> None:
         """The SA that seals goes on to, and not `new`."""

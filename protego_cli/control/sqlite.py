@@ -72,7 +72,9 @@ class SqliteStore:
         except EnvironmentFault:
             os.close(self._head_fd)
             raise
-        self._finish = weakref.finalize(self, _finish, self._db, self._head_fd)
+        self._wal_fd: int | None = None  # from the first commit on
+        self._fds = [self._head_fd]
+        self._finish = weakref.finalize(self, _finish, self._db, self._head_fd, self._fds)
 
     # ---- opening
 
@@ -173,9 +175,11 @@ class SqliteStore:
             raise self._fault(error) from error
 
     def _note_head(self) -> int:
-        with open(self._wal, "rb", buffering=0) as wal:
-            header = wal.read(_WAL_HEADER.size)
-            size = os.fstat(wal.fileno()).st_size
+        if self._wal_fd is None:  # SQLite has made it by now, and keeps it until it ends
+            self._wal_fd = os.open(self._wal, os.O_RDONLY | os.O_CLOEXEC)
+            self._fds.append(self._wal_fd)
+        header = os.pread(self._wal_fd, _WAL_HEADER.size, 0)
+        size = os.fstat(self._wal_fd).st_size
         fields = _WAL_HEADER.unpack(header)
         frames = (size - _WAL_HEADER.size) // (_FRAME_HEADER.size + PAGE)
         _write_head(self._head_fd, Head((fields[4], fields[5]), frames))
@@ -197,12 +201,13 @@ class SqliteStore:
         )
 
 
-def _finish(db: sqlite3.Connection, head_fd: int) -> None:
+def _finish(db: sqlite3.Connection, head_fd: int, fds: Sequence[int]) -> None:
     """SQLite empties the WAL and removes it as it closes, also when an open store is forgotten."""
     with contextlib.suppress(OSError):  # a full disk; what is committed is safe in the WAL as well
         _write_head(head_fd, Head())
         os.fsync(head_fd)
-    os.close(head_fd)
+    for fd in fds:
+        os.close(fd)
     db.close()
 
 

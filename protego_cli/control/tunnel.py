@@ -106,6 +106,7 @@ class Placed(Durable):
             "spread",
         ]
     )
+    binding = frozenset({"gpn", "numbers", "peer", "floor", "opens"})
 
     child: ChildSa
     ike: int
@@ -172,7 +173,7 @@ class Strand(Durable):
         self.ruled: dict[str, int] = {}  # GPN -> inbound SPI of the SA that its Rule names
         self.flipping = trio.Lock()  # held while the sealing SA changes
         self._tunnel = tunnel
-        self.mark = lambda: tunnel.mark()  # it is part of the tunnel's record
+        self.mark = lambda *, binding=True: tunnel.mark(binding=binding)  # it is part of the tunnel's record
 
     @property
     def sas(self) -> list[Placed]:

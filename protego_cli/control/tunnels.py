@@ -276,14 +276,15 @@ class Tunnels:
             peer=endpoint(placed.peer),
         )
 
-    async def succeed(self, tunnel: Tunnel, placed: Placed) -> None:
+    async def succeed(self, tunnel: Tunnel, placed: Placed, *, answered: bool = True) -> None:
         """Let a successor seal at last, and end the IKE_SA whose SA it has replaced; other strands have a
-        moment to get their SA of the new one.
+        moment to get their SA of the new one. Not `answered`: the peer may have to ask once more to hear of it.
         """
         strand = placed.strand
         old = strand.sealing
         before = [old] if old is not None else [sa for sa in tunnel.seals if overlap(sa.child, placed.child)]
-        patience = OVERDUE if any(sa.ike == placed.ike for sa in before) else REPLACED
+        again = not answered or any(sa.ike == placed.ike for sa in before)
+        patience = OVERDUE if again else REPLACED
         with trio.move_on_after(patience if tunnel.seals else 0):
             await tunnel.until(
                 lambda: strand.successor is not placed or (old is not None and strand.sealing is None)
