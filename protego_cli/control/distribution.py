@@ -11,7 +11,7 @@ their changes in another order than they decided. Then the caller waits for the 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final, Protocol
 
 import trio
@@ -47,23 +47,6 @@ class DesiredState(Protocol):
     ) -> None: ...
 
     async def marks(self, spis: Sequence[int]) -> dict[int, int]: ...
-
-
-async def together(*calls: Callable[[], Awaitable[object]]) -> None:
-    """Make the calls side by side; when all are done, raise the first ProtegoError among them."""
-    failures: list[ProtegoError] = []
-
-    async def run(call: Callable[[], Awaitable[object]]) -> None:
-        try:
-            await call()
-        except ProtegoError as error:
-            failures.append(error)
-
-    async with trio.open_nursery() as nursery:
-        for call in calls:
-            nursery.start_soon(run, call)
-    if failures:
-        raise failures[0]
 
 
 class Distribution:
@@ -120,8 +103,8 @@ class Distribution:
         self._fabric.desire(placed.gpn, put=(rule_record(placed),))
 
     def unrule(self, placed: Placed, *, binding: bool = True) -> None:
-        """End the Rule of this SA on its GPN, if it has one still. Not `binding`: where a new life may give it
-        back, because the peer has the SA until something that is stored.
+        """End the Rule of this SA on its GPN, if it has one still. Not `binding`: a new life may give it
+        back, because the peer has the SA until something is stored.
         """
         strand = placed.strand
         if strand.ruled.get(placed.gpn) == placed.spi:

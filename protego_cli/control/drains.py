@@ -18,13 +18,13 @@ from typing import Final
 
 import trio
 
-from protego_cli.control.distribution import together
 from protego_cli.control.jobs import Job, Jobs
 from protego_cli.control.migration import find_gpn
 from protego_cli.control.mover import Mover
 from protego_cli.control.placement import evacuate
 from protego_cli.control.sad import Sad
 from protego_cli.control.tunnel import Tunnel
+from protego_cli.control.waiting import holding, passed, together
 from protego_cli.errors import Refused
 
 DRAIN: Final = "drain"
@@ -92,7 +92,7 @@ class Drains:
 
     async def run(self) -> None:
         """Empty draining GPNs again that a tunnel has come to after all, for ever; after a restart, go on."""
-        await self._sad.gathered.wait()
+        await passed(self._sad.gathered)
         while True:
             await self._seats.stray.wait()
             self._seats.stray = trio.Event()
@@ -127,7 +127,7 @@ class Drains:
             leaving = next((tunnel for tunnel in self._sad.tunnels.values() if _leaving(tunnel, node)), None)
             if leaving is None:
                 return
-            async with leaving.moving:
+            async with holding(leaving.moving):
                 pass  # somebody else moves it; if that fails it is ours
 
     def _here(self, node: str) -> list[Tunnel]:

@@ -3,12 +3,12 @@
 1. Whatever changed is *marked*: under its key, with a function that says what it is worth when the commit
    takes it (None: it is gone). Objects whose attributes are to be kept are `Durable` and mark themselves. The
    IKE engine is asked for its own `changes`.
-2. What would reveal a change to those who cannot be told otherwise goes through `release`: an IKE datagram, the
-   answer to an operator. It happens in the order of the calls, after all that had changed by then is stored; at
-   once when that is so already.
+2. What would reveal a change to those who cannot be told otherwise goes through `release`: an IKE datagram,
+   the answer to an operator. It happens in the order of the calls, after all that had changed by then is
+   stored; at once when that is so already.
 3. A data node can be told otherwise: whatever it acts on, a new life's Sync puts it right. So an Update goes
-   through `instruct`, which waits for `binding` changes alone: a sealing range that may be used from now on, an
-   SA or a Rule that goes. The rest is stored with whatever is stored next, at the latest after `LINGER`.
+   through `instruct`, which waits for `binding` changes alone: a sealing range that may be used from now on,
+   an SA or a Rule that goes. The rest is stored with what is stored next, at the latest after `LINGER`.
 4. `run`, the one committer, takes all that is marked in the step it takes it, so every commit is a state that
    all tasks agreed on between two of their steps. What changes while it is being stored goes with the next
    one. So the more there is to do, the less a commit costs.
@@ -183,8 +183,9 @@ class Journal:
             if idle.cancelled_caught:
                 await self._offload(self._store.tend)
                 continue
-            with trio.move_on_after(LINGER):
-                await self._wanted.wait()
+            if not self._wanted.is_set():
+                with trio.move_on_after(LINGER):
+                    await self._wanted.wait()
             self._changed, self._wanted = trio.Event(), trio.Event()
             await self._commit()
 

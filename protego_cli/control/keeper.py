@@ -17,11 +17,11 @@ from typing import Final
 
 import trio
 
-from protego_cli.control.distribution import together
 from protego_cli.control.driver import Driver, ExchangeError
 from protego_cli.control.sad import Sad
 from protego_cli.control.tunnel import Placed, Tunnel
 from protego_cli.control.tunnels import Tunnels
+from protego_cli.control.waiting import passed, together
 from protego_cli.crypto.algorithms import RandomSource
 from protego_cli.errors import ProtegoError, Refused
 from protego_cli.ike.events import ChildEstablished
@@ -43,7 +43,7 @@ class Keeper:
 
     async def run(self) -> None:
         """Keep all such tunnels up, for ever."""
-        await self._sad.gathered.wait()
+        await passed(self._sad.gathered)
         async with trio.open_nursery() as nursery:
             self._tasks = nursery
             for tunnel in self._sad.tunnels.values():
@@ -155,7 +155,7 @@ class Keeper:
     async def _install(self, tunnel: Tunnel, placed: Placed) -> None:
         """The peer has the SA: let it stand and seal."""
         sad = self._sad
-        await sad.gathered.wait()
+        await passed(sad.gathered)
         first = placed.strand.sealing in (None, placed)
         try:
             await (sad.install_first(tunnel, placed) if first else sad.installed(placed))

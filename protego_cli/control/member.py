@@ -22,6 +22,7 @@ from protego_cli.config.model import Node
 from protego_cli.control.journal import Release, at_once
 from protego_cli.control.messages import AnyRecord, AnyReply, Key, Report, Stale, Sync, Update
 from protego_cli.control.rpc import Link, LinkClosed, Unanswered
+from protego_cli.control.waiting import holding
 from protego_cli.errors import ProtegoError, Unreachable
 
 log = logging.getLogger(__name__)
@@ -94,14 +95,8 @@ class Member:
         Raises NodeDown, or what the node's refusal means.
         """
         link = self.live()
-        try:
-            self._slots.acquire_nowait()  # as a rule; it saves the round through the scheduler
-        except trio.WouldBlock:
-            await self._slots.acquire()
-        try:
+        async with holding(self._slots):
             await self._flush(link, barriers)
-        finally:
-            self._slots.release()
 
     async def _flush(self, link: Link, barriers: tuple[str, ...]) -> None:
         while self._pending or barriers or self._applied < self._revision:

@@ -34,13 +34,14 @@ from typing import Final, NamedTuple
 import trio
 
 from protego_cli.control.crash import crash_point
-from protego_cli.control.distribution import DesiredState, together
+from protego_cli.control.distribution import DesiredState
 from protego_cli.control.driver import Driver, ExchangeError
 from protego_cli.control.fabric import NodeState
 from protego_cli.control.messages import Migrated
 from protego_cli.control.recovery import Recovery
 from protego_cli.control.sad import Sad
 from protego_cli.control.tunnel import Asked, Placed, Strand, Tunnel
+from protego_cli.control.waiting import holding, passed, together
 from protego_cli.errors import ChildSaNotFound, NotFound, ProtegoError, Refused, TemporaryFailure
 from protego_cli.ike.events import ChildEstablished
 
@@ -76,7 +77,7 @@ class Migrations:
         self._check(tunnel, to)
         self._requested[name] = to
         try:
-            async with tunnel.moving:
+            async with holding(tunnel.moving):
                 return await self._migrate(tunnel, to)
         finally:
             del self._requested[name]
@@ -85,7 +86,7 @@ class Migrations:
         """Move a tunnel as a policy has decided, behind whatever moves it now. None when it is not on
         `source` any more, so that there is nothing to do. Raises NotFound or Refused.
         """
-        async with tunnel.moving:
+        async with holding(tunnel.moving):
             with trio.move_on_after(SETTLING):  # it may be coming up
                 await tunnel.until(lambda: tunnel.sealing is None or tunnel.sealing.standing)
             sealing = tunnel.sealing
@@ -128,14 +129,14 @@ class Migrations:
         """Rekey a sealing SA where it is, or away from there if its GPN is draining. Nothing happens when it
         does not seal any more.
         """
-        async with tunnel.moving:
+        async with holding(tunnel.moving):
             await self._renew(tunnel, placed)
 
     async def renegotiate(self, tunnel: Tunnel, placed: Placed) -> None:
         """Rekey what of a tunnel is outdated, under its present policy; the IKE_SA first, its keys make those
         of the CHILD_SA. Nothing happens when this SA does not seal any more.
         """
-        async with tunnel.moving:
+        async with holding(tunnel.moving):
             if not placed.seals:
                 return
             config, outdated = tunnel.config, set(tunnel.outdated)
@@ -193,7 +194,7 @@ class Migrations:
 
     async def gather(self, tunnel: Tunnel) -> None:
         """Move the strands of a tunnel to one GPN: the death of a GPN has parted them. Raises Refused."""
-        async with tunnel.moving:
+        async with holding(tunnel.moving):
             if not tunnel.scattered:
                 return
             to = self._sad.seat(tunnel)
@@ -234,7 +235,7 @@ class Migrations:
 
     async def _move_all(self, tunnel: Tunnel, to: str) -> Times:
         """Move a tunnel, with as many strands as it has when nothing that its peer began is open."""
-        await self._sad.gathered.wait()
+        await passed(self._sad.gathered)
         tunnel.target = to
         try:
             sealing = await self._settled(tunnel)
@@ -247,7 +248,7 @@ class Migrations:
 
     async def _move(self, tunnel: Tunnel, strand: Strand, to: str, *, anew: bool = False) -> Times:
         """Rekey one strand of a tunnel, onto a GPN where the others are, too."""
-        await self._sad.gathered.wait()
+        await passed(self._sad.gathered)
         tunnel.target = to
         try:
             return await self._rekey_onto(tunnel, strand, to, anew)
@@ -288,7 +289,7 @@ class Migrations:
 
     async def _replace(self, tunnel: Tunnel, new: Placed, old: Placed) -> float:
         crash_point("migration.placed")
-        await self._sad.gathered.wait()
+        await passed(self._sad.gathered)
         distributed = await self._distribute(tunnel, new, old)
         crash_point("migration.distributed")
         if old.seals:
@@ -382,7 +383,7 @@ class Migrations:
         """Go on with a move of several strands that an earlier life has begun; `asked`: requests whose
         answers have not been acted on.
         """
-        async with tunnel.moving:
+        async with holding(tunnel.moving):
             tunnel.target = to
             try:
                 for spi, request, outcome in asked:
@@ -391,14 +392,14 @@ class Migrations:
                     except ProtegoError:
                         await self._undo(spi, request.gpn)
                         continue
-                    await self._sad.gathered.wait()
+                    await passed(self._sad.gathered)
                     old = tunnel.sas.get(request.replaces or 0)
                     if old is None:
                         await self._undo(spi, request.gpn)
                         await self._driver.delete_child(spi)
                     else:
                         await self._stand_aside(tunnel, old, event, request.gpn)
-                await self._sad.gathered.wait()
+                await passed(self._sad.gathered)
                 await self._together(tunnel, to)
             except ProtegoError as error:
                 await self._take_back(tunnel)
@@ -409,7 +410,7 @@ class Migrations:
 
     async def resume(self, tunnel: Tunnel, spi: int, asked: Asked, outcome: Outcome) -> None:
         """Go on with a rekey that an earlier life has begun: `outcome` is the peer's answer to it."""
-        async with tunnel.moving:
+        async with holding(tunnel.moving):
             tunnel.target = asked.gpn
             try:
                 event = await outcome()
@@ -427,7 +428,7 @@ class Migrations:
 
     async def finish(self, tunnel: Tunnel, new: Placed) -> None:
         """Go on where an earlier life had placed the new SA, at the latest to the DELETE of the old one."""
-        async with tunnel.moving:
+        async with holding(tunnel.moving):
             old = tunnel.sas.get(new.replaces or 0)
             try:
                 if new.retiring:
@@ -493,8 +494,9 @@ class Migrations:
         """The sealing SA, of this strand or of any, when nothing that the peer began is open any more. Raises
         Refused.
         """
-        with trio.move_on_after(SETTLING):
-            await tunnel.until(lambda: tunnel.settled)
+        if not tunnel.settled:
+            with trio.move_on_after(SETTLING):
+                await tunnel.until(lambda: tunnel.settled)
         sealing = tunnel.sealing if strand is None else strand.sealing
         if sealing is None or sealing.retiring:
             raise Refused(f"{tunnel.id} went down meanwhile")

@@ -23,7 +23,7 @@ from typing import Final
 import trio
 
 from protego_cli.config.model import Cluster
-from protego_cli.control.distribution import DesiredState, Distribution, together
+from protego_cli.control.distribution import DesiredState, Distribution
 from protego_cli.control.events import EventLog
 from protego_cli.control.journal import Journal
 from protego_cli.control.limits import Limits
@@ -34,6 +34,7 @@ from protego_cli.control.spis import SpiAllocator
 from protego_cli.control.stored import ASKED, SA, TUNNEL, store_sa, store_tunnel
 from protego_cli.control.strangers import Strangers
 from protego_cli.control.tunnel import Asked, Placed, Strand, Tunnel
+from protego_cli.control.waiting import holding, passed, together
 from protego_cli.errors import ProtegoError, Refused
 from protego_cli.ike.events import ChildSa
 
@@ -327,8 +328,8 @@ class Sad:
         `ours`: the peer has the old SA until our DELETE. Then it raises NodeDown, and changes nothing, when
         the new GPN is not there.
         """
-        await self.gathered.wait()
-        async with new.strand.flipping:
+        await passed(self.gathered)
+        async with holding(new.strand.flipping):
             old = new.strand.sealing
             if old is new:
                 return
@@ -348,8 +349,10 @@ class Sad:
                 return
             self._seal_on(tunnel, new)
             self.nodes.route(tunnel, new)
-            behind = old.gpn if old and old.gpn != new.gpn else None
-            await self._routed_and_stored(behind if behind in self.fabric.connected("gpn") else None)
+            if old is not None and old.gpn != new.gpn:
+                await self._routed_and_stored(old.gpn if old.gpn in self.fabric.connected("gpn") else None)
+            else:
+                await self.nodes.routed()
             if old is not None:
                 self.nodes.unrule(old, binding=not ours)
         if tunnel.scattered:
@@ -359,10 +362,10 @@ class Sad:
         """`flip` of several strands to one GPN, at once: till the barriers are passed both GPNs seal for all
         of them. Changes nothing, and raises NodeDown or Refused, when one of them cannot.
         """
-        await self.gathered.wait()
+        await passed(self.gathered)
         async with AsyncExitStack() as stack:
             for new in news:
-                await stack.enter_async_context(new.strand.flipping)
+                await stack.enter_async_context(holding(new.strand.flipping))
             olds = [new.strand.sealing for new in news]
             try:
                 for new in news:
@@ -386,7 +389,7 @@ class Sad:
                     self.nodes.unrule(old, binding=False)
 
     async def _routed_and_stored(self, behind: str | None) -> None:
-        """`routed`; meanwhile it is stored what seals, for a new life may not go back where a Rule has ended."""
+        """`routed`; meanwhile it is stored what seals: no new life may go back to where a Rule has ended."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.journal.stored)
             await self.nodes.routed(behind)
@@ -402,7 +405,7 @@ class Sad:
     async def tidy(self, tunnel: Tunnel) -> None:
         """End the Rules that an earlier life's flip had yet to end, as it would have: behind a barrier."""
         for strand in tunnel.strands:
-            async with strand.flipping:
+            async with holding(strand.flipping):
                 for gpn, spi in strand.ruled.items():
                     placed, sealing = tunnel.sas.get(spi), strand.sealing
                     if placed is None or (sealing is not None and sealing.gpn == gpn):
@@ -424,7 +427,7 @@ class Sad:
         """
         for placed in leaving:
             placed.leaving = True
-        await self.gathered.wait()
+        await passed(self.gathered)
         for strand in dict.fromkeys(placed.strand for placed in leaving):
             await self._leave(tunnel, strand, leaving)
         for placed in leaving:  # a rekey of ours has put a Rule before its flip
@@ -435,7 +438,7 @@ class Sad:
 
     async def _leave(self, tunnel: Tunnel, strand: Strand, leaving: Sequence[Placed]) -> None:
         while True:
-            async with strand.flipping:
+            async with holding(strand.flipping):
                 pass  # a flip that has begun is over, its barrier passed; it may have been to one of these
             sealing = strand.sealing
             if sealing is None or sealing not in leaving:

@@ -27,6 +27,7 @@ from protego_cli.control.load import Passed
 from protego_cli.control.messages import FirstPacket, PeerAddress, Report
 from protego_cli.control.sad import Sad
 from protego_cli.control.tunnel import STRANDS, Placed, Strand, Tunnel, carries, endpoint, overlap
+from protego_cli.control.waiting import holding, passed
 from protego_cli.errors import NoAdditionalSas, ProtegoError, ProtocolError, Refused, TemporaryFailure
 from protego_cli.ike.events import (
     ChildDeleted,
@@ -215,7 +216,7 @@ class Tunnels:
         when the peer cannot have it.
         """
         sad = self._sad
-        await sad.gathered.wait()
+        await passed(sad.gathered)
         placed: Placed | None = None
         for _ in range(SEATS):
             gpn = await sad.seat_soon(tunnel)
@@ -278,7 +279,7 @@ class Tunnels:
 
     async def succeed(self, tunnel: Tunnel, placed: Placed, *, answered: bool = True) -> None:
         """Let a successor seal at last, and end the IKE_SA whose SA it has replaced; other strands have a
-        moment to get their SA of the new one. Not `answered`: the peer may have to ask once more to hear of it.
+        moment to get their SA of the new one. Not `answered`: the peer may have to ask again to hear of it.
         """
         strand = placed.strand
         old = strand.sealing
@@ -321,7 +322,7 @@ class Tunnels:
         arrived: those in whose strand another one seals, and those that `by` has taken over from.
         """
         await tunnel.until(lambda: tunnel.settled)
-        async with tunnel.moving:
+        async with holding(tunnel.moving):
             others = [sa for sa in tunnel.children(ike) if sa.standing and _superfluous(sa, by)]
             if not others:
                 return

@@ -15,6 +15,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Final
 
 from protego_cli.crypto.algorithms import (
@@ -50,6 +51,10 @@ class IkeProposal:
     integrity: Integrity | None = None
 
     def __str__(self) -> str:
+        return self._text
+
+    @cached_property
+    def _text(self) -> str:
         parts = (self.encryption, self.integrity, self.prf, self.group)
         return "-".join(part.keyword for part in parts if part)
 
@@ -68,6 +73,10 @@ class EspProposal:
     esn: tuple[bool, ...] = ESN_OR_NOT  # what will do, in order of preference; a single one once agreed
 
     def __str__(self) -> str:
+        return self._text
+
+    @cached_property
+    def _text(self) -> str:
         parts = (self.encryption, self.integrity, self.group)
         words = [part.keyword for part in parts if part]
         if self.esn != ESN_OR_NOT:
@@ -76,6 +85,10 @@ class EspProposal:
 
     def settled(self) -> tuple[EspProposal, ...]:
         """The ways to agree on it, in order of preference."""
+        return self._settled
+
+    @cached_property
+    def _settled(self) -> tuple[EspProposal, ...]:
         return tuple(replace(self, esn=(esn,)) for esn in self.esn)
 
     @property

@@ -24,7 +24,7 @@ from protego_cli.ike.protect import NotAuthentic
 from protego_cli.ike.sa import IkeSa
 from protego_cli.ike.transitions import TAKES, State
 from protego_cli.ike.window import Verdict
-from protego_cli.wire.ike import Header, parse_message_untrusted
+from protego_cli.wire.ike import Header, parse_payloads_untrusted
 from protego_cli.wire.notifies import NotifyType
 from protego_cli.wire.payloads import ExchangeType, Sk, parse_chain_untrusted
 
@@ -59,7 +59,7 @@ def _request_untrusted(sa: IkeSa, header: Header, data: bytes, path: Path, now: 
     if verdict is Verdict.OUTSIDE:
         counters["ike_drop_message_id"] += 1
         return
-    inner = _open_untrusted(sa, data)
+    inner = _open_untrusted(sa, header, data)
     if inner is None:
         return
     if verdict is Verdict.HELD:
@@ -114,7 +114,7 @@ def _response_untrusted(sa: IkeSa, header: Header, data: bytes, path: Path, now:
     if header.exchange != exchange.type:
         counters["ike_drop_unexpected"] += 1
         return
-    inner = _open_untrusted(sa, data)
+    inner = _open_untrusted(sa, header, data)
     if inner is None:
         return
     sa.sender.finish()
@@ -135,11 +135,11 @@ def _response_untrusted(sa: IkeSa, header: Header, data: bytes, path: Path, now:
     sa.pump(now)
 
 
-def _open_untrusted(sa: IkeSa, data: bytes) -> tuple[int, bytes] | None:
+def _open_untrusted(sa: IkeSa, header: Header, data: bytes) -> tuple[int, bytes] | None:
     """Type of the first inner payload and the inner chain, or None for what is to be dropped."""
     counters = sa.context.counters
     try:
-        outer = parse_message_untrusted(data).payloads
+        outer = parse_payloads_untrusted(header, data)
         if len(outer) != 1 or not isinstance(outer[0], Sk):
             counters["ike_drop_unexpected"] += 1
             return None

@@ -18,6 +18,7 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import struct
+from functools import lru_cache
 from typing import NamedTuple
 
 from protego_cli.errors import Malformed
@@ -26,6 +27,7 @@ from protego_cli.wire.tags import MAC_LENGTH, Mac
 VERSION = 1
 HEADER_LENGTH = 24  # MAC included
 MAX_OVERHEAD = HEADER_LENGTH + 2 * 16
+ADDRESSES = 4096  # remembered, as text and as bytes
 
 _HEADER = struct.Struct("!HHHH")
 
@@ -42,7 +44,7 @@ class Envelope(NamedTuple):
 
 def seal_envelope(key: bytes, envelope: Envelope, mac: Mac) -> bytes:
     """The datagram of `envelope`."""
-    local, remote = (ipaddress.ip_address(text).packed for text in (envelope.local, envelope.remote))
+    local, remote = _packed(envelope.local), _packed(envelope.remote)
     header = _HEADER.pack(VERSION, len(local), envelope.local_port, envelope.remote_port)
     body = b"".join((local, remote, envelope.data))
     return b"".join((header, mac(key, header + body)[:MAC_LENGTH], body))
@@ -61,9 +63,19 @@ def open_envelope(key: bytes, data: bytes | bytearray | memoryview, mac: Mac) ->
         raise Malformed("envelope with a wrong MAC")
     local, remote = data[HEADER_LENGTH : HEADER_LENGTH + length], data[HEADER_LENGTH + length : start]
     return Envelope(
-        str(ipaddress.ip_address(bytes(local))),
+        _text(bytes(local)),
         local_port,
-        str(ipaddress.ip_address(bytes(remote))),
+        _text(bytes(remote)),
         remote_port,
         bytes(data[start:]),
     )
+
+
+@lru_cache(ADDRESSES)
+def _packed(text: str) -> bytes:
+    return ipaddress.ip_address(text).packed
+
+
+@lru_cache(ADDRESSES)
+def _text(packed: bytes) -> str:
+    return str(ipaddress.ip_address(packed))

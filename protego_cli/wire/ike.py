@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from struct import Struct
 
 from protego_cli.errors import Malformed
 from protego_cli.wire.payloads import Payload, build_chain, parse_chain_untrusted
 from protego_cli.wire.reader import Reader
 
-HEADER_LENGTH = 28
+_HEADER = Struct("!8s8sBBBBII")
+HEADER_LENGTH = _HEADER.size
 MAJOR_VERSION = 2
 
 _VERSION = MAJOR_VERSION << 4
@@ -41,13 +43,8 @@ class Header:
     def build(self, first: int, length: int) -> bytes:
         """The 28 bytes for a message of `length` bytes whose first payload is of type `first`."""
         flags = (_INITIATOR if self.initiator else 0) | (_RESPONSE if self.response else 0)
-        return (
-            self.spi_i
-            + self.spi_r
-            + bytes((first, self.version, self.exchange, flags))
-            + self.message_id.to_bytes(4, "big")
-            + length.to_bytes(4, "big")
-        )
+        spis = self.spi_i, self.spi_r
+        return _HEADER.pack(*spis, first, self.version, self.exchange, flags, self.message_id, length)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +61,7 @@ def build_message(header: Header, payloads: Sequence[Payload]) -> bytes:
 
 def parse_header_untrusted(data: bytes) -> Header:
     """The header of a datagram whose length it must state exactly. Any version; raises Malformed."""
-    reader = Reader(data)
-    spi_i, spi_r = reader.take(8), reader.take(8)
-    first, version, exchange, flags = reader.u8(), reader.u8(), reader.u8(), reader.u8()
-    message_id, length = reader.u32(), reader.u32()
+    spi_i, spi_r, first, version, exchange, flags, message_id, length = Reader(data).unpack(_HEADER)
     if length != len(data):
         raise Malformed(f"length says {length}, {len(data)} bytes came")
     initiator, response = bool(flags & _INITIATOR), bool(flags & _RESPONSE)
@@ -79,4 +73,9 @@ def parse_message_untrusted(data: bytes) -> Message:
     header = parse_header_untrusted(data)
     if header.major != MAJOR_VERSION:
         raise Malformed(f"version {header.major}")
-    return Message(header, parse_chain_untrusted(header.first, memoryview(data)[HEADER_LENGTH:]))
+    return Message(header, parse_payloads_untrusted(header, data))
+
+
+def parse_payloads_untrusted(header: Header, data: bytes) -> tuple[Payload, ...]:
+    """The outer payloads of a message whose header has been parsed. Raises Malformed."""
+    return parse_chain_untrusted(header.first, memoryview(data)[HEADER_LENGTH:])

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from struct import Struct
 from typing import ClassVar
 
 from protego_cli.errors import Malformed
@@ -21,7 +22,7 @@ from protego_cli.wire.selectors import TrafficSelector
 from protego_cli.wire.ts import build_selectors, parse_selectors_untrusted
 
 MAX_PAYLOADS = 64
-_GENERIC_HEADER = 4
+_GENERIC = Struct("!BBH")  # next payload, flags, length; Notify and Delete begin alike
 _CRITICAL = 0x80
 
 
@@ -253,7 +254,7 @@ def build_chain(payloads: Sequence[Payload]) -> tuple[int, bytes]:
             next_type = payloads[following].type if following < len(payloads) else PayloadType.NONE
         body = payload.body()
         flags = _CRITICAL if isinstance(payload, Opaque) and payload.critical else 0
-        parts += [bytes((next_type, flags)), (_GENERIC_HEADER + len(body)).to_bytes(2, "big"), body]
+        parts += [_GENERIC.pack(next_type, flags, _GENERIC.size + len(body)), body]
     return (payloads[0].type if payloads else PayloadType.NONE), b"".join(parts)
 
 
@@ -265,10 +266,10 @@ def parse_chain_untrusted(first: int, data: bytes | memoryview) -> tuple[Payload
     while kind != PayloadType.NONE:
         if len(payloads) == MAX_PAYLOADS:
             raise Malformed(f"more than {MAX_PAYLOADS} payloads")
-        following, flags, length = reader.u8(), reader.u8(), reader.u16()
-        if length < _GENERIC_HEADER:  # a length of zero would make the walk stand still
+        following, flags, length = reader.unpack(_GENERIC)
+        if length < _GENERIC.size:  # a length of zero would make the walk stand still
             raise Malformed(f"payload of type {kind} with length {length}")
-        body = reader.sub(length - _GENERIC_HEADER)
+        body = reader.sub(length - _GENERIC.size)
         if kind == PayloadType.SK:
             payloads.append(Sk(following, body.rest()))
             break
@@ -299,13 +300,13 @@ def _parse_nonce_untrusted(reader: Reader) -> Nonce:
 
 
 def _parse_notify_untrusted(reader: Reader) -> Notify:
-    protocol, spi_size, kind = reader.u8(), reader.u8(), reader.u16()
+    protocol, spi_size, kind = reader.unpack(_GENERIC)
     spi = reader.take(spi_size)
     return Notify(kind, reader.rest(), protocol, spi)
 
 
 def _parse_delete_untrusted(reader: Reader) -> Delete:
-    protocol, size, count = reader.u8(), reader.u8(), reader.u16()
+    protocol, size, count = reader.unpack(_GENERIC)
     if size * count != reader.remaining or (count and not size):
         raise Malformed(f"{count} SPIs of {size} bytes in {reader.remaining} bytes")
     return Delete(protocol, tuple(reader.take(size) for _ in range(count)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from struct import Struct
 
 from protego_cli.errors import Malformed
 from protego_cli.wire.reader import Reader
@@ -15,6 +16,9 @@ from protego_cli.wire.reader import Reader
 MAX_PROPOSALS = 64
 MAX_TRANSFORMS = 128
 
+_CHAINED = Struct("!BxH")  # whether more follow, a reserved byte, the length
+_PROPOSAL = Struct("!BBBB")
+_TRANSFORM = Struct("!BxH")
 _LAST, _MORE_PROPOSALS, _MORE_TRANSFORMS = 0, 2, 3
 _FIXED = 0x8000  # attribute format bit: the value is the two bytes that follow
 _KEY_LENGTH = _FIXED | 14
@@ -98,10 +102,9 @@ def parse_proposals_untrusted(reader: Reader) -> tuple[Proposal, ...]:
     while more == _MORE_PROPOSALS:
         if len(proposals) == MAX_PROPOSALS:
             raise Malformed(f"more than {MAX_PROPOSALS} proposals")
-        more = reader.u8()
-        reader.u8()
-        body = reader.sub(reader.u16() - 4)
-        number, protocol, spi_size, count = body.u8(), body.u8(), body.u8(), body.u8()
+        more, length = reader.unpack(_CHAINED)
+        body = reader.sub(length - _CHAINED.size)
+        number, protocol, spi_size, count = body.unpack(_PROPOSAL)
         spi = body.take(spi_size)
         proposals.append(Proposal(number, protocol, spi, _parse_transforms_untrusted(body, count)))
     if more != _LAST:
@@ -116,13 +119,11 @@ def _parse_transforms_untrusted(reader: Reader, count: int) -> tuple[Transform, 
     transforms = []
     for index in range(count):
         expected = _LAST if index == count - 1 else _MORE_TRANSFORMS
-        if reader.u8() != expected:
+        more, length = reader.unpack(_CHAINED)
+        if more != expected:
             raise Malformed("number of transforms disagrees with their chain")
-        reader.u8()
-        body = reader.sub(reader.u16() - 4)
-        kind = body.u8()
-        body.u8()
-        identifier = body.u16()
+        body = reader.sub(length - _CHAINED.size)
+        kind, identifier = body.unpack(_TRANSFORM)
         transforms.append(_parse_attributes_untrusted(body, kind, identifier))
     reader.finish()
     return tuple(transforms)

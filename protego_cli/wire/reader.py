@@ -5,6 +5,9 @@ Numbers are unsigned and in network order.
 
 from __future__ import annotations
 
+from struct import Struct
+from typing import Any
+
 from protego_cli.errors import Malformed
 
 
@@ -14,7 +17,9 @@ class Reader:
     __slots__ = ("_data", "_position")
 
     def __init__(self, data: bytes | bytearray | memoryview) -> None:
-        self._data = memoryview(data).cast("B")
+        self._data = (
+            data if isinstance(data, memoryview) and data.format == "B" else memoryview(data).cast("B")
+        )
         self._position = 0
 
     @property
@@ -37,14 +42,15 @@ class Reader:
         """A number of `count` bytes."""
         return int.from_bytes(self._advance(count), "big")
 
+    def unpack(self, layout: Struct) -> tuple[Any, ...]:
+        """The next fields of a fixed layout, in one call."""
+        return layout.unpack(self._advance(layout.size))
+
     def u8(self) -> int:
         return self.uint(1)
 
     def u16(self) -> int:
         return self.uint(2)
-
-    def u32(self) -> int:
-        return self.uint(4)
 
     def finish(self) -> None:
         """Raises Malformed unless everything has been read."""
@@ -52,8 +58,9 @@ class Reader:
             raise Malformed(f"{self.remaining} bytes too many")
 
     def _advance(self, count: int) -> memoryview:
-        if count < 0 or count > self.remaining:
-            raise Malformed(f"{count} bytes wanted, {self.remaining} left")
         start = self._position
-        self._position = start + count
-        return self._data[start : self._position]
+        end = start + count
+        if count < 0 or end > len(self._data):
+            raise Malformed(f"{count} bytes wanted, {self.remaining} left")
+        self._position = end
+        return self._data[start:end]

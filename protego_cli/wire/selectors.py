@@ -7,9 +7,11 @@ compares slices of a packet with them directly.
 from __future__ import annotations
 
 import ipaddress
+from functools import lru_cache
 
 import msgspec
 
+RANGES = 1024  # whose prefixes are remembered
 SPELLED = 3  # prefixes; a range that needs more of them is shown by its ends
 
 
@@ -39,8 +41,7 @@ class TrafficSelector(msgspec.Struct, frozen=True, array_like=True):
 
     def prefixes(self) -> list[str]:
         """The fewest CIDR prefixes that cover exactly this address range (at most 2 * address bits)."""
-        first, last = ipaddress.ip_address(self.start), ipaddress.ip_address(self.end)
-        return [str(net) for net in ipaddress.summarize_address_range(first, last)]
+        return list(_prefixes(self.start, self.end))
 
     def intersect(self, other: TrafficSelector) -> TrafficSelector | None:
         """The packets that match both, or None (RFC 7296 2.9 narrowing)."""
@@ -68,3 +69,9 @@ class TrafficSelector(msgspec.Struct, frozen=True, array_like=True):
         if not self.any_transport:
             text += f"[{self.protocol or 'any'}/{self.start_port}-{self.end_port}]"
         return text
+
+
+@lru_cache(RANGES)
+def _prefixes(start: bytes, end: bytes) -> tuple[str, ...]:
+    first, last = ipaddress.ip_address(start), ipaddress.ip_address(end)
+    return tuple(str(net) for net in ipaddress.summarize_address_range(first, last))

@@ -7,6 +7,7 @@ are empty, among them OPAQUE ports (65535-0), are kept as they are; narrowing ma
 from __future__ import annotations
 
 from collections.abc import Sequence
+from struct import Struct
 
 from protego_cli.errors import Malformed
 from protego_cli.wire.reader import Reader
@@ -14,7 +15,9 @@ from protego_cli.wire.selectors import TrafficSelector
 
 ADDRESS_LENGTH = {7: 4, 8: 16}  # TS_IPV4_ADDR_RANGE, TS_IPV6_ADDR_RANGE
 _KIND = {length: kind for kind, length in ADDRESS_LENGTH.items()}
-_HEADER = 8
+_KINDED = Struct("!BBH")  # type, protocol, length
+_PORTS = Struct("!HH")
+_HEADER = _KINDED.size + _PORTS.size
 
 
 def build_selectors(selectors: Sequence[TrafficSelector]) -> bytes:
@@ -23,10 +26,8 @@ def build_selectors(selectors: Sequence[TrafficSelector]) -> bytes:
     for selector in selectors:
         length = len(selector.start)
         parts.append(
-            bytes((_KIND[length], selector.protocol))
-            + (_HEADER + 2 * length).to_bytes(2, "big")
-            + selector.start_port.to_bytes(2, "big")
-            + selector.end_port.to_bytes(2, "big")
+            _KINDED.pack(_KIND[length], selector.protocol, _HEADER + 2 * length)
+            + _PORTS.pack(selector.start_port, selector.end_port)
             + selector.start
             + selector.end
         )
@@ -39,14 +40,14 @@ def parse_selectors_untrusted(reader: Reader) -> tuple[TrafficSelector, ...]:
     reader.take(3)
     selectors = []
     for _ in range(count):
-        kind, protocol, length = reader.u8(), reader.u8(), reader.u16()
-        body = reader.sub(length - 4)
+        kind, protocol, length = reader.unpack(_KINDED)
+        body = reader.sub(length - _KINDED.size)
         size = ADDRESS_LENGTH.get(kind)
         if size is None:
             continue
         if length != _HEADER + 2 * size:
             raise Malformed(f"traffic selector of type {kind} with length {length}")
-        start_port, end_port = body.u16(), body.u16()
+        start_port, end_port = body.unpack(_PORTS)
         selectors.append(TrafficSelector(body.take(size), body.take(size), protocol, start_port, end_port))
     reader.finish()
     return tuple(selectors)
