@@ -518,7 +518,8 @@ class Migrations:
         old GPN if possible: the peer counts on it by now.
         """
         try:
-            self._sad.nodes.rule(new)  # in one update with the SA
+            if not new.going and not new.strand.flipping.locked():  # whose Rule may be of the same GPN
+                self._sad.nodes.rule(new)  # in one update with the SA
             await self._sad.nodes.holds(new.gpn)
             tunnel.stand(new)
             crash_point("migration.installed")
