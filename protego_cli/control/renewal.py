@@ -29,6 +29,7 @@ class Renewals:
         self._tasks = tasks
         self._limit = trio.CapacityLimiter(AT_ONCE)
         sad.scattered = self.gather
+        sad.closed = self.renew
 
     def gather(self, tunnel: Tunnel) -> None:
         """Bring a tunnel's strands to one GPN again, unless that is under way."""

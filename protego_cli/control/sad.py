@@ -59,6 +59,9 @@ class Sad:
     ) -> None:
         """`tasks` runs what outlives the call that began it; what happens to tunnels is told to `events`."""
         self.ageing: Callable[[Tunnel, Placed], None] = lambda tunnel, placed: None  # told of every new SA
+        self.closed: Callable[[Tunnel, Placed], None] = lambda tunnel, placed: (
+            None
+        )  # told when an SA begins to seal that may open nothing, since its first process has gone
         self.scattered: Callable[[Tunnel], None] = lambda tunnel: (
             None
         )  # told when strands lie on several GPNs
@@ -319,6 +322,8 @@ class Sad:
         strand.sealing = placed
         if strand.successor is placed:
             strand.successor = None
+        if not placed.opens:
+            self.closed(tunnel, placed)
         tunnel.changed()
 
     async def flip(self, tunnel: Tunnel, new: Placed, *, ours: bool = False) -> None:
