@@ -23,9 +23,10 @@ from protego_cli.roles.gpn import GpnPlane
 from tests.worlds.scenario import play
 
 SEEDS = int(os.environ.get("PROTEGO_WORLDS", "400"))
+FOUND = (70149, 70693)  # by hunting: an SA that nobody rekeyed although it might open nothing
 
 
-@pytest.mark.parametrize("seed", range(SEEDS))
+@pytest.mark.parametrize("seed", [*range(SEEDS), *FOUND])
 def test_a_world(seed: int) -> None:
     play(seed)
 
