@@ -23,7 +23,11 @@ from protego_cli.roles.gpn import GpnPlane
 from tests.worlds.scenario import play
 
 SEEDS = int(os.environ.get("PROTEGO_WORLDS", "400"))
-FOUND = (70149, 70693)  # by hunting: an SA that nobody rekeyed although it might open nothing
+FOUND = (  # by hunting
+    70149,  # an SA that nobody rekeyed although it might open nothing
+    70693,
+    200639,  # a GEN that would not give a packet back to the GPN that sealed for it meanwhile
+)
 
 
 @pytest.mark.parametrize("seed", [*range(SEEDS), *FOUND])

@@ -8,7 +8,8 @@
    for the gateway's own addresses, or is sent to one, is the role's to answer; and where the VTEP is in this
    node, all that GPNs send is the role's to deliver.
 4. The longest prefix routed in that VNI decides. Where two tunnels of a tenant claim the same prefix, the
-   lower tunnel id has it. A packet is never sent to the GPN that it came from, so none can go in circles.
+   lower tunnel id has it. That may be the GPN which has passed the packet on: its Rule has come meanwhile. A
+   GPN passes on nothing that a GEN has sent it, so no packet goes in circles.
 5. Where the tunnel or its tenant has a ceiling, the packets above it are dropped.
 6. The packets go on untouched, TOS copied, in one segmented send from the socket they arrived on: barriers
    leave from it too, and so stay behind everything sent before them.
@@ -180,11 +181,11 @@ class MuxEgress:
             vni = parse(header)
         except Malformed:
             return "gen_drop_malformed"
-        back = None if isinstance(origin, str) else self._returning[origin]
+        returned = not isinstance(origin, str)  # by a GPN
         tenant = self._tenants.get(vni)
-        if back is None and (tenant is None or origin not in tenant.vteps):
+        if not returned and (tenant is None or origin not in tenant.vteps):
             return "gen_drop_vtep"
-        if tenant and tenant.here and back is not None:
+        if tenant and tenant.here and returned:
             return _Own(vni, None) if ethertype in (ETHERTYPE_IPV4, ETHERTYPE_IPV6) else "gen_drop_not_ip"
         if tenant and (destination in tenant.own or (tenant.resolves and ethertype == ETHERTYPE_ARP)):
             return _Own(vni, origin if isinstance(origin, str) else None)
@@ -194,7 +195,7 @@ class MuxEgress:
             return "gen_drop_malformed"
         table = self._tables.get(vni)
         tunnel, gpn = (table.find(destination) if table else None) or ("", None)
-        if gpn is None or gpn == back or gpn not in self._gpns:
+        if gpn is None or gpn not in self._gpns:
             return "gen_drop_no_route"
         limits = self._limits.find(tunnel.partition("#")[0], vni)  # a strand's are its tunnel's
         return _Limited(self._gpns[gpn], limits) if limits else self._gpns[gpn]

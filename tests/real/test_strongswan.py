@@ -42,7 +42,7 @@ WINDOW = "256"
 LEAST_PPS = 5000  # each way, on a machine at rest
 STILL = 0.2  # seconds a TCP transfer may stand still there
 ATTEMPTS = 3
-COLLISIONS = 5
+COLLISIONS = 25  # of each kind: fifty in all
 
 
 def traffic(place: Site, action: Any) -> dict[str, Any]:

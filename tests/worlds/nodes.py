@@ -76,6 +76,9 @@ class PlaneNodes(DataNodes):
         if process is not None:
             process.life.cancel()
             self.spent.update(process.plane.counters.nonzero())
+            if isinstance(process.plane, GpnPlane):
+                lots = process.plane._gateway._parking._lots.values()
+                self.spent["parked in a process that ended"] += sum(len(lot.packets) for lot in lots)
             process.stack.close()
 
     def counted(self) -> Counter[str]:

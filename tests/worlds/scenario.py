@@ -56,6 +56,7 @@ class Run:
         self.told: list[str] = []
         self.auto = world.cluster.tenants[0].tunnels[0].start == "auto"
         self._dying = False
+        self._reloaded = False
 
     # ---- what happens in any world
 
@@ -110,6 +111,7 @@ class Run:
         """Another tenant comes, or goes again."""
         more = structs.replace(self.file, tenants=(*self.file.tenants, tenant(TENANTS + 3)))
         self.w.file = self.file if self.w.file != self.file else more
+        self._reloaded = True  # or refused, while another reload is under way
         self.w.life_task(reload, self.w)
 
     async def die(self) -> None:
@@ -243,7 +245,7 @@ class Run:
         """All is calm; both sides come to agree."""
         w = self.w
         w.net.weather = Weather()
-        if w.file != self.file:
+        if self._reloaded:
             await w.until(lambda: all(node.synced for node in w.nodes.all.values()), 30.0)
             w.file = self.file
             await reload(w)
