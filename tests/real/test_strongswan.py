@@ -43,6 +43,7 @@ LEAST_PPS = 5000  # each way, on a machine at rest
 STILL = 0.2  # seconds a TCP transfer may stand still there
 ATTEMPTS = 3
 COLLISIONS = 25  # of each kind: fifty in all
+HURRIED = "\n[ike]\nretransmit_first = 0.2\nretransmit_base = 1.1\nretransmit_tries = 20\n"
 
 
 def traffic(place: Site, action: Any) -> dict[str, Any]:
@@ -358,10 +359,11 @@ def test_a_hundred_thousand_hostile_datagrams_stop_nothing(tmp_path: Path) -> No
 @pytest.mark.parametrize("what", ["child", "ike"])
 def test_rekeys_that_cross_under_traffic_without_loss(tmp_path: Path, what: str) -> None:
     """Ours leaves while strongSwan is deaf, then it is told to rekey by itself: so they cross, but for an
-    attempt that some other message of ours was taken for."""
-    with site(tmp_path) as place:
+    attempt that some other message of ours was taken for. Ours reaches it first when it hears again.
+    """
+    with site(tmp_path, settings=HURRIED) as place:
         swan = place.swan
-        swan.configure(retransmit_timeout=0.5)
+        swan.configure(retransmit_timeout=0.8)
         swan.load(swanctl_conf())
         swan.initiate()
         place.wait_tunnel()

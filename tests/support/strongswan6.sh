@@ -17,7 +17,8 @@ work=$(mktemp --directory)
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$work"/{lists,cache/archives}/partial "$work/root"
 touch "$work/status"
-echo "deb [signed-by=$keyring] http://deb.debian.org/debian $suite main" > "$work/sources.list"
+mirror=$(apt-get indextargets --format '$(REPO_URI)' | grep --max-count=1 '/debian/$' || true) # this machine's, if any
+echo "deb [signed-by=$keyring] ${mirror:-http://deb.debian.org/debian/} $suite main" > "$work/sources.list"
 apt=(
   apt-get --quiet=2 -o "Dir::Etc::SourceList=$work/sources.list" -o Dir::Etc::SourceParts=-
   -o "Dir::State::Lists=$work/lists" -o "Dir::State::Status=$work/status" -o "Dir::Cache=$work/cache"
