@@ -1,7 +1,7 @@
 """What the GMN spends: CPU seconds of its whole process per handshake, rekey and migration, and by the clock.
 
 A real cluster, as `protego local` starts it: every role a process, over real sockets and mTLS, the peers in a
-process of their own. CPU time is the kernel's count for the GMN's process (/proc/PID/schedstat, nanoseconds).
+process of their own. CPU time is the kernel's count for the GMN's process, to the nanosecond.
 
 1. All peers dial at once; the GMN's CPU time until every tunnel is up, by their number.
 2. All peers rekey their CHILD_SA at once, likewise.
@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import trio
 
+from benchmarks.bench import cpu_seconds
 from protego_cli.config.load import load
 from protego_cli.control.client import Ask, converse
 from protego_cli.control.messages import GetStatus, Migrate, RekeyTunnel, Request, Status
@@ -68,24 +69,19 @@ async def cluster(tunnels: int, gpns: int) -> AsyncIterator[tuple[Run, Child, Ch
                 await children.stop()
 
 
-def cpu(child: Child) -> float:
-    """CPU seconds that a process has used."""
-    return int(Path(f"/proc/{child.pid}/schedstat").read_text().split()[0]) / 1e9
-
-
 async def measure(tunnels: int = TUNNELS) -> list[Figure]:
     async with cluster(tunnels, GPNS) as (run, gmn, peers):
         figures = []
-        spent, began = cpu(gmn), time.monotonic()
+        spent, began = cpu_seconds(gmn.pid), time.monotonic()
         await run.connect(peers)
-        figures.append(Figure("handshakes", tunnels, cpu(gmn) - spent, time.monotonic() - began))
+        figures.append(Figure("handshakes", tunnels, cpu_seconds(gmn.pid) - spent, time.monotonic() - began))
 
         async def talk(ask: Ask) -> None:
             status = await ask(GetStatus())
             if not isinstance(status, Status):
                 raise TypeError("the GMN answered GetStatus by something else")
             before = {tunnel.spi_in for tunnel in status.tunnels}
-            spent, began = cpu(gmn), time.monotonic()
+            spent, began = cpu_seconds(gmn.pid), time.monotonic()
             await peers.ask("rekey")
             while True:
                 await trio.sleep(LOOK)
@@ -93,7 +89,12 @@ async def measure(tunnels: int = TUNNELS) -> list[Figure]:
                 if isinstance(status, Status) and not before & {tunnel.spi_in for tunnel in status.tunnels}:
                     break
             figures.append(
-                Figure("child rekeys of the peers", tunnels, cpu(gmn) - spent, time.monotonic() - began)
+                Figure(
+                    "child rekeys of the peers",
+                    tunnels,
+                    cpu_seconds(gmn.pid) - spent,
+                    time.monotonic() - began,
+                )
             )
             names = [tunnel.id for tunnel in status.tunnels]
             away = {tunnel.id: next_gpn(tunnel.gpn or "", run.plan.gpns) for tunnel in status.tunnels}
@@ -102,9 +103,9 @@ async def measure(tunnels: int = TUNNELS) -> list[Figure]:
                 ("IKE_SA rekeys", [RekeyTunnel(name, ike=True) for name in names]),
                 ("migrations", [Migrate(tunnel=name, to=to) for name, to in away.items()]),
             ):
-                spent, began = cpu(gmn), time.monotonic()
+                spent, began = cpu_seconds(gmn.pid), time.monotonic()
                 await _all(ask, requests)
-                figures.append(Figure(what, tunnels, cpu(gmn) - spent, time.monotonic() - began))
+                figures.append(Figure(what, tunnels, cpu_seconds(gmn.pid) - spent, time.monotonic() - began))
 
         await converse(run.cluster, talk)
         return figures

@@ -11,6 +11,7 @@ So neither a handshake nor the counting holds the sending up.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import select
 import socket
 import struct
@@ -79,6 +80,7 @@ class Ends:
         self.up = FORK.RawValue("I", 0)
         self.sent = FORK.RawValue("Q", 0)  # packets, in both directions
         self.plan = plan
+        self._parent = os.getpid()
         self.peers = [
             Initiator(_bind(stack, site.peer, NATT), (plan.vip, NATT), policy)
             for site, policy in zip(plan.sites, policies, strict=True)
@@ -94,6 +96,12 @@ class Ends:
         for process in self._processes:
             process.start()
         stack.callback(self._end)
+        for pipe in (hears, tells, *(log for _, log in pipes)):
+            pipe.close()  # these ends are theirs: when they are gone, whoever reads hears of it
+
+    def running(self) -> bool:
+        """Asked by the two: until they are told to stop, or this process is gone."""
+        return self.mode.value != STOP and os.getppid() == self._parent
 
     @property
     def pids(self) -> list[int]:
@@ -124,7 +132,7 @@ def _send(ends: Ends, keys: Connection, logs: Connection) -> None:
     ]
     packet, gen = inner(THERE, HERE, SIZE), (ends.plan.gen, VXLAN)
     turn, due = 0, time.monotonic()
-    while ends.mode.value != STOP:
+    while ends.running():
         while keys.poll():
             number, child = keys.recv()
             sealers[number] = sealer(child)
@@ -151,10 +159,11 @@ def _send(ends: Ends, keys: Connection, logs: Connection) -> None:
 
 def _receive(ends: Ends, keys: Connection, logs: Connection) -> None:
     receiver = _Receiver(ends, keys)
-    while ends.mode.value == IDLE:
+    while ends.mode.value == IDLE and ends.running():
         time.sleep(LOOK)
-    receiver.dial()
-    while ends.mode.value != STOP:
+    if ends.running():
+        receiver.dial()
+    while ends.running():
         receiver.serve()
     logs.send(("came", receiver.came))
 

@@ -1,8 +1,8 @@
 """A peer that dials a gateway: Protego's own IKE engine in the initiator's seat, on a socket of its own.
 
 IKE goes behind a non-ESP marker on the socket that ESP uses, too (RFC 3948 2). Whoever receives on the socket
-hands over what bears the marker; `dial` receives by itself. When the gateway rekeys, the new CHILD_SA is
-accepted at once, and whoever seals hears of it by `children`; the old one may be deleted at any time.
+hands over what bears the marker; `dial` and `attend` receive by themselves. When the gateway rekeys, the new
+CHILD_SA is accepted at once, and whoever seals finds it in `children`; the old one may be deleted any time.
 """
 
 from __future__ import annotations
@@ -57,11 +57,15 @@ class Initiator:
             if time.monotonic() > deadline:
                 raise RuntimeError(f"{self.gateway[0]} brought no tunnel up within {PATIENCE:g} s")
             select.select([self.socket.fileno()], [], [], 0.05)
-            while (batch := self.socket.receive()) is not None:
-                for segment in segments(batch.view, batch.size):
-                    self.hear(segment)
-            self.tick()
+            self.attend()
         return next(iter(self.children.values()))
+
+    def attend(self) -> None:
+        """Take what waits in the socket, ESP included, and do what is due."""
+        while (batch := self.socket.receive()) is not None:
+            for segment in segments(batch.view, batch.size):
+                self.hear(segment)
+        self.tick()
 
     def hear(self, datagram: memoryview) -> None:
         """Take what may be IKE."""

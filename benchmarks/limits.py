@@ -13,7 +13,7 @@ forged ESP for its live SPI. It is compared with the same tunnel silent.
 Short stretches with and without the flood take turns, `ROUNDS` of each; latency and CPU time are medians of
 one beside the other. While they are paced, which leaves the machine mostly idle, all processes have
 real-time priority where they may (root), so that other work on the machine does not count; throughput has no
-such shield. The CPU time of GIN, GEN and GPN is the kernel's count (/proc/PID/schedstat), in paced stretches:
+such shield. The CPU time of GIN, GEN and GPN is the kernel's count (`bench.cpu_seconds`), in paced stretches:
 what the flood takes of a core is what the neighbours lack when the core is full.
 """
 
@@ -32,6 +32,7 @@ from typing import Final, NamedTuple
 
 import trio
 
+from benchmarks.bench import cpu_seconds
 from protego_cli.config.model import Cluster, Node, Ports, Rate
 from protego_cli.control.limits import GEN_CEILING, GIN_CEILING
 from protego_cli.control.messages import Limit, Neighbour, Route, Rule, Sa, Steer, Tenant, Vtep
@@ -368,10 +369,7 @@ class Bench:
                     os.sched_setscheduler(pid, policy, os.sched_param(priority))
 
     def cpu(self) -> dict[str, float]:
-        return {
-            role: int(Path(f"/proc/{process.pid}/schedstat").read_text().split()[0]) / 1e9
-            for role, process in self._gateway.items()
-        }
+        return {role: cpu_seconds(process.pid) for role, process in self._gateway.items() if process.pid}
 
     def window(self, mode: int, way: int, flood: int) -> Window:
         shared = self.shared

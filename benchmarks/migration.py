@@ -276,7 +276,9 @@ def evaluate(outcome: Outcome, sent: Sequence[Log], came: Sequence[Log]) -> Meas
 
 
 def table(measured: Measured) -> Table:
-    made = Table(title=f"Throughput in bins of 10 ms, {len(measured.migrations)} migrations")
+    took = statistics.median(ended - began for began, ended in measured.migrations)
+    count = len(measured.migrations)
+    made = Table(title=f"Throughput in bins of 10 ms, {count} migrations of {took * 1e3:.0f} ms")
     for heading in ("direction", "bins", "worst", "below 90 %", "lost"):
         made.add_column(heading, justify="left" if heading == "direction" else "right")
     for through in measured.through:
