@@ -31,7 +31,7 @@ from protego_cli.config.model import Cluster, Node, PoolConfig, Role
 from protego_cli.control.admissions import Admissions
 from protego_cli.control.events import EventLog
 from protego_cli.control.journal import Journal
-from protego_cli.control.provision import Provisioner, ProvisionerKind, ProvisionFault
+from protego_cli.control.provision import Provisioner, ProvisionerKind
 from protego_cli.errors import ProtegoError
 
 log = logging.getLogger(__name__)
@@ -399,7 +399,7 @@ class Roster:
             with trio.move_on_after(deadline if deadline is not None else float("inf")):
                 await call()
                 return None
-        except ProvisionFault as fault:
+        except ProtegoError as fault:
             return str(fault)
         except Exception as error:  # a plugin's code: whatever it raises must not stop the gateway
             log.exception("provisioner failed provisioner=%s plugin=%s", opened.kind.name, opened.plugin)

@@ -2,6 +2,7 @@
 
 - `local`: GPN processes on the GMN's own machine (`local_processes.py`).
 - `command`: the operator's program (`command_provisioner.py`).
+- `kubernetes`: a StatefulSet, by the API server (`statefulset.py`); needs httpx.
 - `static`: nobody. The operator runs the nodes; the GMN uses them or not.
 """
 
@@ -74,6 +75,21 @@ class Command:
         return CommandProvisioner(place)
 
 
+class Kubernetes:
+    name = "kubernetes"
+    ordered = True
+    keeps = False
+
+    def check(self, settings: Mapping[str, Setting]) -> Mapping[str, str]:
+        keys = ("statefulset", "secret", "namespace", "server", "token_file", "ca_file")
+        return faults(settings, dict.fromkeys(keys, str))
+
+    def open(self, place: Place) -> Provisioner:
+        from protego_cli.plugins.statefulset import StatefulSet
+
+        return StatefulSet(place)
+
+
 @hookimpl
 def protego_provisioners() -> Sequence[ProvisionerKind]:
-    return [Local(), Command(), Static()]
+    return [Local(), Command(), Kubernetes(), Static()]
