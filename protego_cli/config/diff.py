@@ -107,6 +107,7 @@ SETTINGS: Final[dict[str, tuple[Landing, tuple[Role, ...]]]] = {
     "elastic.hold": (Landing("now", _DECISION), ()),
     "elastic.moves_per_hour": (Landing("now", _DECISION), ()),
     "elastic.at_once": (Landing("now", _DECISION), ()),
+    "elastic.window": (Landing("now", "Holds for tunnels and GPNs that are first heard of from now on."), ()),
 }
 
 _BOUND: Final = Landing(
@@ -120,6 +121,7 @@ NODE: Final[dict[str, Landing]] = {
     "ingress": Landing("restart", "It is chosen when the node starts."),
     "capacity": Landing("now", "Placement counts with it from now on."),
     "group": Landing("now", "Says which `protego up` starts it."),
+    "bandwidth": Landing("now", "Placement counts with it from now on."),
     "pool": Landing("restart", "A node of a pool is another node."),
 }
 
@@ -133,6 +135,7 @@ POOL: Final[dict[str, Landing]] = {
     "minimum": Landing("now", "Holds from now on."),
     "maximum": Landing("now", "Holds from now on; nodes beyond it are emptied and retired."),
     "capacity": Landing("now", "Placement counts with it from now on."),
+    "bandwidth": Landing("now", "Placement counts with it from now on."),
     "launch": Landing("now", "Holds for launches from now on."),
 }
 

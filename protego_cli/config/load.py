@@ -25,7 +25,7 @@ from msgspec import structs
 from protego_cli.config import values
 from protego_cli.config.checks import check_cluster, check_secrets
 from protego_cli.config.fields import Table
-from protego_cli.config.limits import read_limit
+from protego_cli.config.limits import rate, read_limit
 from protego_cli.config.model import (
     ROLES,
     Cluster,
@@ -235,9 +235,12 @@ def _nodes(collection: Table, plugged: _Plugged) -> tuple[Node, ...]:
         address = table.need("address", values.address, "", example='an IP address such as "10.10.0.1"')
         ports = _ports(table.table("ports"))
         capacity = table.take("capacity", values.number(0.01, 1024), 1.0) if role in ("gpn", "") else 1.0
+        bandwidth = table.take("bandwidth", rate, 0) if role in ("gpn", "") else 0
         own = _named(plugged.ingress, "a steering backend")
         ingress = table.take("ingress", own, "") if role in ("gin", "") else ""
-        node = Node(name, cast("Role", role), address, ports, ingress=ingress, capacity=capacity)
+        node = Node(
+            name, cast("Role", role), address, ports, ingress=ingress, capacity=capacity, bandwidth=bandwidth
+        )
         nodes += _instances(node, table)
         table.done()
     return tuple(nodes)

@@ -38,6 +38,9 @@ class Node(msgspec.Struct, frozen=True):
     capacity: float = 1.0  # GPN: CPU seconds per second that its tunnels may take; 1.0 is one core
     group: str = ""  # the entry of the file, where `instances` made several nodes of it
     pool: str = ""  # the pool that starts and stops it
+    bandwidth: int = (
+        0  # GPN: bits per second of inner packets, both ways together; 0: as many as its CPU takes
+    )
 
 
 Setting = str | int | float | bool | tuple[str, ...]
@@ -62,6 +65,7 @@ class PoolConfig(msgspec.Struct, frozen=True):
     ports: Ports = Ports()
     capacity: float = 1.0  # of each
     launch: float = 120.0  # seconds that one may take from its launch until it is connected
+    bandwidth: int = 0
 
     @property
     def room(self) -> int:
@@ -73,7 +77,13 @@ class PoolConfig(msgspec.Struct, frozen=True):
         """Its node of this number, from 1 on."""
         address = str(ipaddress.IPv4Address(self.addresses[0]) + number - 1)
         return Node(
-            f"{self.name}-{number}", self.role, address, self.ports, capacity=self.capacity, pool=self.name
+            f"{self.name}-{number}",
+            self.role,
+            address,
+            self.ports,
+            capacity=self.capacity,
+            pool=self.name,
+            bandwidth=self.bandwidth,
         )
 
     def nodes(self, count: int | None = None) -> list[Node]:
@@ -97,6 +107,7 @@ class ElasticConfig(msgspec.Struct, frozen=True):
     hold: float = 60.0  # that an empty GPN is kept for what may come
     moves_per_hour: int = 20  # of one tunnel
     at_once: int = 16  # migrations side by side
+    window: float = 10.0  # over which loads are averaged
 
 
 class VtepConfig(msgspec.Struct, frozen=True):

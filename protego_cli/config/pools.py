@@ -10,6 +10,7 @@ from typing import Final, Literal, cast
 
 from protego_cli.config import values
 from protego_cli.config.fields import Table, join
+from protego_cli.config.limits import rate
 from protego_cli.config.model import (
     Cluster,
     ElasticConfig,
@@ -61,6 +62,7 @@ def _pool(
         ),
         ports=ports(table.table("ports")),
         capacity=table.take("capacity", values.number(0.01, 1024), 1.0),
+        bandwidth=table.take("bandwidth", rate, 0),
         launch=table.take("launch", values.duration(1, 86400), 120.0),
     )
     table.done()
@@ -93,6 +95,7 @@ def read_elastic(table: Table) -> ElasticConfig:
         hold=table.take("hold", values.duration(0, 86400), default.hold),
         moves_per_hour=table.take("moves_per_hour", values.integer(1, 3600), default.moves_per_hour),
         at_once=table.take("at_once", values.integer(1, 32), default.at_once),
+        window=table.take("window", values.number(1, 600), default.window),
     )
     table.done()
     if elastic.low > elastic.high:

@@ -100,6 +100,7 @@ class NodeState:
     report: Report | None  # the last, also of a node that is gone
     silent: tuple[str, ...]  # GPNs whose probes it misses
     capacity: float = 1.0  # of a GPN
+    bandwidth: int = 0  # of a GPN
     raw_esp: bool | None = None  # of a GIN: whether it does without UDP; None while it has not said
 
 
@@ -177,6 +178,7 @@ class Fabric:
                 report=member.report,
                 silent=member.report.silent if member.report else (),
                 capacity=member.node.capacity,
+                bandwidth=member.node.bandwidth,
                 raw_esp=member.raw_esp,
             )
             for member in self._members.values()

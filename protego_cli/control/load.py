@@ -9,7 +9,8 @@
    over what the model says of the same reports, both averaged alike. What its tunnels cost then adds up to
    what was measured. An idle process teaches nothing, and the scale stays within `SCALES`; what lies
    outside is the process's `own`, no tunnel's.
-4. A tunnel's share is its modelled cost times the scale of the GPN where it is: 1.0 is one core.
+4. A tunnel's share is its modelled cost times the scale of the GPN where it is: 1.0 is one core. Where the
+   GPN's bandwidth is bounded and scarcer, it is the tunnel's part of that, of the GPN's capacity.
 
 `history` keeps each tunnel's share as means over minutes, for policies that forecast.
 """
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -167,8 +168,8 @@ class _Flow:
 
     __slots__ = ("average", "history")
 
-    def __init__(self, since: float) -> None:
-        self.average = Average(5, since)
+    def __init__(self, since: float, window: float) -> None:
+        self.average = Average(5, since, window)
         self.history = _History(since)
 
 
@@ -177,8 +178,8 @@ class _Process:
 
     __slots__ = ("average", "reported", "scale")
 
-    def __init__(self, since: float) -> None:
-        self.average = Average(2, since)
+    def __init__(self, since: float, window: float) -> None:
+        self.average = Average(2, since, window)
         self.reported = since
         self.scale = 1.0
 
@@ -187,6 +188,10 @@ class Loads:
     """The loads of all tunnels and GPNs."""
 
     def __init__(self) -> None:
+        self.window = WINDOW  # of what is first heard of from now on
+        self.per_bit: Mapping[
+            str, float
+        ] = {}  # of GPNs whose bandwidth is bounded: what a bit per second loads
         self._flows: dict[str, _Flow] = {}
         self._began: float = math.inf  # the minute of the first report
         self._processes: dict[str, _Process] = {}
@@ -196,7 +201,7 @@ class Loads:
         self._began = min(self._began, now // _MINUTE)
         process = self._processes.get(gpn)
         if process is None:
-            process = self._processes[gpn] = _Process(now - INTERVAL)
+            process = self._processes[gpn] = _Process(now - INTERVAL, self.window)
         interval = max(now - process.reported, 0.05)
         process.reported = now
         priced = [(each, modelled(each.suite, each.totals)) for each in passed]
@@ -211,18 +216,25 @@ class Loads:
         for each, cost in priced:
             flow = self._flows.get(each.tunnel)
             if flow is None:
-                flow = self._flows[each.tunnel] = _Flow(now - interval)
+                flow = self._flows[each.tunnel] = _Flow(now - interval, self.window)
             flow.average.feed((*each.totals[:4], cost), interval, now)
-            flow.history.add(cost * process.scale, now)
+            bits = 8.0 * (each.totals.bytes_in + each.totals.bytes_out)
+            flow.history.add(max(cost * process.scale, bits * self.per_bit.get(gpn, 0.0)), now)
 
     def rates(self, tunnel: str, now: float) -> Rates:
         flow = self._flows.get(tunnel)
         return Rates(*flow.average.read(now)[:4]) if flow else Rates()
 
     def share(self, tunnel: str, gpn: str | None, now: float) -> float:
-        """The CPU seconds per second that a tunnel costs on this GPN."""
+        """What a tunnel takes of this GPN: CPU seconds per second, or, where that is scarcer, bandwidth in the
+        same measure.
+        """
         flow = self._flows.get(tunnel)
-        return flow.average.read(now)[4] * self.scale(gpn) if flow else 0.0
+        if flow is None:
+            return 0.0
+        _, bytes_in, _, bytes_out, cost = flow.average.read(now)
+        per_bit = self.per_bit.get(gpn or "", 0.0)
+        return max(cost * self.scale(gpn), 8.0 * (bytes_in + bytes_out) * per_bit)
 
     def scale(self, gpn: str | None) -> float:
         process = self._processes.get(gpn or "")

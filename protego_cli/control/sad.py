@@ -87,6 +87,7 @@ class Sad:
         self.seats = Seats(
             fabric, replace(packer, told=self._policy_failed, live=True), self.tunnels, self._load
         )
+        self.seats.loads.window = cluster.elastic.window
         self.limits = Limits(cluster, fabric)
         self._membership = trio.Event()
 
@@ -116,6 +117,7 @@ class Sad:
         self.tunnels.clear()
         self.tunnels.update(tunnels)
         self.seats.packer = replace(packer, told=self._policy_failed, live=True)
+        self.seats.loads.window = cluster.elastic.window
         self._linger = cluster.ike.linger
         self.nodes.reach(*_edges(cluster))
         self.limits.reload(cluster, tunnels.values(), trio.current_time())

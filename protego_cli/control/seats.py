@@ -96,6 +96,9 @@ class Seats:
     def gpns(self) -> tuple[GpnView, ...]:
         """The GPNs that are connected."""
         now = trio.current_time()
+        self.loads.per_bit = {
+            node.name: node.capacity / node.bandwidth for node in self._fabric.nodes() if node.bandwidth
+        }
         if now >= self._summed + FRESH:
             self._add_up(now)
         return tuple(
