@@ -28,6 +28,7 @@ from protego_cli.control.messages import (
     TunnelStatus,
 )
 from protego_cli.errors import Exit
+from protego_cli.lab.elastic import ElasticReceipt
 from protego_cli.lab.receipt import Receipt
 from protego_cli.net.tun import INNER_MTU
 from protego_cli.roles.doctor import Finding
@@ -110,7 +111,7 @@ def test_every_exit_code_is_documented() -> None:
         ("tunnel show", (TunnelDetail, IkeSaDetail, ChildSaDetail)),
         ("doctor", (Finding,)),
         ("explain", (Explanation, ExplanationRow)),
-        ("local", (Receipt,)),
+        ("local", (Receipt, ElasticReceipt)),
     ],
 )
 def test_the_json_is_documented(command: str, types: tuple[type[msgspec.Struct], ...]) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -65,6 +68,52 @@ def test_a_gpn_is_emptied_under_load_without_a_lost_packet(tmp_path: Path) -> No
     assert (nodes["gpn-1"].tunnels, nodes["gpn-2"].tunnels) == (0, 12)
     assert (nodes["gpn-1"].draining, nodes["gpn-2"].draining) == (True, False)
     assert all(tunnel.pps_in > 30 and tunnel.cpu > 0 for tunnel in status.tunnels)
+
+
+def test_gpns_come_and_go_under_a_trace_and_no_packet_is_lost(tmp_path: Path) -> None:
+    """Twenty minutes in twenty seconds: a quiet beginning, a rush for which two GPNs more are needed, a quiet
+    end."""
+    trace = tmp_path / "rush.csv"
+    rows = [[60.0] * 6] * 4 + [[380.0] * 6] * 8 + [[60.0] * 6] * 8
+    trace.write_text("".join(",".join(map(str, row)) + "\n" for row in rows))
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    done = subprocess.run(
+        [*PROGRAM, "--elastic", "--trace", str(trace), "--json"],
+        capture_output=True,
+        text=True,
+        timeout=90,
+        env={**os.environ, "TMPDIR": str(scratch)},
+    )
+    assert done.returncode == 0, done.stderr
+    receipt = json.loads(done.stdout)
+    packets = receipt["packets"]
+    for fault in ("lost", "misdelivered", "corrupted", "duplicated"):
+        assert packets[fault] == 0
+    assert packets["sent"] == packets["received"] > 10_000
+    assert packets["migrations"] >= 4, "two of three pairs go to another GPN, and come back"
+    assert receipt["failed_moves"] == 0
+    assert receipt["launched"] >= 3
+    assert receipt["retired"] >= 1
+    assert receipt["most_gpns"] >= 3
+    assert abs(receipt["difference"]) <= 0.3, "so short a run is mostly the lag of its two changes"
+    assert list(scratch.iterdir()) == []
+    await_no_process("--name gpn-", str(scratch))
+
+
+def await_no_process(*words: str) -> None:
+    """Whatever was launched ends with the run."""
+    deadline = time.monotonic() + 10
+    while any(all(word in line for word in words) for line in _command_lines()):
+        assert time.monotonic() < deadline, f"a process is left: {words}"
+        time.sleep(0.05)
+
+
+def _command_lines() -> Iterator[str]:
+    for process in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if process.name.isdecimal():
+                yield (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
 
 
 def test_ctrl_c_ends_early_with_a_receipt(tmp_path: Path) -> None:

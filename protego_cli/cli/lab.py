@@ -17,24 +17,65 @@ def local(
     headless: Annotated[
         bool, typer.Option("--headless", help="Plain lines instead of the live view.")
     ] = False,
-    duration: Annotated[float, typer.Option(metavar="S", help="Seconds of traffic.")] = 20.0,
+    duration: Annotated[
+        float | None,
+        typer.Option(metavar="S", help="Seconds of traffic [default: 20; with --elastic, the whole trace]."),
+    ] = None,
     tenants: Annotated[int, typer.Option(metavar="N", help="Tenants, each with one tunnel.")] = 8,
     gpns: Annotated[int, typer.Option(metavar="N", help="Gateway Processing Nodes.")] = 3,
     migrations: Annotated[int, typer.Option(metavar="N", help="Migrations during the traffic.")] = 100,
     pps: Annotated[int, typer.Option(metavar="P", help="Packets per second, tunnel and direction.")] = 200,
+    elastic: Annotated[
+        bool,
+        typer.Option(
+            "--elastic", help="Replay a trace, 60 times as fast, while GPNs come and go by themselves."
+        ),
+    ] = False,
+    trace: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="With --elastic: the trace; one is made up when left out."),
+    ] = None,
+    policy: Annotated[
+        str, typer.Option(metavar="POLICY", help="With --elastic: the packing policy.")
+    ] = "protego",
+    interval: Annotated[
+        str, typer.Option(metavar="TIME", help="With --elastic: between consolidations, in the trace's time.")
+    ] = "3m",
+    capacity: Annotated[
+        float, typer.Option(metavar="MBITS", help="With --elastic: Mbit/s of the trace that fill a GPN.")
+    ] = 1000.0,
 ) -> None:
     """Run a whole cluster on this machine; count every packet.
 
     Every role, peers and tenants run as processes on loopback addresses, without root; tunnels migrate while
     numbered packets run through them. Ends with a receipt, and with exit code 1 if one packet was lost,
-    misdelivered or corrupted.
-    """
+    misdelivered or corrupted. With --elastic, the elastic controller moves tunnels, launches and retires
+    GPNs, and the mean number of GPNs is shown beside the simulator's for the same trace and policy."""
+    if elastic:
+        from protego_cli.config.values import duration as duration_of
+        from protego_cli.errors import UsageError
+        from protego_cli.lab.main import run_local_elastic
+
+        try:
+            seconds = duration_of(1, 86400)(interval)
+        except ValueError as error:
+            raise UsageError(f"--interval: {error}") from None
+        code = run_local_elastic(
+            json=as_json,
+            headless=headless,
+            trace=trace,
+            policy=policy,
+            interval=seconds,
+            capacity=capacity,
+            duration=duration,
+        )
+        raise typer.Exit(code)
     from protego_cli.lab.main import run_local
 
     code = run_local(
         json=as_json,
         headless=headless,
-        duration=duration,
+        duration=20.0 if duration is None else duration,
         tenants=tenants,
         gpns=gpns,
         migrations=migrations,

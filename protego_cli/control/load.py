@@ -226,9 +226,7 @@ class Loads:
         return Rates(*flow.average.read(now)[:4]) if flow else Rates()
 
     def share(self, tunnel: str, gpn: str | None, now: float) -> float:
-        """What a tunnel takes of this GPN: CPU seconds per second, or, where that is scarcer, bandwidth in the
-        same measure.
-        """
+        """What a tunnel takes of this GPN: CPU seconds per second, or bandwidth, in the same measure."""
         flow = self._flows.get(tunnel)
         if flow is None:
             return 0.0

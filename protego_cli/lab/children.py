@@ -89,6 +89,11 @@ class Child:
         if self._process.returncode is None:
             self._process.terminate()
 
+    async def let_go(self) -> None:
+        """Close its lifeline, which those hold too that it has started."""
+        if self._process.stdin is not None:
+            await self._process.stdin.aclose()
+
     async def ended(self) -> None:
         """Wait for the end, and enforce it."""
         with trio.move_on_after(_PATIENCE):
@@ -134,6 +139,7 @@ class Children:
         with trio.CancelScope(shield=True):
             for child in self._children:
                 child.end()
+                await child.let_go()
             async with trio.open_nursery() as nursery:
                 for child in self._children:
                     nursery.start_soon(child.ended)

@@ -17,8 +17,9 @@ from typing import Protocol
 import msgspec
 import trio
 
+from protego_cli.lab.plan import Plan, Replay
 from protego_cli.lab.protocol import Command, Snapshot
-from protego_cli.lab.traffic import MAX_NUMBER
+from protego_cli.lab.traffic import MAX_NUMBER, SMALLEST, size_of
 from protego_cli.net.gso import runs
 from protego_cli.net.pump import drain
 from protego_cli.net.udp import Address, Batch, UdpSocket
@@ -71,13 +72,50 @@ class Pacer:
         if self.began is None:
             self.began, self.running = now, True
 
-    def due(self, sent: int, now: float) -> range:
-        """The numbers to send now, of a flow that has sent `sent` so far."""
+    def due(self, sent: int, now: float, place: int = 0) -> range:
+        """The numbers to send now, of the flow at this place, which has sent `sent` so far."""
         if not self.running or self.began is None:
             return range(0)
         self.seconds = now - self.began
         until = min(1 + int(self.seconds * self.pps), sent + self.burst, MAX_NUMBER)
         return range(sent, max(until, sent))
+
+
+class ReplayPacer(Pacer):
+    """As a trace says: bytes per second for each flow in each step. Behind its end nothing more is due."""
+
+    def __init__(self, replay: Replay, flows: int) -> None:
+        most = max(map(max, replay.rates), default=0.0)
+        super().__init__(1 + round(most / SMALLEST), flows)
+        self._step = replay.step
+        self._rates = replay.rates
+        self._before = [[0.0] * flows]  # bytes of each flow that are due at the beginning of each step
+        for rates in replay.rates:
+            before = self._before[-1]
+            self._before.append([was + rate * replay.step for was, rate in zip(before, rates, strict=True)])
+        self._bytes = [0.0] * flows  # of the packets that were handed out
+
+    def due(self, sent: int, now: float, place: int = 0) -> range:
+        if not self.running or self.began is None:
+            return range(0)
+        self.seconds = now - self.began
+        wanted, until = self._wanted(place), sent
+        while self._bytes[place] < wanted and until < min(sent + self.burst, MAX_NUMBER):
+            self._bytes[place] += size_of(until)
+            until += 1
+        return range(sent, until)
+
+    def _wanted(self, place: int) -> float:
+        step = min(int(self.seconds / self._step), len(self._rates))
+        rate = self._rates[step][place] if step < len(self._rates) else 0.0
+        return self._before[step][place] + rate * (self.seconds - step * self._step)
+
+
+def pacer_of(plan: Plan) -> Pacer:
+    """What paces both endpoints of a run."""
+    if plan.elastic is not None:
+        return ReplayPacer(plan.elastic.replay, len(plan.sites))
+    return Pacer(plan.pps, len(plan.sites))
 
 
 async def run(ends: Sequence[SiteEnd], pacer: Pacer, look: Callable[[], Snapshot]) -> None:
@@ -124,10 +162,10 @@ def _drain(end: SiteEnd, now: float) -> bool:
 async def _pace(ends: Sequence[SiteEnd], pacer: Pacer) -> None:
     turn = trio.current_time()
     while True:
-        for end in ends:
+        for place, end in enumerate(ends):
             now = trio.current_time()
             end.tick(now)
-            if numbers := pacer.due(end.sent, now):
+            if numbers := pacer.due(end.sent, now, place):
                 end.send(numbers)
             turn = max(turn + TICK / len(ends), now)
             if turn > now + _SHORTEST_SLEEP:  # many ends have their turns together

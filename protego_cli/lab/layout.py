@@ -21,7 +21,7 @@ import msgspec
 from protego_cli.config.load import load
 from protego_cli.control import pki
 from protego_cli.errors import EnvironmentFault
-from protego_cli.lab.plan import Plan, Site
+from protego_cli.lab.plan import Elastic, Plan, Site
 
 MAX_TENANTS = 1500
 MAX_GPNS = 100
@@ -49,7 +49,9 @@ def claim() -> tuple[str, socket.socket]:
     )
 
 
-def plan(directory: Path, block: str, *, tenants: int, gpns: int, pps: int) -> Plan:
+def plan(
+    directory: Path, block: str, *, tenants: int, gpns: int, pps: int, elastic: Elastic | None = None
+) -> Plan:
     """Assign an address to everything."""
     prefix, third = block.rsplit(".", 1)
     nodes = {"gmn-1": f"{block}.2", "gin-1": f"{block}.3", "gen-1": f"{block}.4"}
@@ -66,14 +68,18 @@ def plan(directory: Path, block: str, *, tenants: int, gpns: int, pps: int) -> P
         )
         for i in range(1, tenants + 1)
     )
-    return Plan(str(directory / "cluster.toml"), f"{block}.1", nodes, sites, pps)
+    return Plan(str(directory / "cluster.toml"), f"{block}.1", nodes, sites, pps, elastic)
 
 
 def cluster_toml(plan: Plan) -> str:
     """The cluster file, in the format that every cluster file has."""
     lines = ["[cluster]", 'name = "local"', f'vips = ["{plan.vip}"]', 'pki = "pki"', 'state = "state"']
+    if plan.elastic is not None:
+        lines += _elastic(plan, plan.elastic)
     for name, address in plan.nodes.items():
         role = name.partition("-")[0]
+        if role == "gpn" and plan.elastic is not None:
+            continue  # the pool's
         lines += ["", f"[nodes.{name}]", f'role = "{role}"', f'address = "{address}"']
         if role == "gin":
             lines.append("ports = { ike = 0 }")
@@ -99,6 +105,34 @@ def cluster_toml(plan: Plan) -> str:
             f"remote_ts = {_toml_list(REMOTE_TS)}",
         ]
     return "\n".join(lines) + "\n"
+
+
+def _elastic(plan: Plan, elastic: Elastic) -> list[str]:
+    """GPNs of a pool, filled to the last bit, at a pace at which a minute of the trace passes in a second."""
+    first, last = plan.nodes[plan.gpns[0]], plan.nodes[plan.gpns[-1]]
+    return [
+        f'packing = "{elastic.packing}"',
+        "",
+        "[elastic]",
+        'mode = "on"',
+        f"interval = {elastic.interval:g}",
+        "high = 1.0",
+        "low = 1.0",
+        "hold = 1",
+        "moves_per_hour = 3600",
+        "window = 1",
+        "",
+        "[ike]",
+        "linger = 1.0",
+        "",
+        "[pools.gpn]",
+        f'addresses = "{first}-{last}"',
+        "minimum = 1",
+        f"maximum = {len(plan.gpns)}",
+        f"bandwidth = {elastic.bandwidth}",
+        "launch = 20",
+        'provisioner = { kind = "local", lifeline = true, arguments = ["--log-level", "warning"] }',
+    ]
 
 
 def write(plan: Plan) -> Path:

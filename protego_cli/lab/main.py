@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import trio
@@ -30,6 +31,9 @@ from protego_cli.lab.run import Interrupted, Run, drops
 from protego_cli.lab.schedule import schedule
 from protego_cli.lab.show import Show
 from protego_cli.lab.view import Scene, receipt_table
+
+if TYPE_CHECKING:
+    from protego_cli.lab.elastic import ElasticOptions
 
 MAX_PPS = 20_000
 
@@ -67,6 +71,47 @@ def run_local(
     options = Options(duration=duration, tenants=tenants, gpns=gpns, migrations=migrations, pps=pps)
     options.check()
     return trio.run(_local, options, json, headless)
+
+
+def run_local_elastic(
+    *,
+    json: bool,
+    headless: bool,
+    trace: Path | None,
+    policy: str,
+    interval: float,
+    capacity: float,
+    duration: float | None,
+) -> int:
+    """Replay a trace; returns the exit code. Raises ProtegoError when it failed."""
+    from protego_cli.lab.elastic import ElasticOptions
+
+    options = ElasticOptions(trace, policy, interval, capacity, duration)
+    return trio.run(_elastic, options, json, headless)
+
+
+async def _elastic(options: ElasticOptions, json: bool, headless: bool) -> int:
+    from protego_cli.lab.elastic import elastic_table, prepare, run_elastic
+
+    trace, _ = prepare(options)
+    scene = Scene(tuple(f"t{i}/hq" for i in range(1, len(trace.tunnels) + 1)), 0)
+    show = Show(scene, json=json, headless=headless)
+    with _scratch(show) as directory:
+        failure: ProtegoError | None = None
+        try:
+            receipt = await run_elastic(options, directory, show)
+        except* ProtegoError as group:
+            failure = _first(group)
+        if failure is not None:
+            raise failure
+        show.console.print(receipt_table(receipt.packets, plain=headless))
+        show.console.print(elastic_table(receipt))
+        if json:
+            sys.stdout.write(msgspec.json.encode(receipt).decode() + "\n")
+            sys.stdout.flush()
+        if faults := receipt.packets.faults():
+            raise Failed("\n".join((f"the run failed: {'; '.join(faults)}", *_diagnosis(scene))))
+    return Exit.OK
 
 
 async def _local(options: Options, json: bool, headless: bool) -> int:

@@ -34,7 +34,7 @@ from protego_cli.ike.events import (
     Path,
     Policy,
 )
-from protego_cli.lab.endpoint import Pacer, run, transmit
+from protego_cli.lab.endpoint import pacer_of, run, transmit
 from protego_cli.lab.plan import Plan, Site, read
 from protego_cli.lab.protocol import SiteCount, Snapshot
 from protego_cli.lab.tally import Tally
@@ -218,7 +218,7 @@ async def _run(plan: Plan) -> None:
     configs = {config.id: config for config in cluster.tunnels()}
     tally = Tally(Flow(site.tenant, 0, Direction.OUT) for site in plan.sites)
     peers = [Peer(site, configs[site.tunnel], cluster, registry, tally) for site in plan.sites]
-    pacer = Pacer(plan.pps, len(peers))
+    pacer = pacer_of(plan)
 
     def look() -> Snapshot:
         drops = {

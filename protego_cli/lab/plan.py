@@ -19,6 +19,26 @@ class Site(msgspec.Struct, frozen=True):
     gateway_mac: bytes
 
 
+class Replay(msgspec.Struct, frozen=True):
+    """What tunnels send, step by step."""
+
+    step: float  # seconds
+    rates: tuple[tuple[float, ...], ...]  # bytes per second and direction, of each site in each step
+
+    @property
+    def seconds(self) -> float:
+        return self.step * len(self.rates)
+
+
+class Elastic(msgspec.Struct, frozen=True):
+    """GPNs that come and go by themselves, and what makes them."""
+
+    packing: str
+    interval: float  # seconds between consolidations
+    bandwidth: int  # bits per second of a GPN
+    replay: Replay
+
+
 class Plan(msgspec.Struct, frozen=True):
     """What the endpoint processes need beyond the cluster file."""
 
@@ -27,6 +47,7 @@ class Plan(msgspec.Struct, frozen=True):
     nodes: dict[str, str]  # name -> address
     sites: tuple[Site, ...]
     pps: int
+    elastic: Elastic | None = None  # then the GPNs are those of a pool
 
     @property
     def gen(self) -> str:

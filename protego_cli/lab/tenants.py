@@ -13,7 +13,7 @@ from pathlib import Path
 import trio
 
 from protego_cli.errors import Malformed
-from protego_cli.lab.endpoint import Pacer, run, transmit
+from protego_cli.lab.endpoint import pacer_of, run, transmit
 from protego_cli.lab.plan import Plan, Site, read
 from protego_cli.lab.protocol import SiteCount, Snapshot
 from protego_cli.lab.tally import Tally
@@ -107,7 +107,7 @@ async def _run(plan: Plan) -> None:
     tally = Tally(Flow(site.tenant, 0, Direction.IN) for site in plan.sites)
     gpns = {plan.nodes[name]: name for name in plan.gpns}
     vteps = [Vtep(site, plan.gen, gpns, tally) for site in plan.sites]
-    pacer = Pacer(plan.pps, len(vteps))
+    pacer = pacer_of(plan)
 
     def look() -> Snapshot:
         return Snapshot(
