@@ -45,7 +45,8 @@ class Renewals:
                     await self._migrations.gather(tunnel)
             except ProtegoError as error:
                 self._sad.events.emit("rekey failed", tunnel=tunnel.id, reason=error)
-                await trio.sleep(pause)
+                with trio.move_on_after(pause):
+                    await tunnel.until(lambda: not tunnel.scattered)
                 pause = min(pause * 2, LAST_PAUSE)
         tunnel.gathering = False
 
@@ -72,7 +73,8 @@ class Renewals:
                 self._sad.events.emit(
                     "rekey failed", tunnel=tunnel.id, node=placed.gpn, spi=placed.spi, reason=error
                 )
-                await trio.sleep(pause)
+                with trio.move_on_after(pause):
+                    await tunnel.until(lambda: not placed.seals or placed.retiring)
                 pause = min(pause * 2, LAST_PAUSE)
 
     def renegotiate(self, tunnel: Tunnel, terms: Iterable[Terms]) -> None:
