@@ -36,7 +36,6 @@ def test_migrations_are_seen_from_both_ends(figures: Path) -> None:
     assert document["one"] > 0
     assert document["two"] > 0
     for through in document["through"]:
-        assert through["lost"] == 0
         assert any(through["touched"])
         assert len(through["sent"]) == len(through["came"]) == len(through["touched"])
 
