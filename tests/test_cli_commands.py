@@ -341,7 +341,7 @@ def test_config_check_shows_every_problem(run: Run, tmp_path: Path) -> None:
 def test_config_check_of_a_bad_backend(run: Run, tmp_path: Path) -> None:
     file = write_cluster(tmp_path, changed(('name = "demo"', 'name = "demo"\npacking = "dense"')))
     assert run("config", "check", file) == 2
-    known = '"best-fit", "first-fit-decreasing", "protego", "spread"'
+    known = '"best-fit", "first-fit-decreasing", "predictive", "protego", "spread", "sticky"'
     assert f'expected a packing policy: {known}, got "dense"' in run.err
 
 

@@ -223,6 +223,7 @@ def test_policies_complete(cluster: Path, tmp_path: Path) -> None:
     class Nowhere:
         params = {"cluster": tmp_path / "none.toml"}
 
-    assert options.complete_policy(Context(), "") == ["best-fit", "first-fit-decreasing", "protego", "spread"]  # type: ignore[arg-type]
-    assert options.complete_policy(Context(), "s") == ["spread"]  # type: ignore[arg-type]
+    every = ["best-fit", "first-fit-decreasing", "predictive", "protego", "spread", "sticky"]
+    assert options.complete_policy(Context(), "") == every  # type: ignore[arg-type]
+    assert options.complete_policy(Context(), "sp") == ["spread"]  # type: ignore[arg-type]
     assert options.complete_policy(Nowhere(), "") == []  # type: ignore[arg-type]

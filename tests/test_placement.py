@@ -287,4 +287,4 @@ def test_evacuation_says_what_goes_nowhere() -> None:
 
 def test_the_hook_hands_out_the_built_in_policies() -> None:
     names = {policy.name for policy in protego_packing_policies()}
-    assert names == {"best-fit", "first-fit-decreasing", "protego", "spread"}
+    assert names == {"best-fit", "first-fit-decreasing", "predictive", "protego", "spread", "sticky"}

@@ -80,7 +80,15 @@ def test_packing_policies_are_found_by_name(tmp_path: Path) -> None:
     """The hook is protego_packing_policies."""
     path = write(tmp_path / "packing.py", POLICY.replace("{returned}", "[Last()]"))
     policies = load(path).packing_policies()
-    assert set(policies) == {"best-fit", "first-fit-decreasing", "protego", "spread", "last"}
+    assert set(policies) == {
+        "best-fit",
+        "first-fit-decreasing",
+        "predictive",
+        "protego",
+        "spread",
+        "sticky",
+        "last",
+    }
     tunnel = TunnelView("acme/hq", 0.1, "gpn-1")
     view = PackingView(0.0, [GpnView("gpn-1", 1.0, 0.1), GpnView("gpn-2", 1.0, 0.5, tunnels=5)], [tunnel])
     assert policies["last"].plugin == "packing"

@@ -59,6 +59,7 @@ class Terms(NamedTuple):
     """What holds for all tunnels alike."""
 
     step: float = 60.0  # seconds between two rows of `history`
+    reaction: float = 6.0  # seconds from a measurement until what was decided upon it has taken effect
     moves_per_hour: float = math.inf  # the most for each tunnel
     move_cost: float = 0.005  # CPU seconds that one migration costs, all nodes together
 
@@ -162,8 +163,12 @@ class PackingView:
         tunnels: Iterable[TunnelView] | TunnelColumns = (),
         history: History | None = None,
         terms: Terms = Terms(),  # noqa: B008  # a tuple
+        unserved: Sequence[float] = (),
     ) -> None:
-        """`now` is in seconds of any clock that never goes back."""
+        """`now` is in seconds of any clock that never goes back. `unserved`: the share of all demand that was
+        not served in each step of the last hour, oldest first; nothing where that is not known.
+        """
+        self.unserved = unserved
         self.now = now
         self.terms = terms
         self._gpns = gpns if isinstance(gpns, GpnColumns) else tuple(gpns)
@@ -234,7 +239,7 @@ class PackingView:
 
     def with_gpns(self, gpns: Iterable[GpnView]) -> PackingView:
         """The same with other GPNs. The tunnels are shared, and still listed when first looked at."""
-        return PackingView(self.now, gpns, self._same(), self._history, self.terms)
+        return PackingView(self.now, gpns, self._same(), self._history, self.terms, self.unserved)
 
     def _same(self) -> Iterator[TunnelView]:
         yield from self.tunnels

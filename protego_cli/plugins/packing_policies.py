@@ -10,12 +10,14 @@ The others use as few GPNs as they can. How they calculate is in `packing/`, whi
   spots relieved as soon as they are seen.
 - `first-fit-decreasing` is the same with a fifth of each GPN kept free for what grows before the next plan.
 - `best-fit` is `protego` with best-fit-decreasing.
+- `sticky` relieves GPNs that are overfull, empties the lightest, and moves little.
+- `predictive` does so by a forecast: it keeps as much room as it takes to serve nearly all demand.
 """
 
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from protego_cli.control.placement import (
@@ -39,7 +41,7 @@ class Spread:
     name = "spread"
 
     def place(self, tunnel: TunnelView, view: PackingView) -> str | None:
-        return min(view.candidates(tunnel.load), key=lambda gpn: gpn.tunnels).name
+        return min(apart(tunnel, view), key=lambda gpn: gpn.tunnels).name
 
     def plan(self, view: PackingView) -> Sequence[Move]:
         gpns = {gpn.name: gpn for gpn in view.gpns}
@@ -48,15 +50,20 @@ class Spread:
         if homeless:  # as though they were on a GPN that accepts none
             gpns[_NOWHERE] = GpnView(_NOWHERE, 0.0, 0.0, accepting=False, tunnels=len(homeless))
             there[_NOWHERE] = homeless
+        groups = {(tunnel.gpn, tunnel.group) for tunnel in view.tunnels if tunnel.group is not None}
         for tunnel in view.tunnels:
             if tunnel.movable and tunnel.gpn in gpns:
                 there[tunnel.gpn].append(tunnel)
         for tunnels in there.values():
             tunnels.sort(key=_lightest)
         to: dict[str, str] = {}
-        while step := _evening(gpns, there):
+        while step := _evening(gpns, there, groups):
             source, target = step
             tunnel = there[source.name].pop(_next(source, there[source.name]))
+            if (
+                tunnel.group is not None
+            ):  # where it was is not open to its group again: that ends every exchange
+                groups.add((target.name, tunnel.group))
             insort(there[target.name], tunnel, key=_lightest)
             to[tunnel.id] = target.name
             for gpn, sign in ((source, -1), (target, 1)):
@@ -73,16 +80,22 @@ def _lightest(tunnel: TunnelView) -> tuple[float, str]:
 
 
 def _evening(
-    gpns: dict[str, GpnView], there: Mapping[str, list[TunnelView]]
+    gpns: dict[str, GpnView], there: Mapping[str, list[TunnelView]], groups: Container[tuple[str | None, str]]
 ) -> tuple[GpnView, GpnView] | None:
     """From where to where the next tunnel goes: from GPNs that accept none, from those beyond their capacity,
     then from the one with the most.
     """
     sources = [gpn for gpn in gpns.values() if there[gpn.name]]
     for source in sorted(sources, key=lambda gpn: (gpn.accepting, gpn.has_room(0), -gpn.tunnels)):
-        load = there[source.name][_next(source, there[source.name])].load
+        tunnel = there[source.name][_next(source, there[source.name])]
+        load = tunnel.load
         must = not source.accepting or (not source.has_room(0) and load > 0)
-        open_to = [gpn for gpn in gpns.values() if gpn.accepting and gpn.has_room(load)]
+        open_to = [
+            gpn
+            for gpn in gpns.values()
+            if gpn.accepting and gpn.has_room(load)
+            if tunnel.group is None or (gpn.name, tunnel.group) not in groups
+        ]
         running = (gpn for gpn in open_to if gpn.running)
         target = min(running, key=lambda gpn: gpn.tunnels, default=None)
         if target is None and must:
@@ -144,6 +157,34 @@ class BestFit(FirstFitDecreasing):
         return BestFit()
 
 
+class Sticky(BestFit):
+    """Few moves: `packing/sticky.py`."""
+
+    def plan(self, view: PackingView) -> Sequence[Move]:
+        from protego_cli.plugins.packing import sticky
+
+        return sticky.plan(view)
+
+    def mitigate(self, view: PackingView) -> Sequence[Move]:
+        from protego_cli.plugins.packing import sticky
+
+        return sticky.mitigate(view)
+
+
+class Predictive(BestFit):
+    """As few GPNs as serve nearly all demand, by a forecast (`packing/predictive.py`)."""
+
+    def plan(self, view: PackingView) -> Sequence[Move]:
+        from protego_cli.plugins.packing import predictive
+
+        return predictive.plan(view)
+
+    def mitigate(self, view: PackingView) -> Sequence[Move]:
+        from protego_cli.plugins.packing import predictive
+
+        return predictive.mitigate(view)
+
+
 def apart(tunnel: TunnelView, view: PackingView) -> Sequence[GpnView]:
     """The candidates where no other tunnel of its group is; all of them where there is no such."""
     candidates = view.candidates(tunnel.load)
@@ -155,4 +196,11 @@ def apart(tunnel: TunnelView, view: PackingView) -> Sequence[GpnView]:
 
 @hookimpl
 def protego_packing_policies() -> Sequence[PackingPolicy]:
-    return [Spread(), FirstFitDecreasing("protego", 1.0), FirstFitDecreasing(), BestFit("best-fit", 1.0)]
+    return [
+        Spread(),
+        FirstFitDecreasing("protego", 1.0),
+        FirstFitDecreasing(),
+        BestFit("best-fit", 1.0),
+        Sticky("sticky", 0.95),
+        Predictive("predictive", 0.95),
+    ]

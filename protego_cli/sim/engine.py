@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from protego_cli.control.packing_view import Terms
+from protego_cli.control.packing_view import TOLERANCE, Terms
 from protego_cli.control.placement import Packer
 from protego_cli.errors import UsageError
 from protego_cli.sim.fleet import Fleet
@@ -72,12 +72,14 @@ def simulate(
     every, share = setting.every(trace), setting.share(trace)
     loads = trace.demand / setting.capacity
     loads.setflags(write=False)
-    fleet = Fleet(trace, loads, Terms(step=trace.step, moves_per_hour=setting.moves_per_hour))
+    terms = Terms(trace.step, share * trace.step, setting.moves_per_hour)
+    fleet = Fleet(trace, loads, terms)
     gpns = np.zeros(trace.steps, np.int64)
     lost = np.zeros(len(trace.tunnels))
     moved = 0
     for step in range(trace.steps):
         view = fleet.view(step)
+        before = float(lost.sum())
         moves = (packer.mitigate if step % every else packer.plan)(view)
         if step:
             moved += len(moves)
@@ -88,6 +90,7 @@ def simulate(
             fleet.house()
         if moves or not step:
             _lose(lost, 1 - share if step else 1.0, loads[step], fleet)
+        fleet.lose((float(lost.sum()) - before) / max(float(loads[step].sum()), TOLERANCE))
         gpns[step] = fleet.running
         progress(step + 1)
     return Run(gpns, measure(loads, lost, gpns, moved, trace.step))

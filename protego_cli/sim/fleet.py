@@ -48,6 +48,7 @@ class Fleet:
         self._lately: Ints = np.zeros(count, np.int64)  # moves of each tunnel in the last hour
         self._recent: deque[tuple[int, Ints]] = deque()  # (step, who moved then), no older than that
         self._hour = max(1, round(LATELY / terms.step))  # steps
+        self._unserved: deque[float] = deque(maxlen=self._hour)
         self._offer(Names(), 0)
 
     def view(self, step: int) -> PackingView:
@@ -70,7 +71,12 @@ class Fleet:
         )
         movable = self._lately < self._terms.moves_per_hour
         tunnels = TunnelColumns(self._ids, loads, self.where, self._lately, movable, self._groups)
-        return PackingView(now, gpns, tunnels, partial(self._history, step), self._terms)
+        history = partial(self._history, step)
+        return PackingView(now, gpns, tunnels, history, self._terms, tuple(self._unserved))
+
+    def lose(self, share: float) -> None:
+        """Of the demand of the step that ends, so much was not served."""
+        self._unserved.append(share)
 
     def move(self, moves: Sequence[Move], step: int) -> None:
         """Make these moves, launch what they need, and retire what they leave empty."""

@@ -45,6 +45,24 @@ class Bins:
         """The tunnels that are there."""
         return np.flatnonzero(self.at == gpn)
 
+    def alone(self, tunnel: int) -> bool:
+        """On its GPN, which can carry it."""
+        gpn = self.at[tunnel]
+        return bool(
+            self.tunnels[gpn] == 1
+            and not self.hidden[gpn]
+            and self.load[gpn] <= self.capacity[gpn] + TOLERANCE
+        )
+
+    def lightest(self) -> int | None:
+        """The used GPN with the least load, of those whose tunnels can all be moved; None with no other."""
+        stays = self.hidden.copy()
+        stays[self.at[~self.movable & (self.at != NOWHERE)]] = True
+        used = self.accepting & self.used()
+        if used.sum() < 2 or not (used & ~stays).any():
+            return None
+        return int(np.where(used & ~stays, self.load, np.inf).argmin())
+
     def groups_on(self, gpn: int) -> set[int]:
         """The groups of which a tunnel is there."""
         return {*self.group[self.on(gpn)].tolist()} - {NO_GROUP} if self.tunnels[gpn] else set()
@@ -60,8 +78,11 @@ class Bins:
         return there
 
     def open_to(self, tunnel: int) -> Bools:
-        """GPNs that have room for it and may take it; where it is, is none of them."""
-        fits: Bools = self.accepting & (self.room >= self.size[tunnel])
+        """GPNs that have room for it and may take it; where it is, is none of them. One that is not used may
+        be filled beyond the limit by a single tunnel.
+        """
+        room = np.where(self.used(), self.room, self.capacity - self.load + TOLERANCE)
+        fits: Bools = self.accepting & (room >= self.size[tunnel])
         fits[self.barred(tunnel)] = False
         if self.at[tunnel] != NOWHERE:
             fits[self.at[tunnel]] = False
@@ -95,11 +116,16 @@ class Bins:
         """Put those that are nowhere and fit nowhere where the most room is: better than no place at all."""
         limit, self.limit = self.limit, self.capacity + TOLERANCE
         for tunnel in sorted(tunnels, key=lambda each: -self.size[each]):
-            gpn = int(np.where(self.accepting, self.room, -np.inf).argmax())
+            fits = self.open_to(tunnel)
+            gpn = int(np.where(fits if fits.any() else self.accepting, self.room, -np.inf).argmax())
             self.move(tunnel, gpn)
             for other in self.on(gpn).tolist():  # what was about to come there goes elsewhere if it can
+                if self.room[gpn] >= 0 or not self.moved(other):
+                    continue
                 fits = self.open_to(other)
-                if self.room[gpn] < 0 and self.moved(other) and fits.any():
+                if not fits.any():  # but for its group
+                    fits = self.accepting & (self.room >= self.size[other])
+                if fits.any():
                     self.move(other, int(fits.argmax()))
         self.limit = limit
 

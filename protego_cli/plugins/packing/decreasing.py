@@ -130,21 +130,33 @@ def _decreasing(bins: Bins, tunnels: Ints) -> list[int]:
 
 
 def _relieve(bins: Bins, rule: Rule) -> None:
-    _empty(bins, rule)
+    _leave(bins, rule, ~bins.accepting | (bins.load > bins.limit))
+    if _crowd(bins):
+        _leave(bins, rule, ~bins.accepting | (bins.load > bins.limit))
+
+
+def shelter(bins: Bins, rule: Rule) -> None:
+    """A place for tunnels that are nowhere or where none should be, and nothing else."""
+    _leave(bins, rule, ~bins.accepting)
+    _crowd(bins)
+
+
+def _crowd(bins: Bins) -> bool:
+    """Put what is still nowhere somewhere."""
     homeless = np.flatnonzero((bins.at == NOWHERE) & bins.movable)
-    if len(homeless) and bins.accepting.any():
-        bins.crowd(homeless.tolist())
-        _empty(bins, rule)  # of what is crowded now
+    if not len(homeless) or not bins.accepting.any():
+        return False
+    bins.crowd(homeless.tolist())
+    return True
 
 
-def _empty(bins: Bins, rule: Rule) -> None:
-    """Move away from where no tunnel should be, or too many are, to where there is room."""
+def _leave(bins: Bins, rule: Rule, uneasy: Bools) -> None:
+    """Move away from these GPNs, and from nowhere, to where there is room."""
     homeless = bins.at == NOWHERE
-    calm = bins.accepting & (bins.load <= bins.limit)
-    if calm[bins.at[~homeless]].all() and not homeless.any():
+    if not uneasy[bins.at[~homeless]].any() and not homeless.any():
         return
     away = homeless.copy()
-    away[~homeless] = ~calm[bins.at[~homeless]]
+    away[~homeless] = uneasy[bins.at[~homeless]]
     waiting = _decreasing(bins, np.flatnonzero(away & bins.movable))
     moved = True
     while moved:  # what has left a GPN may have made room there
@@ -152,7 +164,7 @@ def _empty(bins: Bins, rule: Rule) -> None:
         for tunnel in list(waiting):
             source = bins.at[tunnel]
             closed = source == NOWHERE or not bins.accepting[source]
-            if not closed and (bins.room[source] >= 0 or bins.size[tunnel] <= 0):
+            if not closed and (bins.room[source] >= 0 or bins.size[tunnel] <= 0 or bins.alone(tunnel)):
                 continue  # relieved by now, or no relief
             fits = bins.open_to(tunnel)
             if fits.any():

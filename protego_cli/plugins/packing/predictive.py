@@ -1,0 +1,204 @@
+"""The policy `predictive`: as few GPNs as serve nearly all demand, and few moves.
+
+It knows what each GPN is expected to leave unserved (`outlook.py`) and what may be left: the budget. Every
+measurement is answered by
+
+1. shelter: what is nowhere, or on a GPN that accepts none, finds a place;
+2. relief: the move that serves the most, again and again, while it serves more than a move is worth;
+3. extension: where more than twice the budget is left unserved, another GPN is used, and relieves the worst.
+
+And at each interval by
+
+4. consolidation: the lightest GPN is emptied, its tunnels put where they leave the least unserved. Where one
+   does not fit, the lightest tunnel whose place it can take makes way and moves on. That holds if the
+   budget does after relief; then the next GPN is tried.
+
+So the room that is kept, z standard deviations of each GPN's sum, is no constant: it is what the budget buys.
+The budget is steered by feedback: what was served of all demand in the last hour, against `TARGET`. The price
+of a move rises with the number of moves in the last hour, and is never less than what a migration costs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from protego_cli.control.packing_view import NOWHERE, TOLERANCE, Move, PackingView
+from protego_cli.plugins.packing.decreasing import BestFit, shelter
+from protego_cli.plugins.packing.outlook import Outlook
+
+if TYPE_CHECKING:
+    from protego_cli.control.packing_view import Floats, Ints
+
+TARGET: Final = 0.9992  # of demand is to be served
+GAIN: Final = 3.0  # the budget grows by so much of itself for each share of it that was not used
+LEAST: Final = 0.25  # bounds of the budget, in what TARGET allows
+MOST: Final = 4.0
+CREDIT: Final = 10  # steps that TARGET is taken to have been met exactly, before any were measured
+FILL: Final = 0.95  # of a GPN's capacity, where tunnels come that nothing is known of
+EXTEND: Final = 2.0  # budgets that may be left unserved before another GPN is used
+PRICE: Final = 0.2  # of what TARGET allows to be left unserved in a step: what a move has to serve
+OFTEN: Final = 1.5  # moves per tunnel and hour at which that is the price
+STEEP: Final = 6  # the price's power of the frequency
+CHEAPEST: Final = 0.5  # of the price, where moves are rare
+LASTS: Final = 5.0  # steps: an emptied GPN is to stay away so long, for the moves that it took
+CELLS: Final = 4096  # of tunnels by GPNs that are looked at together
+MOVES: Final = 64  # of one decision: so many, or a share of the tunnels if that is more
+SHARE: Final = 0.02
+
+
+def mitigate(view: PackingView) -> list[Move]:
+    return _Decision(view).moves()
+
+
+def plan(view: PackingView) -> list[Move]:
+    decision = _Decision(view)
+    while decision.consolidate():
+        pass
+    return decision.moves()
+
+
+class _Decision:
+    def __init__(self, view: PackingView) -> None:
+        self._bins = bins = Outlook(view, FILL)
+        tunnels, terms = len(bins.size), view.terms
+        shelter(bins, BestFit())
+        self._before = bins.at.copy()
+        self._most = max(MOVES, int(SHARE * tunnels))
+        allowed = (1 - TARGET) * float(bins.load.sum())
+        self._budget = allowed * _feedback(np.asarray(view.unserved, np.float64))
+        often = float(view.tunnel_columns.moves.mean()) / OFTEN if tunnels else 0.0
+        self._worth = PRICE * allowed * max(often**STEEP, CHEAPEST)
+        self._price = max(self._worth, terms.move_cost / terms.step)
+        self._relieve()
+        while self._extend():
+            self._relieve()
+
+    def moves(self) -> list[Move]:
+        return self._bins.moves()
+
+    def _spent(self) -> bool:
+        return int(np.count_nonzero(self._bins.at != self._before)) >= self._most
+
+    # ---- relief
+
+    def _relieve(self) -> None:
+        together = max(1, CELLS // max(1, len(self._bins.size)))
+        done: set[int] = set()
+        while not done.issuperset(hot := self._hot()):
+            done = set(hot)
+            for first in range(0, len(hot), together):
+                some = np.array(hot[first : first + together])
+                while not self._spent() and self._shift(some):
+                    if len(hot) > together:  # those looked at before have one more place to go to
+                        done.clear()
+
+    def _hot(self) -> list[int]:
+        """Where a move might be worth it, the worst first."""
+        unserved = self._bins.unserved()
+        hot = ((unserved > self._price) & (self._bins.tunnels > 1)).nonzero()[0]
+        worst: list[int] = hot[np.argsort(-unserved[hot], kind="stable")].tolist()
+        return worst
+
+    def _shift(self, hot: Ints) -> bool:
+        """The best move away from these GPNs, if it is worth it."""
+        bins = self._bins
+        leaving = np.zeros(len(bins.load) + 1, np.bool_)  # the last is that of NOWHERE
+        leaving[hot] = True
+        tunnels = (leaving[bins.at] & bins.movable & (bins.size > 0)).nonzero()[0]
+        gpns = (bins.accepting & bins.used()).nonzero()[0]
+        if not len(tunnels) or not len(gpns):
+            return False
+        unserved = bins.unserved()
+        gain, may = bins.joined(tunnels, gpns)
+        np.subtract(unserved[gpns], gain, out=gain)
+        gain += (unserved[bins.at[tunnels]] - bins.without(tunnels))[:, None]
+        gain[~may] = -np.inf
+        row, column = divmod(int(gain.argmax()), len(gpns))
+        if gain[row, column] <= self._price:
+            return False
+        bins.move(int(tunnels[row]), int(gpns[column]))
+        return True
+
+    # ---- extension
+
+    def _extend(self) -> bool:
+        bins = self._bins
+        unserved = bins.unserved()
+        if unserved.sum() <= EXTEND * self._budget or self._spent():
+            return False
+        fresh = np.flatnonzero(bins.accepting & ~bins.used())
+        worst = int(np.where(bins.tunnels > 1, unserved, 0.0).argmax())
+        tunnels = bins.on(worst)
+        tunnels = tunnels[bins.movable[tunnels]]
+        if not len(fresh) or not len(tunnels):
+            return False
+        joined, may = bins.joined(tunnels, fresh[:1])
+        gain = np.where(may[:, 0], unserved[worst] - bins.without(tunnels) - joined[:, 0], -np.inf)
+        if gain.max() <= self._price:
+            return False
+        enough = tunnels[gain >= 0.9 * gain.max()]
+        bins.move(int(enough[bins.size[enough].argmin()]), int(fresh[0]))
+        return True
+
+    # ---- consolidation
+
+    def consolidate(self) -> bool:
+        """Empty the lightest GPN; False where the budget does not allow it, and all is as before."""
+        bins = self._bins
+        lightest = bins.lightest()
+        if lightest is None or self._spent():
+            return False
+        others = np.flatnonzero(bins.accepting & bins.used())
+        others = others[others != lightest]
+        if (bins.capacity - bins.load)[others].sum() < bins.load[lightest]:
+            return False
+        saved = bins.save()
+        if self._empty(lightest, others):
+            self._relieve()
+            moved = int(np.count_nonzero(bins.at != saved.at))
+            left = float(bins.unserved().sum()) + moved * self._worth / LASTS
+            if bins.tunnels[lightest] == 0 and left <= self._budget:
+                return True
+        bins.restore(saved)
+        return False
+
+    def _empty(self, gpn: int, others: Ints) -> bool:
+        bins = self._bins
+        waiting = bins.on(gpn)
+        waiting = waiting[np.argsort(bins.size[waiting], kind="stable")].tolist()  # the heaviest last
+        for _ in range(3 * len(waiting) + 20):
+            if not waiting:
+                return True
+            tunnel = waiting.pop()
+            joined, may = bins.joined(np.array([tunnel]), others)
+            if may.any():
+                added = joined[0] - bins.unserved()[others]
+                bins.move(tunnel, int(others[np.where(may[0], added, np.inf).argmin()]))
+            elif (yielding := self._yielding(tunnel, others)) is not None:
+                to = int(bins.at[yielding])
+                bins.move(yielding, gpn)
+                bins.move(tunnel, to)
+                waiting.append(yielding)
+                waiting.sort(key=lambda each: float(bins.size[each]))
+            else:
+                return False
+        return not waiting
+
+    def _yielding(self, tunnel: int, others: Ints) -> int | None:
+        """The lightest of the tunnels on the others, lighter than this one, whose place it can take."""
+        bins = self._bins
+        needed = np.full(len(bins.load), np.inf)
+        needed[others] = bins.load[others] + bins.size[tunnel] - bins.capacity[others] - TOLERANCE
+        needed[bins.barred(tunnel)] = np.inf
+        lighter = np.flatnonzero(bins.movable & (bins.size < bins.size[tunnel]) & (bins.at != NOWHERE))
+        able = lighter[bins.size[lighter] >= needed[bins.at[lighter]]]
+        return int(able[bins.size[able].argmin()]) if len(able) else None
+
+
+def _feedback(unserved: Floats) -> float:
+    """How much of what TARGET allows is the budget: more where less was left unserved lately."""
+    allowed = 1 - TARGET
+    lately = (float(unserved.sum()) + CREDIT * allowed) / (len(unserved) + CREDIT)
+    return min(max(1 + GAIN * (1 - lately / allowed), LEAST), MOST)

@@ -1,0 +1,80 @@
+"""The policy `sticky`: tunnels stay where they are unless it takes too much to leave them there.
+
+1. Shelter: what is nowhere, or on a GPN that accepts none, finds a place.
+2. Relief: from a GPN beyond its capacity goes the lightest tunnel that is relief enough, or else the heaviest
+   that fits elsewhere, until it is within.
+3. At each interval, consolidation: the lightest GPN is emptied if its tunnels fit elsewhere; then the next.
+
+Tunnels go to the fullest GPN with room, where `FILL` of the capacity is full: what is between that and the
+whole is for loads that grow, so that a tunnel that has moved stays for a while.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from protego_cli.control.packing_view import TOLERANCE, Move, PackingView
+from protego_cli.plugins.packing.bins import Bins
+from protego_cli.plugins.packing.decreasing import BestFit, shelter
+
+FILL: Final = 0.95
+_RULE: Final = BestFit()
+
+
+def mitigate(view: PackingView) -> list[Move]:
+    return _relieved(view).moves()
+
+
+def plan(view: PackingView) -> list[Move]:
+    bins = _relieved(view)
+    while _empty_lightest(bins):
+        pass
+    return bins.moves()
+
+
+def _relieved(view: PackingView) -> Bins:
+    bins = Bins(view, FILL)
+    shelter(bins, _RULE)
+    moved = True
+    while moved:  # what has left a GPN may have made room there
+        hot = np.flatnonzero(bins.accepting & (bins.load > bins.capacity + TOLERANCE))
+        moved = any(_relieve(bins, gpn) for gpn in hot.tolist())
+    return bins
+
+
+def _relieve(bins: Bins, gpn: int) -> bool:
+    moved = False
+    while (excess := float(bins.load[gpn] - bins.capacity[gpn])) > TOLERANCE:
+        tunnels = [each for each in bins.on(gpn).tolist() if bins.movable[each] and bins.size[each] > 0]
+        tunnels.sort(key=lambda each: (bins.size[each] < excess, abs(bins.size[each] - excess)))
+        for tunnel in tunnels:
+            fits = bins.open_to(tunnel)
+            if fits.any():
+                bins.move(tunnel, _RULE.choose(bins, fits))
+                moved = True
+                break
+        else:
+            break
+    return moved
+
+
+def _empty_lightest(bins: Bins) -> bool:
+    """False where that is not possible, and all is as before."""
+    lightest = bins.lightest()
+    if lightest is None:
+        return False
+    others = bins.used()
+    others[lightest] = False
+    if float(np.maximum(bins.room, 0.0)[others & bins.accepting].sum()) < bins.load[lightest] - TOLERANCE:
+        return False
+    at, load, tunnels = bins.at.copy(), bins.load.copy(), bins.tunnels.copy()
+    here = bins.on(lightest)
+    for tunnel in here[np.argsort(-bins.size[here], kind="stable")].tolist():
+        fits = bins.open_to(tunnel) & others
+        if not fits.any():
+            bins.at, bins.load, bins.tunnels = at, load, tunnels
+            return False
+        bins.move(tunnel, _RULE.choose(bins, fits))
+    return True
