@@ -13,7 +13,7 @@ from msgspec import structs
 
 from protego_cli.config.model import Cluster, ElasticConfig
 from protego_cli.control.load import Passed
-from protego_cli.control.messages import GetEvents
+from protego_cli.control.messages import GetEvents, OfferedLoad, Report, SaUsage
 from protego_cli.control.packing_view import Move, PackingView, TunnelView
 from protego_cli.control.placement import Packer, PackingPolicy
 from protego_cli.control.pool_messages import ElasticPlan, GetPlan
@@ -41,7 +41,7 @@ class Elastic(Cloud):
         """Every second each GPN reports what its tunnels have cost."""
         while True:
             await trio.sleep(1.0)
-            for gpn in self.nodes.connected("gpn"):
+            for gpn in self.nodes.connected("gpn") if self.loads else ():
                 passed, cpu = [], 0.0
                 for tunnel in self.sad.tunnels.values():
                     sealing = tunnel.sealing
@@ -192,6 +192,20 @@ async def test_a_dry_run_says_what_it_would_do_and_does_nothing(
         assert {move.source for move in plan.moves} == {"gpn-1"}
         assert {move.to for move in plan.moves} == {"cloud-1", "cloud-2"}
         assert not plan.retire
+
+
+async def test_what_a_full_gpn_cannot_take_is_seen_before_it(tmp_path: Path, autojump_clock: Clock) -> None:
+    """By the GPN's own counts nothing is wrong: it passes what it can."""
+    async with elastic(tmp_path, structs.replace(ON, mode="off"), tunnels=1) as world:
+        spi = world.tunnel.seals[0].spi
+        for second in range(1, 31):
+            await world.settle(1.0)
+            passed = SaUsage(spi, 10**5 * second, 10**8 * second, 0, 0, 10**5 * second, 1)
+            await world.nodes.observer.reported("gpn-1", Report(0.97, usage=(passed,)))
+            came = (OfferedLoad(spi, 3 * 10**8 * second),)
+            await world.nodes.observer.reported("gin-1", Report(0.1, offered=came))
+        assert world.loaded()["gpn-1"] == pytest.approx(3 * 0.97, rel=0.05)
+        assert (await world.tunnel_status()).cpu == pytest.approx(3 * 0.97, rel=0.05)
 
 
 async def test_off_is_off(tmp_path: Path, autojump_clock: Clock) -> None:

@@ -8,8 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protego_cli.control.load import HISTORY, IDLE, Average, Loads, Passed, Rates, cost_of, modelled
-from protego_cli.control.messages import SaUsage
+from protego_cli.control.load import (
+    HISTORY,
+    IDLE,
+    MOST_OFFERED,
+    Average,
+    Loads,
+    Passed,
+    Rates,
+    cost_of,
+    modelled,
+)
+from protego_cli.control.messages import OfferedLoad, SaUsage
+from protego_cli.control.offered import Offers
 from protego_cli.control.tunnel import Meter, Totals
 
 GCM = "aes256gcm16-x25519"
@@ -181,3 +192,79 @@ def test_ten_thousand_tunnels_are_cheap() -> None:
         loads.report(f"gpn-{part}", 0.5, passed[part * 1000 : part * 1000 + 1000], 2.0)
     assert time.process_time() - began < 0.5
     assert loads.rates("t9999/hq", 2.0).packets_in > 0
+
+
+def offered(loads: Loads, seconds: int, cpu: float, times: float, *, overflow: bool = False) -> float:
+    """Reports of a GPN that passes SECOND, while `times` as much comes; the time afterwards."""
+    coming = round(times * (SECOND.bytes_in + SECOND.bytes_out))
+    for second in range(1, seconds + 1):
+        drops = 1000 * second if overflow else 0
+        loads.report("gpn-1", cpu, [Passed("a", GCM, SECOND)], float(second), overflow=drops)
+        loads.offer("a", coming, 1.0, float(second))
+    return float(seconds)
+
+
+def test_what_a_saturated_gpn_drops_counts_as_load() -> None:
+    calm, full = Loads(), Loads()
+    now = offered(calm, 60, 0.5, 1.0)
+    offered(full, 60, 0.98, 3.0)
+    assert calm.share("a", "gpn-1", now) == pytest.approx(0.5, rel=0.02)
+    assert full.share("a", "gpn-1", now) == pytest.approx(3 * 0.98, rel=0.02)
+
+
+def test_drops_of_its_sockets_say_that_a_gpn_is_saturated() -> None:
+    loads = Loads()
+    now = offered(loads, 60, 0.4, 2.0, overflow=True)
+    assert loads.share("a", "gpn-1", now) == pytest.approx(2 * 0.4, rel=0.02)
+
+
+def test_what_is_offered_to_a_gpn_that_is_not_saturated_changes_nothing() -> None:
+    loads = Loads()
+    now = offered(loads, 60, 0.5, 3.0)  # as when a peer sends what its selectors forbid
+    assert loads.share("a", "gpn-1", now) == pytest.approx(0.5, rel=0.02)
+
+
+def test_what_a_rate_limit_drops_is_not_offered_again() -> None:
+    loads = Loads()
+    half = SECOND._replace(limited_bytes_in=SECOND.bytes_in, limited_bytes_out=SECOND.bytes_out)
+    for second in range(1, 60):
+        loads.report("gpn-1", 0.95, [Passed("a", GCM, half)], float(second))
+        loads.offer("a", 2 * (SECOND.bytes_in + SECOND.bytes_out), 1.0, float(second))
+    assert loads.share("a", "gpn-1", 59.0) == pytest.approx(0.95, rel=0.02)
+
+
+def test_what_is_offered_is_believed_within_bounds() -> None:
+    loads = Loads()
+    now = offered(loads, 60, 1.0, 1000.0)
+    assert loads.share("a", "gpn-1", now) <= MOST_OFFERED * 1.01
+    loads.offer("nobody", 10**9, 1.0, now)
+    assert loads.share("nobody", "gpn-1", now) == 0.0
+
+
+def test_counts_of_gins_and_gens_become_differences() -> None:
+    names: dict[int | str, str] = {7: "acme/hq", "acme/hq#2": "acme/hq"}
+    offers = Offers(names.get)
+
+    def report(node: str, now: float, **counts: int) -> list[tuple[str, int, float]]:
+        loads = [
+            OfferedLoad(int(of[1:]) if of[1:].isdecimal() else "acme/hq#2", n) for of, n in counts.items()
+        ]
+        return [tuple(each) for each in offers.report(node, loads, now)]  # type: ignore[misc]
+
+    assert report("gin-1", 1.0, s7=500, s8=100) == [], "a first count says nothing; 8 is nobody's"
+    assert report("gin-1", 2.0, s7=800) == [("acme/hq", 300, 1.0)]
+    assert report("gin-2", 2.0, s7=900) == [], "another GIN counts by itself"
+    assert report("gen-1", 2.0, strand=5) == []
+    assert report("gen-1", 4.0, strand=25) == [("acme/hq", 20, 2.0)]
+    assert report("gin-1", 3.0, s7=100) == [], "it has started anew"
+    assert report("gin-1", 4.0, s7=150) == [("acme/hq", 50, 1.0)]
+    assert report("gin-1", 400.0, s7=950) == [], "too long ago to be a rate"
+
+
+def test_counts_of_what_is_gone_are_forgotten() -> None:
+    living: set[int | str] = set(range(10_000))
+    offers = Offers(lambda of: "acme/hq" if of in living else None)
+    assert list(offers.report("gin-1", [OfferedLoad(spi, 1) for spi in range(10_000)], 1.0)) == []
+    living = {1, 2}
+    assert list(offers.report("gin-1", [OfferedLoad(1, 2)], 2.0)) == [("acme/hq", 1, 1.0)]
+    assert len(offers._counts) == 2

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from protego_cli.config.model import Rate
 from protego_cli.counters import Counters
 from protego_cli.net import egress
 from protego_cli.net.egress import MuxEgress, fields, uniform
@@ -257,3 +258,26 @@ def test_what_stays_keeps_its_tos(gen: Gen) -> None:
     gen.steering.put_tenant(GLOBEX, [HERE])
     gen.receive(packet("10.1.0.5", GLOBEX), source=GPN1.address, tos=3)
     assert [(kept.vni, kept.tos) for kept in gen.kept] == [(GLOBEX, 3)]
+
+
+def test_what_goes_to_a_tunnel_is_counted_and_told_when_it_has_changed(gen: Gen) -> None:
+    gen.receive(*[packet("10.2.0.9")] * 9, packet("10.2.0.9", length=80))
+    gen.receive(packet("10.3.0.9"), packet("10.2.0.7"))
+    found = {each.of: (each.packets, each.bytes) for each in gen.steering.offered()}
+    assert found == {"acme/hq": (11, 9 * 120 + 80 + 120), "acme/lab": (1, 120)}
+    gen.receive(packet("10.3.0.9"))
+    assert [(each.of, each.packets) for each in gen.steering.offered()] == [("acme/lab", 2)]
+    gen.steering.put_route("acme/lab", ACME, ["10.3.0.0/24"], "gpn-1")
+    gen.receive(packet("10.3.0.9"))
+    assert [(each.of, each.packets) for each in gen.steering.offered()] == [("acme/lab", 3)], "it has moved"
+    gen.receive(packet("10.3.0.9"))
+    gen.steering.drop_route("acme/lab")
+    gen.receive(packet("10.3.0.9"))
+    assert gen.steering.offered() == []
+
+
+def test_what_is_above_a_ceiling_is_not_offered(gen: Gen) -> None:
+    gen.steering.limit("acme/hq", Rate(8_000, 1_000))
+    gen.receive(*[packet("10.2.0.9")] * 100)
+    (offered,) = gen.steering.offered()
+    assert offered.packets == gen.counters["gen_forwarded"] < 100

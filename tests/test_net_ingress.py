@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from protego_cli.config.model import Rate
 from protego_cli.counters import Counters
 from protego_cli.crypto.mac import hmac_sha256
 from protego_cli.net.gso import segments
@@ -181,3 +182,22 @@ def test_every_packet_of_a_hostile_batch_is_counted_once(data: bytes, size: int)
     port.receive_natt(Batch(memoryview(data), min(size, len(data)), PEER))
     packets = max(1, -(-len(data) // size))
     assert sum(counters.values()) + len(ike) == packets
+
+
+def test_what_comes_is_counted_by_spi_and_told_when_it_has_changed(gin: Gin) -> None:
+    gin.receive(*[esp(SPI1, seq) for seq in range(1, 11)], esp(SPI1, 11, 40))
+    gin.receive(esp(SPI2, 1))
+    assert {each.of: (each.packets, each.bytes) for each in gin.steering.offered()} == {
+        SPI1: (11, 1040),
+        SPI2: (1, 100),
+    }
+    gin.receive(esp(SPI2, 2))
+    assert [(each.of, each.packets, each.bytes) for each in gin.steering.offered()] == [(SPI2, 2, 200)]
+    assert gin.steering.offered() == []
+
+
+def test_what_is_above_a_ceiling_is_not_offered(gin: Gin) -> None:
+    gin.steering.limit(SPI1, Rate(8_000, 1_000))
+    gin.receive(*[esp(SPI1, seq) for seq in range(1, 101)])
+    (offered,) = gin.steering.offered()
+    assert offered.packets == 100 - gin.counters["gin_drop_limit"] < 100

@@ -12,6 +12,9 @@
 4. A tunnel's share is its modelled cost times the scale of the GPN where it is: 1.0 is one core. Where the
    GPN's bandwidth is bounded and scarcer, it is the tunnel's part of that, of the GPN's capacity.
 
+5. A GPN that is saturated drops before it counts. Then what a tunnel takes is multiplied by what was offered
+   to it, by the counts of GINs and GENs, over what reached its limits: so much it would take.
+
 `history` keeps each tunnel's share as means over minutes, for policies that forecast.
 """
 
@@ -34,6 +37,9 @@ IDLE: Final = 0.02  # CPU below which a process says nothing about its tunnels
 SCALES: Final = (0.25, 64.0)  # packets that come alone cost many times what they cost in batches
 PLAUSIBLE: Final = 4.0  # modelled CPU of one report above which its counts are of a time before this GMN's
 HISTORY: Final = 60  # minutes
+SATURATED: Final = 0.9  # CPU of a GPN, of one core, beyond which it may not take all that comes
+PRESSED: Final = 5.0  # seconds for which one counts as saturated after it last was
+MOST_OFFERED: Final = 8.0  # times what passes that is believed of what is offered
 _MINUTE: Final = 60.0
 _NOTHING: Final = array("f", bytes(4 * HISTORY))
 
@@ -163,25 +169,33 @@ class _History:
         self._last = max(self._last, this)
 
 
+def _reached(totals: Totals) -> int:
+    """Bytes that a GPN has passed, or dropped for a rate limit."""
+    return totals.bytes_in + totals.bytes_out + totals.limited_bytes_in + totals.limited_bytes_out
+
+
 class _Flow:
     """One tunnel: its four rates and its modelled cost."""
 
-    __slots__ = ("average", "history")
+    __slots__ = ("average", "history", "pressure")
 
     def __init__(self, since: float, window: float) -> None:
         self.average = Average(5, since, window)
+        self.pressure = Average(2, since, window)  # bytes that reach the GPN's limits, and that are offered
         self.history = _History(since)
 
 
 class _Process:
     """One GPN: its measured CPU and the modelled cost of the same reports."""
 
-    __slots__ = ("average", "reported", "scale")
+    __slots__ = ("average", "overflow", "pressed", "reported", "scale")
 
     def __init__(self, since: float, window: float) -> None:
         self.average = Average(2, since, window)
         self.reported = since
         self.scale = 1.0
+        self.overflow = 0  # packets that its sockets have dropped
+        self.pressed = -math.inf  # when it was last saturated
 
 
 class Loads:
@@ -196,14 +210,21 @@ class Loads:
         self._began: float = math.inf  # the minute of the first report
         self._processes: dict[str, _Process] = {}
 
-    def report(self, gpn: str, cpu: float, passed: Iterable[Passed], now: float) -> None:
-        """A GPN's report: the CPU seconds per second of its process, and what passed since the one before."""
+    def report(
+        self, gpn: str, cpu: float, passed: Iterable[Passed], now: float, *, overflow: int = 0
+    ) -> None:
+        """A GPN's report: the CPU seconds per second of its process, what passed since the one before, and
+        the packets that its sockets have dropped so far.
+        """
         self._began = min(self._began, now // _MINUTE)
         process = self._processes.get(gpn)
         if process is None:
             process = self._processes[gpn] = _Process(now - INTERVAL, self.window)
         interval = max(now - process.reported, 0.05)
         process.reported = now
+        if cpu >= SATURATED or overflow > process.overflow:
+            process.pressed = now
+        process.overflow = overflow
         priced = [(each, modelled(each.suite, each.totals)) for each in passed]
         total = sum(cost for _, cost in priced)
         if total > PLAUSIBLE * interval:
@@ -218,8 +239,23 @@ class Loads:
             if flow is None:
                 flow = self._flows[each.tunnel] = _Flow(now - interval, self.window)
             flow.average.feed((*each.totals[:4], cost), interval, now)
+            flow.pressure.feed((_reached(each.totals), 0.0), interval, now)
             bits = 8.0 * (each.totals.bytes_in + each.totals.bytes_out)
-            flow.history.add(max(cost * process.scale, bits * self.per_bit.get(gpn, 0.0)), now)
+            spent = max(cost * process.scale, bits * self.per_bit.get(gpn, 0.0))
+            flow.history.add(spent * self._pressure(flow, gpn, now), now)
+
+    def offer(self, tunnel: str, amount: int, seconds: float, now: float) -> None:
+        """So many bytes came for a tunnel to a GIN or GEN in the last seconds."""
+        if (flow := self._flows.get(tunnel)) is not None:
+            flow.pressure.feed((0.0, amount), seconds, now)
+
+    def _pressure(self, flow: _Flow, gpn: str | None, now: float) -> float:
+        """How many times what passes is offered: more than once only where the GPN is saturated."""
+        process = self._processes.get(gpn or "")
+        if process is None or now > process.pressed + PRESSED:
+            return 1.0
+        reached, offered = flow.pressure.read(now)
+        return min(max(1.0, offered / reached), MOST_OFFERED) if reached > 0 else 1.0
 
     def rates(self, tunnel: str, now: float) -> Rates:
         flow = self._flows.get(tunnel)
@@ -232,7 +268,8 @@ class Loads:
             return 0.0
         _, bytes_in, _, bytes_out, cost = flow.average.read(now)
         per_bit = self.per_bit.get(gpn or "", 0.0)
-        return max(cost * self.scale(gpn), 8.0 * (bytes_in + bytes_out) * per_bit)
+        taken = max(cost * self.scale(gpn), 8.0 * (bytes_in + bytes_out) * per_bit)
+        return taken * self._pressure(flow, gpn, now)
 
     def scale(self, gpn: str | None) -> float:
         process = self._processes.get(gpn or "")

@@ -277,6 +277,13 @@ class SaUsage(msgspec.Struct, frozen=True, array_like=True):
     limited_bytes_out: int = 0
 
 
+class OfferedLoad(msgspec.Struct, frozen=True, array_like=True):
+    """GIN, GEN: what has come for an SPI, or a tunnel or strand, below its ceiling: cumulative."""
+
+    of: int | str
+    bytes: int  # of inner packets
+
+
 class Report(Request, frozen=True):
     """Sent every second, and at once when `urgent` reasons arise. No reply is awaited (`Noted`)."""
 
@@ -284,6 +291,7 @@ class Report(Request, frozen=True):
     usage: tuple[SaUsage, ...] = ()
     counters: dict[str, int] = msgspec.field(default_factory=dict)
     silent: tuple[str, ...] = ()  # GPNs whose probes this GIN or GEN misses
+    offered: tuple[OfferedLoad, ...] = ()  # what has changed
 
 
 class FirstPacket(Request, frozen=True):

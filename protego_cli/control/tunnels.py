@@ -25,6 +25,7 @@ import trio
 from protego_cli.control.driver import Driver, ExchangeError
 from protego_cli.control.load import Passed
 from protego_cli.control.messages import FirstPacket, PeerAddress, Report
+from protego_cli.control.offered import Offers
 from protego_cli.control.sad import Sad
 from protego_cli.control.tunnel import STRANDS, Placed, Strand, Tunnel, carries, endpoint, overlap
 from protego_cli.control.waiting import holding, passed
@@ -60,6 +61,7 @@ class Tunnels:
         self._sad = sad
         self._driver = driver
         self._tasks = tasks
+        self._offers = Offers(self._tunnel_of)
         driver.listener = self.handle
 
     # ---- what the engine says
@@ -371,6 +373,14 @@ class Tunnels:
 
     # ---- what the nodes say
 
+    def _tunnel_of(self, of: int | str) -> str | None:
+        """The tunnel of an inbound SPI or of a strand's name."""
+        if isinstance(of, int):
+            found = self._sad.find(of)
+            return found[0].id if found is not None else None
+        name = of.partition("#")[0]
+        return name if name in self._sad.tunnels else None
+
     def reported(self, gpn: str, report: Report) -> None:
         passed = []
         for usage in report.usage:
@@ -380,7 +390,10 @@ class Tunnels:
                 if (totals := placed.meter.read(usage)) is not None:
                     passed.append(Passed(tunnel.id, placed.child.suite, totals))
         now = trio.current_time()
-        self._sad.seats.loads.report(gpn, report.cpu, passed, now)
+        loads = self._sad.seats.loads
+        loads.report(gpn, report.cpu, passed, now, overflow=report.counters.get("gpn_drop_overflow", 0))
+        for coming in self._offers.report(gpn, report.offered, now):
+            loads.offer(*coming, now)
         self._sad.tell(self._sad.limits.report(gpn, passed, now))
 
     def first_packet(self, gpn: str, event: FirstPacket) -> None:

@@ -27,7 +27,7 @@ from protego_cli.counters import Counters
 from protego_cli.errors import Malformed
 from protego_cli.esp.limits import Bucket, Limits, admit_below
 from protego_cli.net.gso import grouped, segments
-from protego_cli.net.steering import HERE, Gpn, Own, Sender
+from protego_cli.net.steering import HERE, Gpn, Offered, Own, Sender
 from protego_cli.net.udp import Address, Batch
 from protego_cli.wire.columns import alike
 from protego_cli.wire.prefixes import Network, PrefixTable
@@ -66,14 +66,26 @@ class _Own(NamedTuple):
     vtep: str | None
 
 
-class _Limited(NamedTuple):
-    """Packets that ceilings hold for."""
+class _Tally:
+    """What has gone to GPNs of one tunnel, or one strand of it."""
+
+    __slots__ = ("bytes", "packets", "tunnel")
+
+    def __init__(self, tunnel: str) -> None:
+        self.tunnel = tunnel
+        self.packets = 0
+        self.bytes = 0
+
+
+class _Way(NamedTuple):
+    """Packets that go to a GPN."""
 
     dest: Address
     limits: tuple[Bucket, ...]
+    tally: _Tally
 
 
-Flow = Address | _Limited | _Own | str
+Flow = _Way | _Own | str
 """What becomes of packets that agree in all that decides; text is the counter of the reason of a drop."""
 
 
@@ -95,6 +107,8 @@ class MuxEgress:
         self._routes: dict[str, _Route] = {}
         self._tables: dict[int, PrefixTable[tuple[str, str]]] = {}  # by VNI: tunnel and GPN
         self._flows: dict[tuple[str | Address, Fields], Flow] = {}
+        self._tallies: dict[str, _Tally] = {}
+        self._active: set[_Tally] = set()  # what has been counted since it was last asked for
 
     def put_gpn(self, gpn: Gpn) -> None:
         self.drop_gpn(gpn.name)
@@ -128,10 +142,17 @@ class MuxEgress:
         before = self._routes.pop(tunnel, None)
         if before is not None:
             self._rebuild({before.vni})
+        if (tally := self._tallies.pop(tunnel, None)) is not None:
+            self._active.discard(tally)
 
     def limit(self, of: str | int, ceiling: Rate | None) -> None:
         if self._limits.put(of, ceiling, self._clock()):
             self._flows.clear()
+
+    def offered(self) -> list[Offered]:
+        found = [Offered(each.tunnel, each.packets, each.bytes, FRAME_LENGTH) for each in self._active]
+        self._active.clear()
+        return found
 
     def forward(self, batch: Batch) -> None:
         view, size, source, tos = batch
@@ -158,13 +179,18 @@ class MuxEgress:
             self._counters[flow] += count
         elif isinstance(flow, _Own):
             self._own(flow.vni, flow.vtep, memoryview(data), size, tos)
-        elif isinstance(flow, _Limited):
-            admitted = admit_below(flow.limits, max(size - FRAME_LENGTH, 1), count, self._clock())
-            self._counters["gen_drop_limit"] += count - admitted
-            if admitted:
-                self._send(data[: admitted * size], size, flow.dest, admitted, tos)
         else:
-            self._send(data, size, flow, count, tos)
+            dest, limits, tally = flow
+            if limits:
+                admitted = admit_below(limits, max(size - FRAME_LENGTH, 1), count, self._clock())
+                self._counters["gen_drop_limit"] += count - admitted
+                if not admitted:
+                    return
+                data, count = data[: admitted * size], admitted
+            tally.packets += count
+            tally.bytes += len(data)
+            self._active.add(tally)
+            self._send(data, size, dest, count, tos)
 
     def _send(self, data: memoryview | bytes, size: int, dest: Address, count: int, tos: int) -> None:
         if self._fabric.send(data, size, dest, tos=tos):
@@ -198,7 +224,8 @@ class MuxEgress:
         if gpn is None or gpn not in self._gpns:
             return "gen_drop_no_route"
         limits = self._limits.find(tunnel.partition("#")[0], vni)  # a strand's are its tunnel's
-        return _Limited(self._gpns[gpn], limits) if limits else self._gpns[gpn]
+        tally = self._tallies.setdefault(tunnel, _Tally(tunnel))
+        return _Way(self._gpns[gpn], limits, tally)
 
     def _rebuild(self, vnis: set[int]) -> None:
         for vni in vnis:

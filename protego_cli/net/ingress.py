@@ -21,7 +21,7 @@ from protego_cli.counters import Counters
 from protego_cli.crypto.mac import hmac_sha256
 from protego_cli.esp.limits import Bucket, admit_below
 from protego_cli.net.gso import segments
-from protego_cli.net.steering import Gpn, Sender
+from protego_cli.net.steering import Gpn, Offered, Sender
 from protego_cli.net.udp import Address
 from protego_cli.wire.tags import MAX_RESERVED_SPI, ORIGIN_LENGTH, Tag, TagKind, seal_tag
 
@@ -41,13 +41,15 @@ class _Target:
 class _Steered:
     """One SPI: where it goes, from whom it comes, how far it got."""
 
-    __slots__ = ("limits", "mark", "peer", "target")
+    __slots__ = ("bytes", "limits", "mark", "packets", "peer", "target")
 
     def __init__(self, target: _Target, peer: Address) -> None:
         self.target = target
         self.peer = peer
         self.mark = 0
         self.limits: tuple[Bucket, ...] = ()
+        self.packets = 0  # below its ceiling, whether its GPN can take them or not
+        self.bytes = 0
 
 
 class MuxIngress:
@@ -63,6 +65,7 @@ class MuxIngress:
         self._clock = clock
         self._targets: dict[str, _Target] = {}
         self._steered: dict[int, _Steered] = {}
+        self._active: dict[int, _Steered] = {}  # what has been counted since it was last asked for
 
     def put_gpn(self, gpn: Gpn) -> None:
         target = self._targets.setdefault(gpn.name, _Target())
@@ -122,6 +125,9 @@ class MuxIngress:
                 data, count = data[: admitted * size], admitted
                 if not count:
                     return True
+        steered.packets += count
+        steered.bytes += len(data)
+        self._active[spi] = steered
         if source != steered.peer:
             data = _tagged(steered.target.key, data, size, source)
             size += ORIGIN_LENGTH
@@ -134,6 +140,11 @@ class MuxIngress:
     def marks(self, spis: Iterable[int]) -> dict[int, int]:
         found = {spi: self._steered.get(spi) for spi in spis}
         return {spi: steered.mark if steered else 0 for spi, steered in found.items()}
+
+    def offered(self) -> list[Offered]:
+        found = [Offered(spi, each.packets, each.bytes, OUTER) for spi, each in self._active.items()]
+        self._active.clear()
+        return found
 
     def refresh(self) -> None:
         """All is counted already."""

@@ -12,9 +12,9 @@ The sockets, IKE, tags and barriers are the roles' own, whatever the backend.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from protego_cli.config.model import AUTO, Rate
 from protego_cli.counters import Counters
@@ -46,6 +46,15 @@ class Door:
     owner: str  # CLUSTER.NODE: names what the backend keeps outside of this process
     vips: tuple[str, ...]
     port: int
+
+
+class Offered(NamedTuple):
+    """What has come for one SPI (GIN) or tunnel (GEN), below its ceiling, whatever its GPN can take of it."""
+
+    of: int | str
+    packets: int
+    bytes: int
+    outer: int  # bytes of each packet that are not the inner one's, about
 
 
 class Sender(Protocol):
@@ -109,6 +118,12 @@ class Ingress(Protocol):
         """The highest sequence number passed on for each SPI, 0 for none. Leaves out what it cannot know."""
         ...
 
+    def offered(self) -> Sequence[Offered]:
+        """What has come to SPIs of which something has come since this was last asked for. A backend that
+        passes packets on in the kernel may know of none.
+        """
+        ...
+
     def refresh(self) -> None:
         """Count what was passed on elsewhere. Called before the counters are reported."""
         ...
@@ -146,6 +161,10 @@ class Egress(Protocol):
         ...
 
     def forward(self, batch: Batch) -> None: ...
+
+    def offered(self) -> Sequence[Offered]:
+        """As of an Ingress, by tunnel or strand."""
+        ...
 
 
 Own = Callable[[int, str | None, memoryview, int, int], None]

@@ -32,6 +32,7 @@ from protego_cli.net.tagging import TagLink
 from protego_cli.net.udp import Batch, UdpSocket
 from protego_cli.plugins.manager import Plugins
 from protego_cli.roles.cpu import CpuMeter
+from protego_cli.roles.offering import offered
 
 
 class GenPlane:
@@ -128,7 +129,12 @@ class GenPlane:
 
     def report(self) -> Report:
         self.counters["gen_drop_overflow"] = self.vxlan.overflow()
-        return Report(self._cpu(), counters=self.counters.nonzero(), silent=self._tags.silent())
+        return Report(
+            self._cpu(),
+            counters=self.counters.nonzero(),
+            silent=self._tags.silent(),
+            offered=offered(self._steering),
+        )
 
 
 def _spec(tun: Tun) -> Spec:

@@ -35,6 +35,7 @@ from protego_cli.net.udp import Address, Batch, UdpSocket
 from protego_cli.net.vip import VipPort
 from protego_cli.plugins.manager import Plugins
 from protego_cli.roles.cpu import CpuMeter
+from protego_cli.roles.offering import offered
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +139,12 @@ class GinPlane:
         self._steering.refresh()
         sockets: tuple[UdpSocket | RawSocket, ...] = self.fabric, *self.natt, *self._ike, *self.raw
         self.counters["gin_drop_overflow"] = sum(sock.overflow() for sock in sockets)
-        return Report(self._cpu(), counters=self.counters.nonzero(), silent=self._tags.silent())
+        return Report(
+            self._cpu(),
+            counters=self.counters.nonzero(),
+            silent=self._tags.silent(),
+            offered=offered(self._steering),
+        )
 
 
 def _open_raw(cluster: Cluster, stack: ExitStack) -> tuple[list[RawSocket], str]:
