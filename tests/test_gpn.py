@@ -29,6 +29,7 @@ from protego_cli.crypto.builtin import ALGORITHMS
 from protego_cli.crypto.mac import hmac_sha256
 from protego_cli.errors import EnvironmentFault, Refused
 from protego_cli.net.raw import RawSocket
+from protego_cli.roles import gpn
 from protego_cli.roles.gpn import GpnPlane
 from protego_cli.wire.selectors import TrafficSelector
 from protego_cli.wire.tags import Tag, TagKind, open_tag, seal_tag
@@ -311,3 +312,21 @@ def _garbage(chaos: random.Random, example: bytes) -> bytes:
     for _ in range(chaos.randint(1, 4)):
         data[chaos.randrange(len(data))] = chaos.randrange(256)
     return bytes(data)
+
+
+async def test_it_measures_each_suite_that_it_has_sas_of_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpn, "TEND_INTERVAL", 0.01)
+    assert world.plane.report().costs == ()
+    world.establish()
+    assert world.plane.report().costs == (), "it serves first"
+    with trio.fail_after(10):
+        while not world.plane.report().costs:  # noqa: ASYNC110
+            await trio.sleep(0.005)
+    (cost,) = world.plane.report().costs
+    assert cost.suite == "aes256gcm16"
+    assert 0.0 < cost.seal_packet + 1000 * cost.seal_byte < 1e-3
+    world.plane.put(world.sa(spi_in=SPI_IN + 1))
+    await trio.sleep(0.05)  # some turns of the task that would measure
+    assert world.plane.report().costs == (cost,)

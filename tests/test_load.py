@@ -16,12 +16,15 @@ from protego_cli.control.load import (
     Loads,
     Passed,
     Rates,
+    Regression,
     cost_of,
     modelled,
 )
-from protego_cli.control.messages import OfferedLoad, SaUsage
+from protego_cli.control.messages import OfferedLoad, SaUsage, SuiteCost
 from protego_cli.control.offered import Offers
 from protego_cli.control.tunnel import Meter, Totals
+from protego_cli.roles.calibration import LONG, ROW, SHORT, TRIES, calibrate
+from tests.support.network import REGISTRY
 
 GCM = "aes256gcm16-x25519"
 SECOND = Totals(100_000, 140_000_000, 50_000, 70_000_000)
@@ -268,3 +271,79 @@ def test_counts_of_what_is_gone_are_forgotten() -> None:
     living = {1, 2}
     assert list(offers.report("gin-1", [OfferedLoad(1, 2)], 2.0)) == [("acme/hq", 1, 1.0)]
     assert len(offers._counts) == 2
+
+
+def test_a_process_s_own_work_is_told_apart_where_loads_vary() -> None:
+    """CPU is 0.1 and 2 times what the model says; loads run up and down."""
+    loads = Loads()
+    for second in range(1, 400):
+        packets = 20_000 + 60_000 * (second % 40) // 40
+        totals = Totals(packets, 1000 * packets, 0, 0)
+        loads.report("gpn-1", 0.1 + 2.0 * modelled(GCM, totals), [Passed("a", GCM, totals)], float(second))
+    assert loads.scale("gpn-1") == pytest.approx(2.0, rel=0.02)
+    assert loads.own("gpn-1", 399.0) == pytest.approx(0.1, rel=0.1)
+
+
+def test_where_loads_do_not_vary_all_is_the_tunnels() -> None:
+    loads = Loads()
+    now = steady(loads, 400, 0.6, "a")
+    assert loads.share("a", "gpn-1", now) == pytest.approx(0.6, rel=0.01)
+
+
+@given(st.lists(st.tuples(st.floats(0.001, 1.0), st.floats(0.0, 1.0)), min_size=30, max_size=60))
+def test_a_regression_is_never_nonsense(points: list[tuple[float, float]]) -> None:
+    line = Regression(0.0)
+    for second, (x, y) in enumerate(points, start=1):
+        line.feed(x, y, float(second))
+    slope = line.slope()
+    assert slope is None or 0.0 <= slope < 1001.0
+
+
+def test_what_a_gpn_has_measured_of_a_suite_replaces_the_table() -> None:
+    slow = SuiteCost("aes256gcm16", 50e-6, 0.0, 100e-6, 0.0)
+    loads = Loads()
+    loads.calibrated("gpn-1", [slow])  # it has not reported yet
+    for second in range(1, 30):
+        cheap = Passed("cheap", "chacha20poly1305", Totals(1000, 1_000_000, 0, 0))
+        dear = Passed("dear", GCM, Totals(1000, 1_000_000, 0, 0))
+        loads.report("gpn-1", 0.5, [cheap, dear], float(second))
+        if second == 1:
+            loads.calibrated("gpn-1", [slow, SuiteCost("aes256gcm16", 1.0, 1.0, 1.0, 1.0)])
+    assert loads.share("dear", "gpn-1", 29.0) > 8 * loads.share("cheap", "gpn-1", 29.0)
+
+
+@pytest.mark.parametrize("wrong", [-1e-6, 1.0, float("nan"), float("inf")])
+def test_a_cost_that_no_processor_has_is_not_believed(wrong: float) -> None:
+    loads = Loads()
+    steady(loads, 1, 0.5, "a")
+    loads.calibrated("gpn-1", [SuiteCost("aes256gcm16", 1e-6, 0.0, wrong, 0.0)])
+    assert not loads._processes["gpn-1"].ways
+
+
+@pytest.mark.parametrize(
+    ("encryption", "integrity"), [("aes256gcm16", None), ("chacha20poly1305", None), ("aes256", "sha512")]
+)
+def test_a_suite_is_measured_in_some_milliseconds(encryption: str, integrity: str | None) -> None:
+    name = "-".join(filter(None, (encryption, integrity)))
+    suite = REGISTRY.esp_suite(encryption, integrity, esn=True)
+    began = time.perf_counter()
+    cost = calibrate(name, suite)
+    assert time.perf_counter() - began < 1.0
+    assert cost.suite == name
+    for packet, byte in ((cost.open_packet, cost.open_byte), (cost.seal_packet, cost.seal_byte)):
+        assert 0.0 < packet + 1000 * byte < 1e-3
+
+
+def test_a_measurement_tells_packets_from_bytes() -> None:
+    """By a clock that says: short rows take 96 units to open and 192 to seal, long ones 1440 and 2880."""
+    moments, now = [], 0.0
+    for opening, sealing in ((96.0, 192.0), (1440.0, 2880.0)):
+        for _ in range(TRIES):
+            moments += [now, now + sealing, now + sealing + opening]
+            now += sealing + opening
+    clock = iter(moments)
+    cost = calibrate("aes256gcm16", REGISTRY.esp_suite("aes256gcm16", None, esn=False), lambda: next(clock))
+    byte = (1440 - 96) / ROW / (LONG - SHORT)
+    assert cost.open_byte == pytest.approx(byte)
+    assert cost.open_packet == pytest.approx(96 / ROW - SHORT * byte)
+    assert (cost.seal_packet, cost.seal_byte) == pytest.approx((2 * cost.open_packet, 2 * cost.open_byte))

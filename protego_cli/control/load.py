@@ -3,12 +3,13 @@
 1. A report brings, for every SA through which something passed, the difference to the report before: packets
    and bytes each way. Each tunnel's rates are averages of these, exponentially weighted over `WINDOW`
    seconds; they decay by themselves, so a report costs what has changed, and an idle tunnel nothing.
-2. A cost model (`COSTS`) makes CPU seconds of them: per packet and per byte, by direction, summed over the
-   parts of the suite's name.
-3. The model knows neither the machine nor the size of its batches. So each GPN has a scale: its measured CPU
-   over what the model says of the same reports, both averaged alike. What its tunnels cost then adds up to
-   what was measured. An idle process teaches nothing, and the scale stays within `SCALES`; what lies
-   outside is the process's `own`, no tunnel's.
+2. A cost model makes CPU seconds of them: per packet and per byte, by direction. What a suite costs, the GPN
+   has measured when it began to use it; until it has told, `COSTS` are summed over the parts of the name.
+3. The model does not know the size of batches, nor what else the process does. So each GPN has a scale, by
+   regression of its measured CPU on what the model says of the same reports. Where loads vary enough to tell
+   the two apart, what does not grow with them is the process's `own`, no tunnel's; where they don't, the
+   scale is the ratio of the two, and what tunnels cost adds up to what was measured. An idle process teaches
+   nothing, and the scale stays within `SCALES`.
 4. A tunnel's share is its modelled cost times the scale of the GPN where it is: 1.0 is one core. Where the
    GPN's bandwidth is bounded and scarcer, it is the tunnel's part of that, of the GPN's capacity.
 
@@ -26,6 +27,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+import msgspec
+
+from protego_cli.control.messages import SuiteCost
 from protego_cli.control.tunnel import Totals
 
 if TYPE_CHECKING:
@@ -37,6 +41,10 @@ IDLE: Final = 0.02  # CPU below which a process says nothing about its tunnels
 SCALES: Final = (0.25, 64.0)  # packets that come alone cost many times what they cost in batches
 PLAUSIBLE: Final = 4.0  # modelled CPU of one report above which its counts are of a time before this GMN's
 HISTORY: Final = 60  # minutes
+MEMORY: Final = 120.0  # seconds: a point of the regression so old counts 1/e
+FEWEST: Final = 20.0  # points
+SPREAD: Final = 0.2  # of the mean, that loads must have for the regression to tell anything
+FLATTEST: Final = 0.25  # of the ratio of means: a slope below that is noise
 SATURATED: Final = 0.9  # CPU of a GPN, of one core, beyond which it may not take all that comes
 PRESSED: Final = 5.0  # seconds for which one counts as saturated after it last was
 MOST_OFFERED: Final = 8.0  # times what passes that is believed of what is offered
@@ -78,6 +86,21 @@ COSTS: Final = {
 }
 
 
+NO_WAYS: Final[Mapping[str, Way]] = {}
+
+
+def _measured_cost(suite: str, measured: Mapping[str, Way]) -> Way:
+    """A suite's name may go on, behind what was measured, with its group."""
+    cipher, *rest = suite.split("-", 2)
+    found = (measured.get(f"{cipher}-{rest[0]}") if rest else None) or measured.get(cipher)
+    if found is None:
+        return cost_of(suite)
+    return Way(
+        Cost(BASE.opening.packet + found.opening.packet, BASE.opening.byte + found.opening.byte),
+        Cost(BASE.sealing.packet + found.sealing.packet, BASE.sealing.byte + found.sealing.byte),
+    )
+
+
 @lru_cache(maxsize=1024)
 def cost_of(suite: str) -> Way:
     """What a suite costs: the sum of what is known of its parts."""
@@ -88,9 +111,9 @@ def cost_of(suite: str) -> Way:
     )
 
 
-def modelled(suite: str, passed: Totals) -> float:
-    """CPU seconds for what passed through an SA."""
-    opening, sealing = cost_of(suite)
+def modelled(suite: str, passed: Totals, measured: Mapping[str, Way] = NO_WAYS) -> float:
+    """CPU seconds for what passed through an SA; `measured`: what suites cost on its GPN."""
+    opening, sealing = _measured_cost(suite, measured) if measured else cost_of(suite)
     return (
         passed.packets_in * opening.packet
         + passed.bytes_in * opening.byte
@@ -144,6 +167,41 @@ class Average:
         return [value * factor for value in self._values]
 
 
+def _sane(cost: SuiteCost) -> bool:
+    """Whether a processor may have measured this."""
+    return all(0.0 <= each < 1.0 for each in msgspec.structs.astuple(cost)[1:])
+
+
+class Regression:
+    """A line through weighted points, of which old ones count less."""
+
+    __slots__ = ("_at", "_w", "_x", "_xx", "_xy", "_y")
+
+    def __init__(self, since: float) -> None:
+        self._at = since
+        self._w = self._x = self._y = self._xx = self._xy = 0.0
+
+    def feed(self, x: float, y: float, now: float) -> None:
+        kept = math.exp((self._at - now) / MEMORY)
+        self._at = now
+        self._w = self._w * kept + 1.0
+        self._x = self._x * kept + x
+        self._y = self._y * kept + y
+        self._xx = self._xx * kept + x * x
+        self._xy = self._xy * kept + x * y
+
+    def slope(self) -> float | None:
+        """Of the line, whose intercept is never below zero; None where points are few or close together."""
+        if self._w < FEWEST or self._x <= 0.0:
+            return None
+        x, y = self._x / self._w, self._y / self._w
+        spread = self._xx / self._w - x * x
+        if spread < (SPREAD * x) ** 2:
+            return None
+        slope = (self._xy / self._w - x * y) / spread
+        return min(max(slope, FLATTEST * y / x), y / x)
+
+
 class _History:
     """CPU seconds in each of the last `HISTORY` minutes."""
 
@@ -188,12 +246,14 @@ class _Flow:
 class _Process:
     """One GPN: its measured CPU and the modelled cost of the same reports."""
 
-    __slots__ = ("average", "overflow", "pressed", "reported", "scale")
+    __slots__ = ("average", "overflow", "pressed", "regression", "reported", "scale", "ways")
 
     def __init__(self, since: float, window: float) -> None:
         self.average = Average(2, since, window)
         self.reported = since
         self.scale = 1.0
+        self.regression = Regression(since)
+        self.ways: dict[str, Way] = {}  # what suites cost there
         self.overflow = 0  # packets that its sockets have dropped
         self.pressed = -math.inf  # when it was last saturated
 
@@ -203,12 +263,21 @@ class Loads:
 
     def __init__(self) -> None:
         self.window = WINDOW  # of what is first heard of from now on
-        self.per_bit: Mapping[
-            str, float
-        ] = {}  # of GPNs whose bandwidth is bounded: what a bit per second loads
+        self.per_bit: Mapping[str, float] = {}  # by GPN, where bandwidth is bounded: what a bit/s loads it
         self._flows: dict[str, _Flow] = {}
         self._began: float = math.inf  # the minute of the first report
         self._processes: dict[str, _Process] = {}
+
+    def calibrated(self, gpn: str, costs: Iterable[SuiteCost]) -> None:
+        """What suites cost on a GPN's machine, as it has measured."""
+        process = self._processes.get(gpn)
+        if process is None:
+            return
+        for each in costs:
+            if each.suite not in process.ways and _sane(each):
+                process.ways[each.suite] = Way(
+                    Cost(each.open_packet, each.open_byte), Cost(each.seal_packet, each.seal_byte)
+                )
 
     def report(
         self, gpn: str, cpu: float, passed: Iterable[Passed], now: float, *, overflow: int = 0
@@ -225,15 +294,18 @@ class Loads:
         if cpu >= SATURATED or overflow > process.overflow:
             process.pressed = now
         process.overflow = overflow
-        priced = [(each, modelled(each.suite, each.totals)) for each in passed]
+        priced = [(each, modelled(each.suite, each.totals, process.ways)) for each in passed]
         total = sum(cost for _, cost in priced)
         if total > PLAUSIBLE * interval:
             return
         process.average.feed((cpu * interval, total), interval, now)
         measured, explained = process.average.read(now)
         if measured >= IDLE and explained > 0:
+            if cpu >= IDLE:
+                process.regression.feed(total / interval, cpu, now)
+            slope = process.regression.slope()
             lowest, highest = SCALES
-            process.scale = min(max(measured / explained, lowest), highest)
+            process.scale = min(max(measured / explained if slope is None else slope, lowest), highest)
         for each, cost in priced:
             flow = self._flows.get(each.tunnel)
             if flow is None:

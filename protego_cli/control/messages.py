@@ -18,6 +18,8 @@ import msgspec
 from protego_cli.config.diff import Landed
 from protego_cli.config.model import Rate
 from protego_cli.control.limit_record import Limit as Limit
+from protego_cli.control.measured import OfferedLoad as OfferedLoad
+from protego_cli.control.measured import SuiteCost as SuiteCost
 from protego_cli.control.message import SECRETS as SECRETS
 from protego_cli.control.message import Message as Message
 from protego_cli.control.message import Record as Record
@@ -277,13 +279,6 @@ class SaUsage(msgspec.Struct, frozen=True, array_like=True):
     limited_bytes_out: int = 0
 
 
-class OfferedLoad(msgspec.Struct, frozen=True, array_like=True):
-    """GIN, GEN: what has come for an SPI, or a tunnel or strand, below its ceiling: cumulative."""
-
-    of: int | str
-    bytes: int  # of inner packets
-
-
 class Report(Request, frozen=True):
     """Sent every second, and at once when `urgent` reasons arise. No reply is awaited (`Noted`)."""
 
@@ -292,6 +287,7 @@ class Report(Request, frozen=True):
     counters: dict[str, int] = msgspec.field(default_factory=dict)
     silent: tuple[str, ...] = ()  # GPNs whose probes this GIN or GEN misses
     offered: tuple[OfferedLoad, ...] = ()  # what has changed
+    costs: tuple[SuiteCost, ...] = ()
 
 
 class FirstPacket(Request, frozen=True):

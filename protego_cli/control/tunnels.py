@@ -391,6 +391,7 @@ class Tunnels:
                     passed.append(Passed(tunnel.id, placed.child.suite, totals))
         now = trio.current_time()
         loads = self._sad.seats.loads
+        loads.calibrated(gpn, report.costs)
         loads.report(gpn, report.cpu, passed, now, overflow=report.counters.get("gpn_drop_overflow", 0))
         for coming in self._offers.report(gpn, report.offered, now):
             loads.offer(*coming, now)

@@ -31,11 +31,12 @@ from protego_cli.control.messages import (
     Rule,
     Sa,
     SaUsage,
+    SuiteCost,
     Tenant,
     Welcome,
 )
 from protego_cli.counters import Counters
-from protego_cli.crypto.algorithms import Registry
+from protego_cli.crypto.algorithms import EspSuite, Registry
 from protego_cli.errors import EnvironmentFault, Refused
 from protego_cli.esp import events
 from protego_cli.esp.gateway import Gateway, Neighbour
@@ -47,6 +48,7 @@ from protego_cli.net.raw import RawSocket
 from protego_cli.net.steering import Sender
 from protego_cli.net.udp import Batch, UdpSocket
 from protego_cli.plugins.manager import Plugins
+from protego_cli.roles.calibration import calibrate
 from protego_cli.roles.cpu import CpuMeter
 
 log = logging.getLogger(__name__)
@@ -79,6 +81,8 @@ class GpnPlane:
         )
         self._cpu = CpuMeter()
         self._notify: Callable[[Notice], None] | None = None
+        self._unmeasured: dict[str, EspSuite] = {}
+        self._costs: dict[str, SuiteCost] = {}
 
     async def serve(self, notify: Callable[[Notice], None]) -> None:
         """The data path, for ever; `notify` tells the GMN."""
@@ -93,6 +97,9 @@ class GpnPlane:
         while True:
             await trio.sleep(TEND_INTERVAL)
             self._gateway.expire(time.time())
+            if self._unmeasured:  # one at a time: packets wait meanwhile
+                name, suite = self._unmeasured.popitem()
+                self._costs[name] = calibrate(name, suite)
 
     def receive_esp(self, train: Sequence[Batch]) -> None:
         """Batches on the ESP port."""
@@ -168,13 +175,17 @@ class GpnPlane:
     def report(self) -> Report:
         self.counters["gpn_drop_overflow"] = self.esp.overflow() + self.vxlan.overflow()
         usage = tuple(SaUsage(*used) for used in self._gateway.usage())
-        return Report(self._cpu(), usage=usage, counters=self.counters.nonzero())
+        costs = tuple(self._costs.values())
+        return Report(self._cpu(), usage=usage, counters=self.counters.nonzero(), costs=costs)
 
     def _entry(self, sa: Sa) -> SaEntry:
         try:
             suite = self._registry.esp_suite(sa.encryption, sa.integrity, esn=sa.esn)
         except KeyError as missing:
             raise Refused(f"sa {sa.spi_in:08x} of {sa.tunnel}: no plugin here provides {missing}") from None
+        name = "-".join(filter(None, (sa.encryption, sa.integrity)))
+        if name not in self._costs:
+            self._unmeasured[name] = suite
         return SaEntry(
             spi_in=sa.spi_in,
             spi_out=sa.spi_out,
