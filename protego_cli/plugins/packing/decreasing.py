@@ -164,7 +164,8 @@ def _leave(bins: Bins, rule: Rule, uneasy: Bools) -> None:
         for tunnel in list(waiting):
             source = bins.at[tunnel]
             closed = source == NOWHERE or not bins.accepting[source]
-            if not closed and (bins.room[source] >= 0 or bins.size[tunnel] <= 0 or bins.alone(tunnel)):
+            calm = not closed and bins.load[source] <= bins.limit[source]
+            if calm or (not closed and (bins.size[tunnel] <= 0 or bins.alone(tunnel))):
                 continue  # relieved by now, or no relief
             fits = bins.open_to(tunnel)
             if fits.any():

@@ -102,9 +102,27 @@ class Outlook(Bins):
         self._expected, self._drift = saved.expected, saved.drift
         self._guesses, self._variance = saved.guesses, saved.variance
 
+    def roomiest_used(self, most: int) -> Ints:
+        """The used GPNs that accept; of more than so many, those with the most room."""
+        gpns = (self.accepting & self.used()).nonzero()[0]
+        if len(gpns) <= most:
+            return gpns
+        room = (self.capacity - np.maximum(self.load, self._expected))[gpns]
+        chosen: Ints = gpns[np.sort(np.argpartition(-room, most)[:most])]
+        return chosen
+
     def unserved(self) -> Floats:
         """What each GPN is expected to leave unserved in a step."""
         return self._unserved(self.capacity - self.load, self.capacity - self._expected, self._variance)
+
+    def at_least(self, gpn: int, others: Ints) -> float:
+        """What the others leave unserved with the tunnels of this GPN besides, however these are spread: that
+        is convex in the room, so it is least where all have the same room for their deviation.
+        """
+        room = (self.capacity - self.load)[others].sum() - self.load[gpn]
+        later = (self.capacity - self._expected)[others].sum() - self._expected[gpn]
+        deviation = np.sqrt(np.maximum(self._variance[others], 0.0)).sum()
+        return float(self._unserved(room, later, deviation * deviation))
 
     def without(self, tunnels: Ints) -> Floats:
         """The same of the GPN where it is, for each of these tunnels, if it leaves."""
@@ -136,10 +154,7 @@ class Outlook(Bins):
     def _unserved(self, room: Floats, later: Floats, variance: Floats) -> Floats:
         """`room` is left now, `later` is expected to be left in the next step."""
         deviation = np.sqrt(np.maximum(variance, 1e-18))
-        place = np.abs(later)
-        place *= _FINE
-        place /= deviation
-        np.minimum(place, len(_EXCESS) - 1, out=place)
+        place = np.minimum(np.abs(later) * _FINE / deviation, len(_EXCESS) - 1)
         beyond: Floats = _EXCESS[place.astype(np.intp)]
         beyond *= deviation
         beyond -= np.minimum(later, 0.0)

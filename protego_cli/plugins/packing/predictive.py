@@ -43,9 +43,10 @@ OFTEN: Final = 1.5  # moves per tunnel and hour at which that is the price
 STEEP: Final = 6  # the price's power of the frequency
 CHEAPEST: Final = 0.5  # of the price, where moves are rare
 LASTS: Final = 5.0  # steps: an emptied GPN is to stay away so long, for the moves that it took
-CELLS: Final = 4096  # of tunnels by GPNs that are looked at together
+ROOMIEST: Final = 48  # GPNs that are looked at for a place
+CELLS: Final = 16384  # of tunnels by GPNs that are looked at together
 MOVES: Final = 64  # of one decision: so many, or a share of the tunnels if that is more
-SHARE: Final = 0.02
+SHARE: Final = 0.03
 
 
 def mitigate(view: PackingView) -> list[Move]:
@@ -84,12 +85,14 @@ class _Decision:
     # ---- relief
 
     def _relieve(self) -> None:
-        together = max(1, CELLS // max(1, len(self._bins.size)))
+        bins = self._bins
+        used = int(bins.used().sum())
+        together = max(1, CELLS * used // max(1, len(bins.size) * min(used, ROOMIEST)))
         done: set[int] = set()
         while not done.issuperset(hot := self._hot()):
             done = set(hot)
             for first in range(0, len(hot), together):
-                some = np.array(hot[first : first + together])
+                some = hot[first : first + together]
                 while not self._spent() and self._shift(some):
                     if len(hot) > together:  # those looked at before have one more place to go to
                         done.clear()
@@ -101,25 +104,34 @@ class _Decision:
         worst: list[int] = hot[np.argsort(-unserved[hot], kind="stable")].tolist()
         return worst
 
-    def _shift(self, hot: Ints) -> bool:
-        """The best move away from these GPNs, if it is worth it."""
+    def _shift(self, hot: list[int]) -> bool:
+        """The best moves away from these GPNs, each between GPNs that no other of them has changed; False
+        where none is worth it.
+        """
         bins = self._bins
         leaving = np.zeros(len(bins.load) + 1, np.bool_)  # the last is that of NOWHERE
         leaving[hot] = True
         tunnels = (leaving[bins.at] & bins.movable & (bins.size > 0)).nonzero()[0]
-        gpns = (bins.accepting & bins.used()).nonzero()[0]
+        gpns = bins.roomiest_used(ROOMIEST)
         if not len(tunnels) or not len(gpns):
             return False
+        sources = bins.at[tunnels]
         unserved = bins.unserved()
         gain, may = bins.joined(tunnels, gpns)
         np.subtract(unserved[gpns], gain, out=gain)
-        gain += (unserved[bins.at[tunnels]] - bins.without(tunnels))[:, None]
+        gain += (unserved[sources] - bins.without(tunnels))[:, None]
         gain[~may] = -np.inf
-        row, column = divmod(int(gain.argmax()), len(gpns))
-        if gain[row, column] <= self._price:
-            return False
-        bins.move(int(tunnels[row]), int(gpns[column]))
-        return True
+        moved = False
+        while not self._spent():
+            row, column = divmod(int(gain.argmax()), len(gpns))
+            if gain[row, column] <= self._price:
+                break
+            source, to = sources[row], gpns[column]
+            bins.move(int(tunnels[row]), int(to))
+            gain[(sources == source) | (sources == to)] = -np.inf
+            gain[:, (gpns == source) | (gpns == to)] = -np.inf
+            moved = True
+        return moved
 
     # ---- extension
 
@@ -152,7 +164,7 @@ class _Decision:
             return False
         others = np.flatnonzero(bins.accepting & bins.used())
         others = others[others != lightest]
-        if (bins.capacity - bins.load)[others].sum() < bins.load[lightest]:
+        if bins.at_least(lightest, others) > self._budget:
             return False
         saved = bins.save()
         if self._empty(lightest, others):
