@@ -3,8 +3,8 @@
 The node has the cluster file and a token, nothing else. On the GMN's control port, by TLS without a
 certificate:
 
-    node -> GMN   GetCa                       answered with the CA's certificate: believed if the token names
-    it node -> GMN   Join(id, secret, request)   on a second connection, whose server that CA has certified
+    node -> GMN   GetCa                       answered by the CA's certificate: believed if the token names it
+    node -> GMN   Join(id, secret, request)   on a second connection, whose server that CA has certified
     GMN -> node   Joined(certificate)
 
 1. A token is text: the cluster, the node, the CA's fingerprint, an id and a secret of 256 bits.
