@@ -15,6 +15,7 @@ from rich.table import Table
 
 from benchmarks import gen, gin, gpn, loads
 from benchmarks.bench import Effort, Row, machine
+from protego_cli.net.heap import keep_heap
 
 QUICK, QUICK_SAS = Effort(rounds=1, stretches=1), 22
 
@@ -34,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.list:
         print(*(case.name for case in cases), sep="\n")
         return 0
+    keep_heap()  # as the roles' processes do
     console = Console(width=None if sys.stdout.isatty() else 120)
     rows = [case.run(effort) for case in track(cases, "measuring", disable=not console.is_terminal)]
     console.print(_table(rows))

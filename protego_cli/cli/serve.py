@@ -74,6 +74,10 @@ async def run_until_told(
             with contextlib.suppress(trio.WouldBlock):  # one waits already
                 hangups.send_nowait(None)
 
+        if node.role in ("gin", "gen", "gpn"):
+            from protego_cli.net.heap import keep_heap
+
+            keep_heap()
         await nursery.start(_heed_signals, nursery.cancel_scope, hang_up)
         if lifeline:
             nursery.start_soon(_cancel_on_eof, nursery.cancel_scope)

@@ -40,6 +40,8 @@ class Send(NamedTuple):
     packets: int
 
 
+MANY = 40_000  # bytes that are sent as they are: to put more beside them is to copy them
+
 _send = partial(tuple.__new__, Send)  # half of what `Send` takes, which looks at names
 
 
@@ -66,7 +68,8 @@ class Outbox:
         """`data` is `packets` packets of exactly `size` bytes each."""
         run = self._open.get(way.dest)
         if run is not None:
-            if run.way == way and (size == run.size or (packets == 1 and size < run.size)):
+            fits = size == run.size or (packets == 1 and size < run.size)
+            if fits and run.way == way and run.packets * run.size < MANY:
                 run.parts.append(data)
                 run.packets += packets
                 if size < run.size:
