@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import signal
 import threading
 import time
@@ -64,6 +65,7 @@ def test_whatever_it_does_it_is_ended(question: Callable[[], None]) -> None:
     assert LIMIT <= time.monotonic() - began < LIMIT + 5
     assert signal.getsignal(signal.SIGALRM) is before
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    assert gc.isenabled()
 
 
 def test_an_answer_in_time_is_returned_and_nothing_rings_later() -> None:

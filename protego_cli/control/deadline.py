@@ -10,6 +10,7 @@ thread's: elsewhere there is no limit."""
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
 import threading
@@ -71,6 +72,8 @@ def within(seconds: float, question: Callable[[], T]) -> T:
         return question()
     alarm = _Alarm()
     before = signal.signal(signal.SIGALRM, alarm.ring)
+    collects = gc.isenabled()
+    gc.disable()  # what is raised in a callback of the collector is lost, with a warning
     try:
         try:
             signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN)
@@ -82,3 +85,5 @@ def within(seconds: float, question: Callable[[], T]) -> T:
         raise TooLate from None
     finally:
         signal.signal(signal.SIGALRM, before)
+        if collects:
+            gc.enable()

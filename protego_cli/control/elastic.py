@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 ELASTIC: Final = "elastic"  # kind of job
 LOOK: Final = 1.0  # seconds between two looks: as often as GPNs report
 PATIENCE: Final = 5.0  # seconds for nodes that are away to come back by themselves
+NEAR: Final = 0.9  # of the high watermark: from here on the sums of all tunnels' loads are looked at
 SETTLED: Final = 5.0  # seconds after a failed question before the policy is asked again
 
 
@@ -105,6 +106,8 @@ class Elastic:
     def decide(self, *, consolidate: bool) -> Decision | None:
         """What the policy would do. Raises PolicyFault."""
         seats, config = self._sad.seats, self.config
+        if not consolidate and not seats.hot(NEAR * config.high):
+            return None
         seats.stale()
         view = seats.view(
             self._pinned(),
@@ -208,22 +211,22 @@ class Elastic:
     def _retire(self) -> None:
         """GPNs of pools that have carried nothing for a while; never the last one that takes tunnels."""
         now = trio.current_time()
-        open_to = {gpn.name: gpn for gpn in self._sad.seats.gpns() if gpn.accepting}
+        open_to = set(self._sad.fabric.connected("gpn")) - self._sad.seats.draining
         coming = any(life.state == "launching" for life in self._roster.lives.values())
         self._alone = math.inf if open_to or coming else min(self._alone, now)
         if now >= self._alone + PATIENCE and (first := next(self._roster.launchable(), None)) is not None:
             self._roster.launch(first.name)
         for pool in self._roster.pools:
             for life in self._roster.of(pool):
-                empty = life.name not in self._waiting and not self._occupied.occupied(life.name)
+                empty = life.name not in self._waiting and self._sad.seats.empty(life.name)
                 life.idle = (now if life.idle is None else life.idle) if empty else None
             for life in self._roster.spare(pool):
                 if self._roster.beyond(pool) <= 0:
                     break
-                others = [name for name in open_to if name != life.name]
-                if others and life.idle is not None and now - life.idle >= self.config.hold:
+                idle = life.idle is not None and now - life.idle >= self.config.hold
+                if idle and open_to - {life.name} and not self._occupied.occupied(life.name):
                     self._roster.retire(life.name)
-                    open_to.pop(life.name, None)
+                    open_to.discard(life.name)
 
     def _rehearse(self) -> None:
         """Say what would be done, at the consolidation interval."""

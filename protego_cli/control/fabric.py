@@ -193,6 +193,10 @@ class Fabric:
         known = [m.raw_esp for m in self._members.values() if m.node.role == "gin" and m.raw_esp is not None]
         return bool(known) and all(known)
 
+    def is_connected(self, node: str) -> bool:
+        member = self._members.get(node)
+        return member is not None and member.up
+
     def envelope_key(self, gin: str) -> bytes:
         """The key of the envelopes between this GMN and a GIN."""
         return self._envelope_keys[gin]

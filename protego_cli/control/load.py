@@ -249,7 +249,7 @@ class _Process:
     __slots__ = ("average", "overflow", "pressed", "regression", "reported", "scale", "ways")
 
     def __init__(self, since: float, window: float) -> None:
-        self.average = Average(2, since, window)
+        self.average = Average(3, since, window)  # CPU, measured and modelled; bits
         self.reported = since
         self.scale = 1.0
         self.regression = Regression(since)
@@ -298,8 +298,9 @@ class Loads:
         total = sum(cost for _, cost in priced)
         if total > PLAUSIBLE * interval:
             return
-        process.average.feed((cpu * interval, total), interval, now)
-        measured, explained = process.average.read(now)
+        bits = 8.0 * sum(each.totals.bytes_in + each.totals.bytes_out for each, _ in priced)
+        process.average.feed((cpu * interval, total, bits), interval, now)
+        measured, explained, _ = process.average.read(now)
         if measured >= IDLE and explained > 0:
             if cpu >= IDLE:
                 process.regression.feed(total / interval, cpu, now)
@@ -352,8 +353,18 @@ class Loads:
         process = self._processes.get(gpn)
         if process is None:
             return 0.0
-        measured, explained = process.average.read(now)
+        measured, explained, _ = process.average.read(now)
         return max(0.0, measured - explained * process.scale)
+
+    def busy(self, gpn: str, now: float) -> float:
+        """How busy a GPN is by its own reports, whatever its tunnels are; infinitely where it may drop."""
+        process = self._processes.get(gpn)
+        if process is None:
+            return 0.0
+        if now <= process.pressed + PRESSED:
+            return math.inf
+        measured, _, bits = process.average.read(now)
+        return max(measured, bits * self.per_bit.get(gpn, 0.0))
 
     def history(self, tunnels: Sequence[str], now: float) -> Floats:
         """The tunnels' shares in the whole minutes of the last hour: a row for each minute since the first

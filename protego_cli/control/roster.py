@@ -27,7 +27,7 @@ import msgspec
 import trio
 from msgspec import structs
 
-from protego_cli.config.model import Cluster, Node, PoolConfig, Role
+from protego_cli.config.model import Cluster, Node, PoolConfig
 from protego_cli.control.admissions import Admissions
 from protego_cli.control.events import EventLog
 from protego_cli.control.journal import Journal
@@ -81,7 +81,7 @@ class Opened(NamedTuple):
 class Members(Protocol):
     """The part of `Fabric` that the roster changes."""
 
-    def connected(self, role: Role) -> list[str]: ...
+    def is_connected(self, node: str) -> bool: ...
     def reload(self, cluster: Cluster) -> None: ...
 
 
@@ -378,7 +378,7 @@ class Roster:
     # ---- asking
 
     def _connected(self, life: Life) -> bool:
-        return self._members is not None and life.name in self._members.connected(life.node.role)
+        return self._members is not None and self._members.is_connected(life.name)
 
     async def _list(self, opened: Opened) -> Mapping[str, str] | str:
         """The nodes that there are, or why nobody knows."""

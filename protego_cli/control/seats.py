@@ -93,12 +93,26 @@ class Seats:
             views = (view._replace(movable=view.movable and view.moves < moves_per_hour) for view in views)
         return PackingView(now, gpns, views, history, Terms(moves_per_hour=moves_per_hour))
 
+    def hot(self, share: float) -> bool:
+        """Whether some GPN may be beyond this share of its capacity; cheap, whatever the tunnels are."""
+        now = trio.current_time()
+        nodes = self._nodes()
+        return any(self.loads.busy(node.name, now) > share * node.capacity for node in nodes)
+
+    def empty(self, gpn: str) -> bool:
+        """Whether no SA lies there but those that retire."""
+        return not self._counts.get(gpn)
+
+    def _nodes(self) -> list[NodeState]:
+        """The GPNs that are connected."""
+        nodes = [node for node in self._fabric.nodes() if node.role == "gpn" and node.connected]
+        self.loads.per_bit = {node.name: node.capacity / node.bandwidth for node in nodes if node.bandwidth}
+        return nodes
+
     def gpns(self) -> tuple[GpnView, ...]:
         """The GPNs that are connected."""
         now = trio.current_time()
-        self.loads.per_bit = {
-            node.name: node.capacity / node.bandwidth for node in self._fabric.nodes() if node.bandwidth
-        }
+        nodes = self._nodes()
         if now >= self._summed + FRESH:
             self._add_up(now)
         return tuple(
@@ -109,8 +123,7 @@ class Seats:
                 accepting=node.name not in self.draining,
                 tunnels=self._counts.get(node.name, 0),
             )
-            for node in self._fabric.nodes()
-            if node.role == "gpn" and node.connected
+            for node in nodes
         )
 
     def stale(self) -> None:

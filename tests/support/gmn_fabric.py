@@ -111,6 +111,9 @@ class DataNodes:
     def connected(self, role: Role) -> list[str]:
         return [node.name for node in self.running(role) if node.synced]
 
+    def is_connected(self, node: str) -> bool:
+        return node in self.all and self.all[node].up and self.all[node].synced
+
     def desire(self, node: str, put: Iterable[AnyRecord] = (), drop: Iterable[Key] = ()) -> None:
         member = self.all.get(node)
         if member is None and node in self.left:
