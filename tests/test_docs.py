@@ -75,6 +75,7 @@ def test_the_commands_are_those_that_were_meant() -> None:
         "up", "status", "migrate", "reload", "drain", "undrain", "rebalance", "pool", "plan", "events",
         "local",
         "doctor",
+        "simulate", "trace generate", "trace record",
         "tunnel list", "tunnel show", "tunnel up",
         "tunnel down", "tunnel rekey", "explain", "plugins", "config check", "pki init", "pki token",
         "psk generate",

@@ -14,7 +14,20 @@ from typing import Annotated
 import typer
 
 from protego_cli import __version__
-from protego_cli.cli import check, doctor, events, explain, lab, node, operate, pool, pools, tunnel
+from protego_cli.cli import (
+    check,
+    doctor,
+    events,
+    explain,
+    lab,
+    node,
+    operate,
+    pool,
+    pools,
+    simulate,
+    trace,
+    tunnel,
+)
 from protego_cli.errors import INTERRUPTED, ConfigError, ProtegoError
 
 EPILOG = (
@@ -64,9 +77,11 @@ app.command("plan")(pools.plan)
 app.command()(events.events)
 app.command()(explain.explain)
 app.command()(lab.local)
+app.command()(simulate.simulate)
 app.command()(doctor.doctor)
 app.command()(check.plugins)
 app.add_typer(tunnel.app, name="tunnel")
+app.add_typer(trace.app, name="trace")
 app.add_typer(config, name="config")
 app.add_typer(pki, name="pki")
 app.add_typer(psk, name="psk")

@@ -35,6 +35,10 @@ async def _ask(cluster: Cluster, request: Request, expected: type[R]) -> R:
     return reply
 
 
+async def ask_status(cluster: Cluster) -> Status:
+    return await _ask(cluster, GetStatus(), Status)
+
+
 def ask_patiently(cluster: Cluster, request: Request, expected: type[R], doing: str) -> R:
     """The same for what may take a while: on a terminal, `doing` and the time are shown meanwhile."""
     console = Console(stderr=True)
@@ -64,9 +68,9 @@ async def _watch(cluster: Cluster, as_json: bool) -> None:
     console = Console()
     if as_json or not console.is_terminal:
         while True:
-            print_status(await _ask(cluster, GetStatus(), Status), as_json=as_json)
+            print_status(await ask_status(cluster), as_json=as_json)
             await trio.sleep(WATCH_INTERVAL)
     with Live(console=console, auto_refresh=False) as live:
         while True:
-            live.update(status_view(await _ask(cluster, GetStatus(), Status), live.console), refresh=True)
+            live.update(status_view(await ask_status(cluster), live.console), refresh=True)
             await trio.sleep(WATCH_INTERVAL)

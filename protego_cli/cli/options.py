@@ -83,6 +83,12 @@ def complete_policy(ctx: typer.Context, incomplete: str) -> list[str]:
     return _starting(incomplete, sorted(plugins.packing_policies()))
 
 
+def complete_policies(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Several of them, separated by commas."""
+    before, comma, last = incomplete.rpartition(",")
+    return [before + comma + name for name in complete_policy(ctx, last)]
+
+
 def _starting(incomplete: str, names: Iterable[str]) -> list[str]:
     return [name for name in names if name.startswith(incomplete)]
 

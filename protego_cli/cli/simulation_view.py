@@ -1,0 +1,115 @@
+"""What `protego simulate` shows: progress, the table of outcomes, and what its figures mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from protego_cli.cli.render import print_json, show
+from protego_cli.sim.comparison import Outcome
+from protego_cli.sim.measures import DEFINITIONS
+from protego_cli.sim.trace import Trace
+
+EVERY = 64  # steps between two looks at the progress
+FIGURES = {
+    "saving": ("saving", "{:.1%}"),
+    "guarantee": ("guarantee", "{:.2%}"),
+    "served": ("served", "{:.3%}"),
+    "GPNs": ("mean_gpns", "{:.1f}"),
+    "LB": ("lower_bound", "{:.1f}"),
+    "over": ("over", "{:.1%}"),
+    "moves/h": ("moves_per_hour", "{:.2f}"),
+}  # what a column shows of the measures, and how
+
+
+class Watcher:
+    """Progress on stderr, where that is a terminal."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False, markup=False)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TimeElapsedColumn(),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._progress.add_task("", total=None)
+
+    def __enter__(self) -> Watcher:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def __call__(self, doing: str, total: int | None = None) -> None:
+        self._progress.reset(self._task, description=doing, total=total)
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self._console.print(text, soft_wrap=True)
+
+    def of_steps(self, doing: str, steps: int) -> Callable[[int], None]:
+        self(doing, steps)
+
+        def progress(done: int) -> None:
+            if not done % EVERY:
+                self._progress.update(self._task, completed=done)
+
+        return progress
+
+
+def print_outcomes(outcomes: Sequence[Outcome], *, as_json: bool) -> None:
+    if as_json:
+        print_json({"runs": [outcome.document() for outcome in outcomes]})
+        return
+    traces = {outcome.trace.name: outcome for outcome in outcomes}
+    show(
+        *(Text(_about(outcome.trace, outcome)) for outcome in traces.values()),
+        Text(),
+        _outcomes(outcomes, several=len(traces) > 1),
+        Text(),
+        _definitions(),
+    )
+
+
+def _about(trace: Trace, outcome: Outcome) -> str:
+    setting = outcome.setting
+    return (
+        f"{trace.name}: {len(trace.tunnels):,} tunnels, {trace.steps:,} steps of {trace.step:g} s, "
+        f"GPNs of {setting.capacity:g} Mbit/s, ρ = {setting.share(trace):.3g}"
+    )
+
+
+def _outcomes(outcomes: Sequence[Outcome], *, several: bool) -> Table:
+    shown = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for column in ("trace", "policy") if several else ("policy",):
+        shown.add_column(column, no_wrap=True)
+    for column in ("interval", *FIGURES, "seconds"):
+        shown.add_column(column, no_wrap=True, justify="right")
+    for outcome in outcomes:
+        found = outcome.run.measures
+        cells = (
+            outcome.policy,
+            f"{outcome.minutes:g} min",
+            *(shape.format(getattr(found, name)) for name, shape in FIGURES.values()),
+            f"{outcome.seconds:.2f}",
+        )
+        shown.add_row(*((outcome.trace.name, *cells) if several else cells))
+    return shown
+
+
+def _definitions() -> Table:
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    for name, meaning in DEFINITIONS:
+        grid.add_row(Text(name, style="bold"), Text(meaning, style="dim"))
+    return grid
