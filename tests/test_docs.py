@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import msgspec
@@ -32,6 +33,7 @@ from protego_cli.lab.elastic import ElasticReceipt
 from protego_cli.lab.receipt import Receipt
 from protego_cli.net.tun import INNER_MTU
 from protego_cli.roles.doctor import Finding
+from protego_cli.sim.generator import PRESETS
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -119,6 +121,17 @@ def test_the_json_is_documented(command: str, types: tuple[type[msgspec.Struct],
     documented = set(re.findall(r'"(\w+)"', section(command)))
     for kind in types:
         assert {field.encode_name for field in msgspec.structs.fields(kind)} <= documented
+
+
+def test_what_the_presets_of_traces_are_is_documented() -> None:
+    rows = re.findall(r"^\| (`--.+) \| (.+) \| (.+) \|$", section("trace generate"), re.MULTILINE)
+    documented: dict[str, dict[str, float]] = {"default": {}, "paper": {}}
+    for options, default, paper in rows:
+        names = re.findall(r"--(\w+)", options)
+        for preset, values in (("default", default), ("paper", default if paper == "the same" else paper)):
+            seconds = [value.replace("24h", "86400").removesuffix("s") for value in values.split(", ")]
+            documented[preset] |= dict(zip(names, map(float, seconds), strict=True))
+    assert documented == {name: asdict(recipe) for name, recipe in PRESETS.items()}
 
 
 def test_every_kind_of_event_is_documented() -> None:

@@ -134,6 +134,16 @@ def test_rows_and_columns_say_the_same() -> None:
     assert again.tunnel_columns is tunnels
 
 
+def test_columns_cannot_be_written_into() -> None:
+    class Scribbling(Fixed):
+        def plan(self, view: PackingView) -> Sequence[Move]:
+            view.tunnel_columns.load[0] = 0
+            return ()
+
+    with pytest.raises(PolicyFault, match="raised ValueError: assignment destination is read-only"):
+        planned(Scribbling())
+
+
 def test_history_is_asked_for_when_it_is_looked_at() -> None:
     asked = []
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 import random
+import time
 import zlib
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protego_cli.control.placement import Move, Packer, PackingView, PolicyFault, TunnelView
+from protego_cli.control.placement import Move, Packer, PackingPolicy, PackingView, PolicyFault, TunnelView
 from protego_cli.errors import UsageError
 from protego_cli.plugins.packing_policies import protego_packing_policies
 from protego_cli.sim.engine import Setting, simulate
+from protego_cli.sim.generator import PRESETS, generate
 from protego_cli.sim.trace import Trace, make
 
 ALL = pytest.mark.parametrize("policy", protego_packing_policies(), ids=lambda policy: policy.name)
@@ -197,6 +199,14 @@ def test_without_any_load_one_gpn_is_enough() -> None:
     measures = simulate(make("x", np.zeros((3, 4))), packer, Setting(60.0)).measures
     assert measures.saving == 0.75
     assert measures.guarantee == measures.served == measures.lower_bound == 1.0
+
+
+@ALL
+def test_a_day_takes_a_moment(policy: PackingPolicy) -> None:
+    trace = generate(replace(PRESETS["paper"], duration=6 * 3600.0), 1)
+    began = time.process_time()
+    simulate(trace, Packer(policy, "p"), Setting(180.0))
+    assert time.process_time() - began < 1  # a fifth of that on a current machine
 
 
 def test_what_a_policy_leaves_nowhere_has_a_gpn_of_its_own() -> None:

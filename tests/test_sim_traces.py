@@ -171,7 +171,7 @@ def test_where_a_trace_cannot_be_written(tmp_path: Path) -> None:
         ("1,2\n1,2,3\n", ": row 2 has 3 values, and the first row has 2"),
         ("minute\n0\n1\n", ": has a column of times, and none of a tunnel"),
         ("minute,a,\n0,1,2\n", ": column 2 of the tunnels has no name"),
-        ("minute,a,a\n0,1,2\n", ": two columns have the name 'a'"),
+        ("minute,a,a\n0,1,2\n", ": 2 columns have the name 'a'"),
         (b"\xff\xfe\x00abc", ": row 1 is no text; a trace is a CSV, gzipped or not, or Parquet"),
         (b"a,b\n1,2\n\x00\x01\n", ": row 3 has zero bytes: it is no text"),
         (b"\x1f\x8bnonsense", ": broken gzip: "),

@@ -93,7 +93,7 @@ def _about(trace: Trace, outcome: Outcome) -> str:
 def _outcomes(outcomes: Sequence[Outcome], *, several: bool) -> Table:
     shown = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
     for column in ("trace", "policy") if several else ("policy",):
-        shown.add_column(column, no_wrap=True)
+        shown.add_column(column, overflow="fold")
     for column in ("interval", *FIGURES, "seconds"):
         shown.add_column(column, no_wrap=True, justify="right")
     for outcome in outcomes:

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:  # numpy is loaded when columns are made: data nodes load this, for plugins, and make none
     import numpy as np
@@ -72,6 +72,12 @@ class Names(tuple[str, ...]):
         return {name: index for index, name in enumerate(self)}
 
 
+def _keep(*columns: npt.NDArray[Any]) -> None:
+    """A policy that writes into them fails, and others see what it saw."""
+    for column in columns:
+        column.setflags(write=False)
+
+
 @dataclass(frozen=True)
 class GpnColumns:
     """`GpnView`s as arrays of one length."""
@@ -82,6 +88,9 @@ class GpnColumns:
     accepting: Bools
     tunnels: Ints
     running: Bools
+
+    def __post_init__(self) -> None:
+        _keep(self.capacity, self.load, self.accepting, self.tunnels, self.running)
 
     @classmethod
     def of(cls, rows: Sequence[GpnView]) -> GpnColumns:
@@ -113,6 +122,9 @@ class TunnelColumns:
     moves: Ints
     movable: Bools
     group: Ints  # one number for each group; -1 for none
+
+    def __post_init__(self) -> None:
+        _keep(self.load, self.gpn, self.moves, self.movable, self.group)
 
     @classmethod
     def of(cls, rows: Sequence[TunnelView], gpns: Names) -> TunnelColumns:

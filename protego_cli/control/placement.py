@@ -145,10 +145,13 @@ class Packer:
         rows, columns = tunnels.ids.position, gpns.names.position
         where, movable, accepting = tunnels.gpn.tolist(), tunnels.movable.tolist(), gpns.accepting.tolist()
         moved: dict[int, int] = {}
+        moves: list[Move] = []
         for each in answer:
-            if not (isinstance(each, tuple) and len(each) == 2 and all(isinstance(s, str) for s in each)):
+            if not (isinstance(each, tuple) and len(each) == 2):
                 raise self._fault(f"planned {each!r:.80}, which is no Move(tunnel, to)")
             name, to = each
+            if not (isinstance(name, str) and isinstance(to, str)):
+                raise self._fault(f"planned {each!r:.80}, which is no Move(tunnel, to)")
             row, column = rows.get(name), columns.get(to)
             if row is None:
                 raise self._fault(f"moves {name!r:.80}, which is no tunnel that is up")
@@ -161,13 +164,14 @@ class Packer:
             if column == where[row]:
                 raise self._fault(f"moves {name} to {to}, where it is already")
             moved[row] = column
+            moves.append(each if isinstance(each, Move) else Move(name, to))
         if (overfilled := view.overfilled(list(moved), list(moved.values()))) is not None:
             gpn, load = overfilled
             raise self._fault(
                 f"fills {gpns.names[gpn]} to {load:.3f}, beyond its capacity of {gpns.capacity[gpn]:g}, "
                 "while others have room"
             )
-        return tuple(Move(*each) for each in answer)  # type: ignore[misc]  # each is a pair of texts
+        return tuple(moves)
 
 
 def _objection(name: object, view: PackingView) -> str:

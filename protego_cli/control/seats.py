@@ -3,8 +3,8 @@
 A GPN that is `draining` gets no new tunnel and no new SA: a tunnel that is on it goes elsewhere with its next
 rekey, whoever begins that. Only where nothing else takes it does it stay.
 
-Adding up the loads of all tunnels is work for each of them, so the sums are kept for a second; how many
-tunnels a GPN has is always counted.
+Looking at the loads of all tunnels is work for each of them, so these and their sums are kept for a second;
+how many tunnels a GPN has is always counted.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ class Seats:
         self._fabric = fabric
         self._tunnels = tunnels
         self._counts = counts
-        self._sums: dict[str, float] = {}
+        self._shares: dict[str, float] = {}  # of tunnels
+        self._sums: dict[str, float] = {}  # on GPNs
         self._summed = -math.inf
 
     def choose(self, tunnel: Tunnel) -> str | None:
@@ -132,11 +133,13 @@ class Seats:
 
     def _add_up(self, now: float) -> None:
         sums: dict[str, float] = {}
+        shares: dict[str, float] = {}
         for tunnel in self._tunnels.values():
             seat = tunnel.seat
             if seat is not None:
-                sums[seat] = sums.get(seat, 0.0) + self.loads.share(tunnel.id, seat, now)
-        self._sums, self._summed = sums, now
+                shares[tunnel.id] = share = self.loads.share(tunnel.id, seat, now)
+                sums[seat] = sums.get(seat, 0.0) + share
+        self._shares, self._sums, self._summed = shares, sums, now
 
     def _views(self, pinned: Container[str], now: float) -> Iterator[TunnelView]:
         for tunnel in self._tunnels.values():
@@ -148,10 +151,11 @@ class Seats:
     def seen(self, tunnel: Tunnel, now: float, *, movable: bool = True) -> TunnelView:
         """One tunnel as a policy sees it."""
         sealing, seat = tunnel.sealing, tunnel.seat
+        share = self._shares.get(tunnel.id) if now < self._summed + FRESH else None
         settled = sealing is not None and sealing.standing and not tunnel.moving.locked()
         return TunnelView(
             id=tunnel.id,
-            load=self.loads.share(tunnel.id, seat, now),
+            load=self.loads.share(tunnel.id, seat, now) if share is None else share,
             gpn=seat,
             moves=_lately(tunnel, now),
             movable=movable and settled,
@@ -160,4 +164,6 @@ class Seats:
 
 
 def _lately(tunnel: Tunnel, now: float) -> int:
+    if not tunnel.moves:
+        return 0
     return sum(1 for moved in tunnel.moves if moved > now - LATELY)

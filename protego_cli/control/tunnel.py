@@ -282,6 +282,8 @@ class Tunnel(Durable):
     @property
     def sealing(self) -> Placed | None:
         """The SA that seals; of several strands' the first one's that is up."""
+        if len(self.strands) == 1:
+            return self.strands[0].sealing
         seals = self.seals
         up = (sa for sa in seals if sa.standing and not sa.retiring)
         return next(up, seals[0] if seals else None)

@@ -19,6 +19,7 @@ import io
 import math
 import zlib
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
@@ -80,9 +81,9 @@ def finished(
     for index, each in enumerate(names):
         if not each:
             raise TraceError(f"{name}: column {index + 1} of the tunnels has no name")
-    if len(set(names)) < len(names):
-        twice = next(each for index, each in enumerate(names) if each in names[:index])
-        raise TraceError(f"{name}: two columns have the name {twice!r}")
+    for each, count in Counter(names).items():
+        if count > 1:
+            raise TraceError(f"{name}: {count} columns have the name {each!r}")
     if clock is not None:
         told = step_of(*clock, lambda row, what: fault(row, None, what))
         step = told if step is None else step
