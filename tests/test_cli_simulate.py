@@ -110,7 +110,9 @@ def test_the_capacity_scales_and_the_step_can_be_told(run: Run, trace: Path) -> 
 
     assert gpns("--capacity", 5000) == 1
     assert gpns("--capacity", 300) > gpns() > 1
-    assert run("simulate", "--trace", trace, "--interval", "7s", "--step", "7s")[0] == 0
+    code, out, _ = run("simulate", "--trace", trace, "--interval", "7s", "--step", "7s")
+    assert code == 0
+    assert "protego       7 s " in out
 
 
 @pytest.mark.parametrize(
@@ -167,7 +169,7 @@ def test_pictures_are_drawn(run: Run, trace: Path, tmp_path: Path) -> None:
         "simulate", "--trace", trace, "--policy", "protego,spread", "--interval", "3m,10m", "--plot", plots
     )
     assert code == 0
-    drawn = ["gpns-1-t.csv-3min.png", "gpns-2-t.csv-10min.png", "saving-guarantee.png"]
+    drawn = ["gpns-1-t.csv-3_min.png", "gpns-2-t.csv-10_min.png", "saving-guarantee.png"]
     assert sorted(path.name for path in plots.iterdir()) == drawn
     assert [line for line in err.splitlines() if line] == [f"drew {plots / name}" for name in drawn]
     assert all((plots / name).read_bytes().startswith(b"\x89PNG") for name in drawn)

@@ -100,7 +100,7 @@ def _outcomes(outcomes: Sequence[Outcome], *, several: bool) -> Table:
         found = outcome.run.measures
         cells = (
             outcome.policy,
-            f"{outcome.minutes:g} min",
+            outcome.interval,
             *(shape.format(getattr(found, name)) for name, shape in FIGURES.values()),
             f"{outcome.seconds:.2f}",
         )

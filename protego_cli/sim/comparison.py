@@ -26,6 +26,10 @@ class Outcome:
     def minutes(self) -> float:
         return self.setting.interval / 60
 
+    @property
+    def interval(self) -> str:
+        return shown(self.setting.interval)
+
     def document(self) -> dict[str, object]:
         """As `protego simulate --json` prints it."""
         found = self.run.measures
@@ -44,6 +48,11 @@ class Outcome:
         }
 
 
+def shown(seconds: float) -> str:
+    """In minutes where these are whole."""
+    return f"{seconds:g} s" if seconds % 60 else f"{seconds / 60:g} min"
+
+
 def compare(
     traces: Sequence[Trace], packers: Sequence[Packer], settings: Sequence[Setting], watch: Watch
 ) -> Iterator[Outcome]:
@@ -56,7 +65,7 @@ def compare(
         for packer in packers:
             named = replace(packer, told=lambda fault, tunnel: None)  # it is raised, and need not be logged
             for setting in settings:
-                what = f"{trace.name}: {packer.policy.name} at {setting.interval / 60:g} min"
+                what = f"{trace.name}: {packer.policy.name} every {shown(setting.interval)}"
                 progress = watch(what, trace.steps)
                 began = time.perf_counter()
                 run = simulate(trace, named, setting, progress)

@@ -35,11 +35,11 @@ def draw(outcomes: Sequence[Outcome], directory: Path) -> list[Path]:
     """The pictures, as they were written. Raises EnvironmentFault."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        over_time = {(outcome.trace.name, outcome.minutes): outcome for outcome in outcomes}
+        over_time = dict.fromkeys((outcome.trace.name, outcome.interval) for outcome in outcomes)
         paths = []
-        for number, (name, minutes) in enumerate(over_time):
-            shown = [each for each in outcomes if (each.trace.name, each.minutes) == (name, minutes)]
-            paths.append(directory / f"gpns-{number + 1}-{_slug(Path(name).name)}-{minutes:g}min.png")
+        for number, (name, interval) in enumerate(over_time):
+            shown = [each for each in outcomes if (each.trace.name, each.interval) == (name, interval)]
+            paths.append(directory / f"gpns-{number + 1}-{_slug(Path(name).name)}-{_slug(interval)}.png")
             gpns_over_time(shown).savefig(paths[-1], dpi=DPI)
         paths.append(directory / "saving-guarantee.png")
         saving_against_guarantee(outcomes).savefig(paths[-1], dpi=DPI)
@@ -52,7 +52,7 @@ def gpns_over_time(outcomes: Sequence[Outcome]) -> Any:
     """Of policies on one trace at one interval."""
     trace = outcomes[0].trace
     figure, axes = _figure(
-        f"{Path(trace.name).name}, consolidated every {outcomes[0].minutes:g} min", "hours", "GPNs"
+        f"{Path(trace.name).name}, consolidated every {outcomes[0].interval}", "hours", "GPNs"
     )
     hours = np.arange(trace.steps) * trace.step / 3600
     for outcome in outcomes:
@@ -76,7 +76,7 @@ def saving_against_guarantee(outcomes: Sequence[Outcome]) -> Any:
         y = [100 * each.run.measures.guarantee for each in line]
         axes.plot(x, y, marker="o", lw=1, label=f"{policy}, {Path(name).name}")
         for each, at in zip(line, zip(x, y, strict=True), strict=True):
-            axes.annotate(f"{each.minutes:g} min", at, textcoords="offset points", xytext=(5, 4), fontsize=8)
+            axes.annotate(each.interval, at, textcoords="offset points", xytext=(5, 4), fontsize=8)
     axes.legend(loc="best")
     return figure
 
