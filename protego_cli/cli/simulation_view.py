@@ -10,21 +10,26 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from protego_cli.cli.render import print_json, show
+from protego_cli.cli.render import UNBOUNDED, print_json, show, wide_console
 from protego_cli.sim.comparison import Outcome
 from protego_cli.sim.measures import DEFINITIONS
 from protego_cli.sim.trace import Trace
 
 EVERY = 64  # steps between two looks at the progress
-FIGURES = {
-    "saving": ("saving", "{:.1%}"),
-    "guarantee": ("guarantee", "{:.2%}"),
-    "served": ("served", "{:.3%}"),
-    "GPNs": ("mean_gpns", "{:.1f}"),
-    "LB": ("lower_bound", "{:.1f}"),
-    "over": ("over", "{:.1%}"),
-    "moves/h": ("moves_per_hour", "{:.2f}"),
-}  # what a column shows of the measures, and how
+COLUMNS: dict[str, Callable[[Outcome], str]] = {
+    "trace": lambda outcome: outcome.trace.name,
+    "policy": lambda outcome: outcome.policy,
+    "interval": lambda outcome: outcome.interval,
+    "saving": lambda outcome: f"{outcome.run.measures.saving:.1%}",
+    "guarantee": lambda outcome: f"{outcome.run.measures.guarantee:.2%}",
+    "served": lambda outcome: f"{outcome.run.measures.served:.3%}",
+    "GPNs": lambda outcome: f"{outcome.run.measures.mean_gpns:.1f}",
+    "LB": lambda outcome: f"{outcome.run.measures.lower_bound:.1f}",
+    "over": lambda outcome: f"{outcome.run.measures.over:.1%}",
+    "moves/h": lambda outcome: f"{outcome.run.measures.moves_per_hour:.2f}",
+    "seconds": lambda outcome: f"{outcome.seconds:.2f}",
+}
+SPARE = ("seconds", "LB", "over")  # hidden in this order where narrow
 
 
 class Watcher:
@@ -91,20 +96,23 @@ def _about(trace: Trace, outcome: Outcome) -> str:
 
 
 def _outcomes(outcomes: Sequence[Outcome], *, several: bool) -> Table:
-    shown = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-    for column in ("trace", "policy") if several else ("policy",):
-        shown.add_column(column, overflow="fold")
-    for column in ("interval", *FIGURES, "seconds"):
-        shown.add_column(column, no_wrap=True, justify="right")
+    """With as many columns as there is room for: rather without one than with cells cut off."""
+    console = wide_console()
+    unbounded = console.options.update(max_width=UNBOUNDED)
+    for hidden in range(len(SPARE) + 1):
+        shown = _table(outcomes, SPARE[:hidden], several=several)
+        if console.measure(shown, options=unbounded).maximum <= console.width:
+            break
+    return shown
+
+
+def _table(outcomes: Sequence[Outcome], hidden: Sequence[str], *, several: bool) -> Table:
+    columns = [name for name in COLUMNS if name not in hidden and (several or name != "trace")]
+    shown = Table(box=None, header_style="bold", padding=(0, 2, 0, 0), pad_edge=False)
+    for name in columns:
+        shown.add_column(name, justify="left" if name in ("trace", "policy") else "right", overflow="fold")
     for outcome in outcomes:
-        found = outcome.run.measures
-        cells = (
-            outcome.policy,
-            outcome.interval,
-            *(shape.format(getattr(found, name)) for name, shape in FIGURES.values()),
-            f"{outcome.seconds:.2f}",
-        )
-        shown.add_row(*((outcome.trace.name, *cells) if several else cells))
+        shown.add_row(*(COLUMNS[name](outcome) for name in columns))
     return shown
 
 

@@ -59,6 +59,7 @@ def generate(
     from dataclasses import replace
 
     from protego_cli.cli.durations import seconds
+    from protego_cli.cli.simulation_view import Watcher
     from protego_cli.errors import UsageError
     from protego_cli.sim.generator import PRESETS as RECIPES
     from protego_cli.sim.generator import generate as make
@@ -87,8 +88,11 @@ def generate(
     if seed < 0:
         raise UsageError(f"--seed: expected a number from 0, got {seed}")
     recipe = replace(RECIPES[preset], **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]  # each is of its field's type
-    trace = make(recipe, seed, str(file))
-    write(trace, file)
+    with Watcher() as watcher:
+        watcher("generating")
+        trace = make(recipe, seed, str(file))
+        watcher(f"writing {file}")
+        write(trace, file)
     typer.echo(
         f"{file}: {len(trace.tunnels):,} tunnels, {trace.steps:,} steps of {trace.step:g} s, "
         f"{trace.demand.sum(axis=1).mean():,.0f} Mbit/s on average"
@@ -113,6 +117,7 @@ def record(
     """
     from protego_cli.cli.durations import seconds
     from protego_cli.cli.recording import record as run
+    from protego_cli.cli.simulation_view import Watcher
     from protego_cli.config.load import find, load
     from protego_cli.errors import UsageError
     from protego_cli.sim.writing import check_target, write
@@ -125,5 +130,7 @@ def record(
     if lasts is not None and lasts < every:
         raise UsageError("--duration: expected at least one --interval")
     trace = run(load(find(cluster)), str(file), every, lasts)
-    write(trace, file)
+    with Watcher() as watcher:
+        watcher(f"writing {file}")
+        write(trace, file)
     typer.echo(f"{file}: {len(trace.tunnels):,} tunnels, {trace.steps:,} steps of {trace.step:g} s")
