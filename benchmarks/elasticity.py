@@ -72,6 +72,7 @@ def _options() -> argparse.ArgumentParser:
     paper.add_argument("--plot", type=Path, metavar="DIR", help="draw the pictures of docs/elasticity.md")
     paper.set_defaults(run=_paper)
     speed = commands.add_parser("speed", help="how long simulations and decisions take")
+    speed.add_argument("--policy", metavar="P[,P2...]", help="only these")
     speed.set_defaults(run=_speed)
     return parser
 
@@ -161,10 +162,11 @@ def _paper(options: argparse.Namespace, console: Console) -> Iterator[Target]:
 # ---- speed
 
 
-def _speed(_: argparse.Namespace, console: Console) -> Iterator[Target]:
+def _speed(options: argparse.Namespace, console: Console) -> Iterator[Target]:
     on = machine()
     console.print(f"Linux {on['kernel']}, Python {on['python']}")
-    packers = load_plugins().packing_policies()
+    known = load_plugins().packing_policies()
+    packers = {name: known[name] for name in (options.policy.split(",") if options.policy else known)}
     for name, packer in packers.items():
         seconds = _simulated(PRESETS["paper"], packer)
         yield Target(f"170 tunnels, 1,440 steps, {name}, s", seconds, 0, 1)
