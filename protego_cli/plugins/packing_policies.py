@@ -16,8 +16,7 @@ The others use as few GPNs as they can. How they calculate is in `packing/`, whi
 
 from __future__ import annotations
 
-from bisect import insort
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from protego_cli.control.placement import (
@@ -33,7 +32,6 @@ from protego_cli.hookspecs import hookimpl
 if TYPE_CHECKING:  # numpy comes with it
     from protego_cli.plugins.packing.decreasing import Rule
 
-_NOWHERE: Final = ""  # no GPN has this name
 WATERMARK: Final = 0.8  # of a GPN's capacity; the rest is for what grows before the next plan
 
 
@@ -44,74 +42,9 @@ class Spread:
         return min(apart(tunnel, view), key=lambda gpn: gpn.tunnels).name
 
     def plan(self, view: PackingView) -> Sequence[Move]:
-        gpns = {gpn.name: gpn for gpn in view.gpns}
-        there: dict[str, list[TunnelView]] = {name: [] for name in gpns}
-        homeless = [tunnel for tunnel in view.tunnels if tunnel.movable and tunnel.gpn not in gpns]
-        if homeless:  # as though they were on a GPN that accepts none
-            gpns[_NOWHERE] = GpnView(_NOWHERE, 0.0, 0.0, accepting=False, tunnels=len(homeless))
-            there[_NOWHERE] = homeless
-        groups = {(tunnel.gpn, tunnel.group) for tunnel in view.tunnels if tunnel.group is not None}
-        for tunnel in view.tunnels:
-            if tunnel.movable and tunnel.gpn in gpns:
-                there[tunnel.gpn].append(tunnel)
-        for tunnels in there.values():
-            tunnels.sort(key=_lightest)
-        to: dict[str, str] = {}
-        while step := _evening(gpns, there, groups):
-            source, target = step
-            tunnel = there[source.name].pop(_next(source, there[source.name]))
-            if (
-                tunnel.group is not None
-            ):  # where it was is not open to its group again: that ends every exchange
-                groups.add((target.name, tunnel.group))
-            insort(there[target.name], tunnel, key=_lightest)
-            to[tunnel.id] = target.name
-            for gpn, sign in ((source, -1), (target, 1)):
-                gpns[gpn.name] = gpn._replace(load=gpn.load + sign * tunnel.load, tunnels=gpn.tunnels + sign)
-        return [
-            Move(tunnel.id, to[tunnel.id])
-            for tunnel in view.tunnels
-            if to.get(tunnel.id, tunnel.gpn) != tunnel.gpn
-        ]
+        from protego_cli.plugins.packing import evening
 
-
-def _lightest(tunnel: TunnelView) -> tuple[float, str]:
-    return tunnel.load, tunnel.id
-
-
-def _evening(
-    gpns: dict[str, GpnView], there: Mapping[str, list[TunnelView]], groups: Container[tuple[str | None, str]]
-) -> tuple[GpnView, GpnView] | None:
-    """From where to where the next tunnel goes: from GPNs that accept none, from those beyond their capacity,
-    then from the one with the most.
-    """
-    sources = [gpn for gpn in gpns.values() if there[gpn.name]]
-    for source in sorted(sources, key=lambda gpn: (gpn.accepting, gpn.has_room(0), -gpn.tunnels)):
-        tunnel = there[source.name][_next(source, there[source.name])]
-        load = tunnel.load
-        must = not source.accepting or (not source.has_room(0) and load > 0)
-        open_to = [
-            gpn
-            for gpn in gpns.values()
-            if gpn.accepting and gpn.has_room(load)
-            if tunnel.group is None or (gpn.name, tunnel.group) not in groups
-        ]
-        running = (gpn for gpn in open_to if gpn.running)
-        target = min(running, key=lambda gpn: gpn.tunnels, default=None)
-        if target is None and must:
-            target = next(iter(open_to), None)
-        if target is not None and (must or source.tunnels - target.tunnels >= 2):
-            if not target.running:
-                gpns[target.name] = target = target._replace(running=True)
-            return source, target
-    return None
-
-
-def _next(source: GpnView, tunnels: Sequence[TunnelView]) -> int:
-    """Which tunnel leaves: the lightest; of a GPN beyond its capacity, the lightest that is any relief."""
-    if source.has_room(0):
-        return 0
-    return next((index for index, tunnel in enumerate(tunnels) if tunnel.load > 0), 0)
+        return evening.plan(view)
 
 
 class FirstFitDecreasing:
