@@ -208,6 +208,31 @@ async def test_what_a_full_gpn_cannot_take_is_seen_before_it(tmp_path: Path, aut
         assert (await world.tunnel_status()).cpu == pytest.approx(3 * 0.97, rel=0.05)
 
 
+async def test_a_gpn_that_moves_are_bound_for_is_not_retired_for_being_empty(
+    tmp_path: Path, autojump_clock: Clock
+) -> None:
+    class Spreading:
+        name = "spreading"
+
+        def place(self, tunnel: TunnelView, view: PackingView) -> str | None:
+            return view.candidates(tunnel.load)[0].name
+
+        def plan(self, view: PackingView) -> list[Move]:
+            *first, last = [tunnel.id for tunnel in view.tunnels if tunnel.gpn == "gpn-1"] or [""]
+            if "cloud-2" not in [gpn.name for gpn in view.gpns if gpn.running] or not first:
+                return []
+            return [*(Move(name, "cloud-1") for name in first), Move(last, "cloud-2")]
+
+    config = structs.replace(ON, interval=2.0, hold=6.0, at_once=1)
+    async with elastic(tmp_path, config, chosen=Spreading()) as world:
+        world.wire_delay = (0.8, 1.0)  # so all the moves take much longer than that
+        for name in ("cloud-1", "cloud-2"):
+            world.roster.launch(name)
+        await world.until(lambda: len(world.events("migrated")) + len(world.events("migration failed")) == 6)
+        assert not world.events("migration failed")
+        assert world.used() == {"cloud-1", "cloud-2"}
+
+
 async def test_off_is_off(tmp_path: Path, autojump_clock: Clock) -> None:
     async with elastic(tmp_path, structs.replace(ON, mode="off"), loads=[0.3] * 6) as world:
         await world.settle(130)

@@ -65,6 +65,7 @@ class Elastic:
         self._drains = drains
         self._occupied = Occupied(sad, drains)
         self._waiting: dict[str, dict[str, PlannedMove]] = {}  # by the GPN that is being launched
+        self._bound: set[str] = set()  # the GPNs that moves being made go to
         self._consolidated = -math.inf
         self._obstacle = ""
         self._told = ""
@@ -190,12 +191,16 @@ class Elastic:
 
     def _move(self, why: str, moves: list[PlannedMove]) -> None:
         if moves:
+            self._bound |= {move.to for move in moves}
             job = self._jobs.start(ELASTIC, why, partial(self._carry_out, moves))
             job.total = len(moves)
 
     async def _carry_out(self, moves: list[PlannedMove], job: Job) -> None:
         pairs = ((Move(move.tunnel, move.to), move.source) for move in moves)
-        await self._mover.run(job, pairs, self.config.at_once)
+        try:
+            await self._mover.run(job, pairs, self.config.at_once)
+        finally:
+            self._bound -= {move.to for move in moves}
         self._sad.seats.stale()
 
     def _arrive(self) -> None:
@@ -218,7 +223,8 @@ class Elastic:
             self._roster.launch(first.name)
         for pool in self._roster.pools:
             for life in self._roster.of(pool):
-                empty = life.name not in self._waiting and self._sad.seats.empty(life.name)
+                awaited = life.name in self._waiting or life.name in self._bound
+                empty = not awaited and self._sad.seats.empty(life.name)
                 life.idle = (now if life.idle is None else life.idle) if empty else None
             for life in self._roster.spare(pool):
                 if self._roster.beyond(pool) <= 0:

@@ -140,6 +140,8 @@ class ElasticRun(Run):
                 return
             for event in reply.events:
                 self.happened[event.kind] += 1
+                if event.kind == "migration failed":
+                    self.show.say(f"{event.tunnel} was not moved to {event.node}: {event.reason}")
                 if event.kind == "migrated":
                     self.times.append(float(event.details["total_ms"]))
             after = reply.last

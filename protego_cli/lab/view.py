@@ -82,6 +82,7 @@ def receipt_table(receipt: Receipt, *, plain: bool = False) -> RenderableType:
         row("migration, median", f"{receipt.migration_ms.p50:,.1f} ms")
         row("migration, 99th percentile", f"{receipt.migration_ms.p99:,.1f} ms")
         row("migration, longest", f"{receipt.migration_ms.max:,.1f} ms")
+    if receipt.per_migration:
         proven = sum(1 for move in receipt.per_migration if move.via_old and move.via_new)
         row("carried by both GPNs", f"{proven} of {receipt.migrations}", bad=proven < receipt.migrations)
     return table
