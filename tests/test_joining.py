@@ -304,6 +304,15 @@ async def test_tokens_name_their_node(tmp_path: Path) -> None:
             await join(wrong, parse_token_untrusted(gmn.admissions.issue(gmn.node("spare-1"))))
 
 
+async def test_a_node_that_has_not_joined_is_told_how(tmp_path: Path) -> None:
+    async with door(tmp_path) as gmn:
+        view = structs.replace(gmn.view(), pki=gmn.cluster.pki)
+        with pytest.raises(
+            EnvironmentFault, match="spare-1 joins with a token: `protego pki token --pool spare"
+        ):
+            pki.client_context(view, "spare-1")
+
+
 async def test_without_the_ca_s_key_there_are_no_tokens(tmp_path: Path) -> None:
     async with door(tmp_path) as gmn:
         (gmn.cluster.pki / "ca.key").unlink()

@@ -305,13 +305,23 @@ def client_context(cluster: Cluster, name: str) -> ssl.SSLContext:
 
 def validity(cluster: Cluster, name: str) -> tuple[float, float]:
     """From when to when a node's certificate is valid, in seconds since 1970. Raises EnvironmentFault."""
-    remedy = f"; run `protego pki init -c {cluster.file}`"
-    certificate = _read_certificate(cluster.pki / f"{name}.pem", remedy)
+    certificate = _read_certificate(cluster.pki / f"{name}.pem", _remedy(cluster, name))
     return certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
 
 
+def _remedy(cluster: Cluster, name: str) -> str:
+    """What to do about a certificate that is not as it should be."""
+    node = cluster.node(name)
+    if node is not None and node.pool:
+        return (
+            f"; {name} joins with a token: `protego pki token --pool {node.pool} --node {name}` makes one, "
+            "and `protego up --role gpn --join TOKEN` uses it"
+        )
+    return f"; run `protego pki init -c {cluster.file}`"
+
+
 def _prepare(context: ssl.SSLContext, cluster: Cluster, subject: Identity) -> ssl.SSLContext:
-    remedy = f"; run `protego pki init -c {cluster.file}`"
+    remedy = _remedy(cluster, subject.name)
     certificate_file, key_file = cluster.pki / f"{subject.name}.pem", cluster.pki / f"{subject.name}.key"
     ca = _load_ca(cluster, remedy)
     _check_leaf(certificate_file, _read_certificate(certificate_file, remedy), ca, subject, remedy)
