@@ -54,14 +54,16 @@ class Bins:
             and self.load[gpn] <= self.capacity[gpn] + TOLERANCE
         )
 
-    def lightest(self) -> int | None:
-        """The used GPN with the least load, of those whose tunnels can all be moved; None with no other."""
+    def lightest(self, most: int = 1) -> list[int]:
+        """The used GPNs with the least load, of those whose tunnels can all be moved; none without others."""
         stays = self.hidden.copy()
         stays[self.at[~self.movable & (self.at != NOWHERE)]] = True
         used = self.accepting & self.used()
-        if used.sum() < 2 or not (used & ~stays).any():
-            return None
-        return int(np.where(used & ~stays, self.load, np.inf).argmin())
+        if used.sum() < 2:
+            return []
+        able = (used & ~stays).nonzero()[0]
+        found: list[int] = able[np.argsort(self.load[able], kind="stable")][:most].tolist()
+        return found
 
     def groups_on(self, gpn: int) -> set[int]:
         """The groups of which a tunnel is there."""

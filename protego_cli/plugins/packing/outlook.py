@@ -80,10 +80,12 @@ class Outlook(Bins):
         self._guesses: Floats = _sums(there, self._guess[seated], gpns)
         self._variance: Floats = np.einsum("ij,ij->i", self._drift, self._drift) + self._guesses
         self._grouped = bool((self.group != NO_GROUP).any())
+        self._left: Floats | None = None  # unserved, as long as nothing has moved
 
     def move(self, tunnel: int, to: int) -> None:
         source = self.at[tunnel]
         super().move(tunnel, to)
+        self._left = None
         for gpn, sign in ((source, -1.0), (to, 1.0)):
             if gpn == NOWHERE:
                 continue
@@ -101,6 +103,7 @@ class Outlook(Bins):
         self.at, self.load, self.tunnels = saved.at, saved.load, saved.tunnels
         self._expected, self._drift = saved.expected, saved.drift
         self._guesses, self._variance = saved.guesses, saved.variance
+        self._left = None
 
     def roomiest_used(self, most: int) -> Ints:
         """The used GPNs that accept; of more than so many, those with the most room."""
@@ -113,7 +116,10 @@ class Outlook(Bins):
 
     def unserved(self) -> Floats:
         """What each GPN is expected to leave unserved in a step."""
-        return self._unserved(self.capacity - self.load, self.capacity - self._expected, self._variance)
+        if self._left is None:
+            room, later = self.capacity - self.load, self.capacity - self._expected
+            self._left = self._unserved(room, later, self._variance)
+        return self._left
 
     def at_least(self, gpn: int, others: Ints) -> float:
         """What the others leave unserved with the tunnels of this GPN besides, however these are spread: that

@@ -9,9 +9,9 @@ measurement is answered by
 
 And at each interval by
 
-4. consolidation: the lightest GPN is emptied, its tunnels put where they leave the least unserved. Where one
-   does not fit, the lightest tunnel whose place it can take makes way and moves on. That holds if the
-   budget does after relief; then the next GPN is tried.
+4. consolidation: one of the lightest GPNs is emptied, its tunnels put where they leave the least unserved.
+   If one does not fit, the lightest tunnel whose place it can take makes way and moves on. That holds if the
+   budget does after relief; then another GPN is tried.
 
 So the room that is kept, z standard deviations of each GPN's sum, is no constant: it is what the budget buys.
 The budget is steered by feedback: what was served of all demand in the last hour, against `TARGET`. The price
@@ -31,7 +31,7 @@ from protego_cli.plugins.packing.outlook import Outlook
 if TYPE_CHECKING:
     from protego_cli.control.packing_view import Floats, Ints
 
-TARGET: Final = 0.9992  # of demand is to be served
+TARGET: Final = 0.9991  # of demand is to be served
 GAIN: Final = 3.0  # the budget grows by so much of itself for each share of it that was not used
 LEAST: Final = 0.25  # bounds of the budget, in what TARGET allows
 MOST: Final = 4.0
@@ -41,8 +41,9 @@ EXTEND: Final = 2.0  # budgets that may be left unserved before another GPN is u
 PRICE: Final = 0.2  # of what TARGET allows to be left unserved in a step: what a move has to serve
 OFTEN: Final = 1.5  # moves per tunnel and hour at which that is the price
 STEEP: Final = 6  # the price's power of the frequency
-CHEAPEST: Final = 0.5  # of the price, where moves are rare
+CHEAPEST: Final = 0.25  # of the price, where moves are rare
 LASTS: Final = 5.0  # steps: an emptied GPN is to stay away so long, for the moves that it took
+TRIED: Final = 2  # GPNs, before it is given up to empty another
 ROOMIEST: Final = 48  # GPNs that are looked at for a place
 CELLS: Final = 16384  # of tunnels by GPNs that are looked at together
 MOVES: Final = 64  # of one decision: so many, or a share of the tunnels if that is more
@@ -157,21 +158,21 @@ class _Decision:
     # ---- consolidation
 
     def consolidate(self) -> bool:
-        """Empty the lightest GPN; False where the budget does not allow it, and all is as before."""
+        """Empty one of the lightest GPNs; False where the budget does not allow it, and all is as before."""
+        return any(self._give_up(gpn) for gpn in self._bins.lightest(TRIED))
+
+    def _give_up(self, gpn: int) -> bool:
         bins = self._bins
-        lightest = bins.lightest()
-        if lightest is None or self._spent():
-            return False
-        others = np.flatnonzero(bins.accepting & bins.used())
-        others = others[others != lightest]
-        if bins.at_least(lightest, others) > self._budget:
+        others = (bins.accepting & bins.used()).nonzero()[0]
+        others = others[others != gpn]
+        if self._spent() or bins.at_least(gpn, others) > self._budget:
             return False
         saved = bins.save()
-        if self._empty(lightest, others):
+        if self._empty(gpn, others):
             self._relieve()
             moved = int(np.count_nonzero(bins.at != saved.at))
             left = float(bins.unserved().sum()) + moved * self._worth / LASTS
-            if bins.tunnels[lightest] == 0 and left <= self._budget:
+            if bins.tunnels[gpn] == 0 and left <= self._budget:
                 return True
         bins.restore(saved)
         return False
@@ -180,18 +181,21 @@ class _Decision:
         bins = self._bins
         waiting = bins.on(gpn)
         waiting = waiting[np.argsort(bins.size[waiting], kind="stable")].tolist()  # the heaviest last
+        unserved = bins.unserved()[others]
         for _ in range(3 * len(waiting) + 20):
             if not waiting:
                 return True
             tunnel = waiting.pop()
             joined, may = bins.joined(np.array([tunnel]), others)
             if may.any():
-                added = joined[0] - bins.unserved()[others]
-                bins.move(tunnel, int(others[np.where(may[0], added, np.inf).argmin()]))
+                best = int(np.where(may[0], joined[0] - unserved, np.inf).argmin())
+                bins.move(tunnel, int(others[best]))
+                unserved[best] = joined[0, best]
             elif (yielding := self._yielding(tunnel, others)) is not None:
                 to = int(bins.at[yielding])
                 bins.move(yielding, gpn)
                 bins.move(tunnel, to)
+                unserved = bins.unserved()[others]
                 waiting.append(yielding)
                 waiting.sort(key=lambda each: float(bins.size[each]))
             else:

@@ -29,7 +29,7 @@ def mitigate(view: PackingView) -> list[Move]:
 
 def plan(view: PackingView) -> list[Move]:
     bins = _relieved(view)
-    while _empty_lightest(bins):
+    while any(_empty(bins, gpn) for gpn in bins.lightest()):
         pass
     return bins.moves()
 
@@ -60,17 +60,14 @@ def _relieve(bins: Bins, gpn: int) -> bool:
     return moved
 
 
-def _empty_lightest(bins: Bins) -> bool:
+def _empty(bins: Bins, gpn: int) -> bool:
     """False where that is not possible, and all is as before."""
-    lightest = bins.lightest()
-    if lightest is None:
-        return False
     others = bins.used()
-    others[lightest] = False
-    if float(np.maximum(bins.room, 0.0)[others & bins.accepting].sum()) < bins.load[lightest] - TOLERANCE:
+    others[gpn] = False
+    if float(np.maximum(bins.room, 0.0)[others & bins.accepting].sum()) < bins.load[gpn] - TOLERANCE:
         return False
     at, load, tunnels = bins.at.copy(), bins.load.copy(), bins.tunnels.copy()
-    here = bins.on(lightest)
+    here = bins.on(gpn)
     for tunnel in here[np.argsort(-bins.size[here], kind="stable")].tolist():
         fits = bins.open_to(tunnel) & others
         if not fits.any():
