@@ -69,12 +69,13 @@ class _Own(NamedTuple):
 class _Tally:
     """What has gone to GPNs of one tunnel, or one strand of it."""
 
-    __slots__ = ("bytes", "packets", "tunnel")
+    __slots__ = ("bytes", "packets", "told", "tunnel")
 
     def __init__(self, tunnel: str) -> None:
         self.tunnel = tunnel
         self.packets = 0
         self.bytes = 0
+        self.told = True  # nothing has been counted since it was last asked for
 
 
 class _Way(NamedTuple):
@@ -108,7 +109,7 @@ class MuxEgress:
         self._tables: dict[int, PrefixTable[tuple[str, str]]] = {}  # by VNI: tunnel and GPN
         self._flows: dict[tuple[str | Address, Fields], Flow] = {}
         self._tallies: dict[str, _Tally] = {}
-        self._active: set[_Tally] = set()  # what has been counted since it was last asked for
+        self._active: list[_Tally] = []  # those of which that is not so
 
     def put_gpn(self, gpn: Gpn) -> None:
         self.drop_gpn(gpn.name)
@@ -142,17 +143,21 @@ class MuxEgress:
         before = self._routes.pop(tunnel, None)
         if before is not None:
             self._rebuild({before.vni})
-        if (tally := self._tallies.pop(tunnel, None)) is not None:
-            self._active.discard(tally)
+        self._tallies.pop(tunnel, None)
 
     def limit(self, of: str | int, ceiling: Rate | None) -> None:
         if self._limits.put(of, ceiling, self._clock()):
             self._flows.clear()
 
     def offered(self) -> list[Offered]:
-        found = [Offered(each.tunnel, each.packets, each.bytes, FRAME_LENGTH) for each in self._active]
-        self._active.clear()
-        return found
+        active, self._active = self._active, []
+        for each in active:
+            each.told = True
+        return [
+            Offered(each.tunnel, each.packets, each.bytes, FRAME_LENGTH)
+            for each in active
+            if self._tallies.get(each.tunnel) is each
+        ]
 
     def forward(self, batch: Batch) -> None:
         view, size, source, tos = batch
@@ -189,7 +194,9 @@ class MuxEgress:
                 data, count = data[: admitted * size], admitted
             tally.packets += count
             tally.bytes += len(data)
-            self._active.add(tally)
+            if tally.told:
+                tally.told = False
+                self._active.append(tally)
             self._send(data, size, dest, count, tos)
 
     def _send(self, data: memoryview | bytes, size: int, dest: Address, count: int, tos: int) -> None:

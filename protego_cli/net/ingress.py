@@ -41,7 +41,7 @@ class _Target:
 class _Steered:
     """One SPI: where it goes, from whom it comes, how far it got."""
 
-    __slots__ = ("bytes", "limits", "mark", "packets", "peer", "target")
+    __slots__ = ("bytes", "limits", "mark", "packets", "peer", "target", "told")
 
     def __init__(self, target: _Target, peer: Address) -> None:
         self.target = target
@@ -50,6 +50,7 @@ class _Steered:
         self.limits: tuple[Bucket, ...] = ()
         self.packets = 0  # below its ceiling, whether its GPN can take them or not
         self.bytes = 0
+        self.told = True  # nothing has been counted since it was last asked for
 
 
 class MuxIngress:
@@ -65,7 +66,7 @@ class MuxIngress:
         self._clock = clock
         self._targets: dict[str, _Target] = {}
         self._steered: dict[int, _Steered] = {}
-        self._active: dict[int, _Steered] = {}  # what has been counted since it was last asked for
+        self._active: list[tuple[int, _Steered]] = []  # those of which that is not so
 
     def put_gpn(self, gpn: Gpn) -> None:
         target = self._targets.setdefault(gpn.name, _Target())
@@ -127,7 +128,9 @@ class MuxIngress:
                     return True
         steered.packets += count
         steered.bytes += len(data)
-        self._active[spi] = steered
+        if steered.told:
+            steered.told = False
+            self._active.append((spi, steered))
         if source != steered.peer:
             data = _tagged(steered.target.key, data, size, source)
             size += ORIGIN_LENGTH
@@ -142,9 +145,10 @@ class MuxIngress:
         return {spi: steered.mark if steered else 0 for spi, steered in found.items()}
 
     def offered(self) -> list[Offered]:
-        found = [Offered(spi, each.packets, each.bytes, OUTER) for spi, each in self._active.items()]
-        self._active.clear()
-        return found
+        active, self._active = self._active, []
+        for _, each in active:
+            each.told = True
+        return [Offered(spi, each.packets, each.bytes, OUTER) for spi, each in active]
 
     def refresh(self) -> None:
         """All is counted already."""
