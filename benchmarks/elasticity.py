@@ -1,6 +1,7 @@
 """`python -m benchmarks.elasticity`: what docs/elasticity.md says of packing policies, measured anew.
 
 - `paper`: the policy `protego` on the calibrated preset, against the figure of the paper;
+- `predictive`: the policy `predictive` on synthetic traces of some 15 GPNs, beside the others;
 - `speed`: the CPU time of every policy on 170 tunnels, on 10,000, and of one decision for 10,000 tunnels on
   500 GPNs.
 
@@ -34,6 +35,23 @@ from protego_cli.sim.plots import DPI, gpns_over_time, saving_against_guarantee
 
 INTERVALS: Final = (3, 5, 10, 15, 30, 60)  # minutes
 PAPER_SEEDS: Final = range(10)
+
+PREDICTIVE: Final = "predictive"
+BESIDE: Final = ("protego", "best-fit", "sticky", PREDICTIVE)
+SEEDS: Final = 10  # traces of the default recipe
+_DEFAULT: Final = PRESETS["default"]
+OTHERS: Final = {  # what tunnels may be like, too; three traces of each
+    "little noise (sigma 0.1)": replace(_DEFAULT, sigma=0.1),
+    "slow noise (phi 0.98)": replace(_DEFAULT, phi=0.98),
+    "1,000 small tunnels": replace(_DEFAULT, tunnels=1000, mean=15.3, largest=40.0),
+    "tunnels alike (tail 4)": replace(_DEFAULT, tail=4.0),
+    "some large tunnels (tail 1.1)": replace(_DEFAULT, tail=1.1, largest=10.0),
+    "100 large tunnels": replace(_DEFAULT, tunnels=100, mean=153.0),
+    "deep nights (diurnal 0.6)": replace(_DEFAULT, diurnal=0.6),
+    "8 bursts a day": replace(_DEFAULT, bursts=8.0),
+    "much noise (sigma 0.4)": replace(_DEFAULT, sigma=0.4),
+    "fast noise (phi 0.5)": replace(_DEFAULT, phi=0.5),
+}
 
 
 @dataclass(frozen=True)
@@ -71,6 +89,9 @@ def _options() -> argparse.ArgumentParser:
     paper = commands.add_parser("paper", help="the paper's figure, on the calibrated preset")
     paper.add_argument("--plot", type=Path, metavar="DIR", help="draw the pictures of docs/elasticity.md")
     paper.set_defaults(run=_paper)
+    predictive = commands.add_parser("predictive", help="the policy predictive beside the others")
+    predictive.add_argument("--first", type=int, default=100, metavar="SEED", help="of ten; default 100")
+    predictive.set_defaults(run=_predictive)
     speed = commands.add_parser("speed", help="how long simulations and decisions take")
     speed.add_argument("--policy", metavar="P[,P2...]", help="only these")
     speed.set_defaults(run=_speed)
@@ -157,6 +178,32 @@ def _paper(options: argparse.Namespace, console: Console) -> Iterator[Target]:
     rises = np.diff([each.guarantee for each in means])
     yield Target("least fall of savings, points", 100 * falls.min(), 0, 100)
     yield Target("least rise of guarantees, points", 100 * rises.min(), 0, 100)
+
+
+# ---- predictive
+
+
+def _predictive(options: argparse.Namespace, console: Console) -> Iterator[Target]:
+    """Every three minutes, with six seconds from a measurement to its effect."""
+    setting = Setting(180.0, reaction=6.0)
+    seeds = range(options.first, options.first + SEEDS)
+    found = figures(PRESETS["default"], seeds, BESIDE, [setting])
+    print_means(found, console)
+    outcomes = found[PREDICTIVE, setting.interval / 60]
+    table = Table("predictive where", "served", "guarantee", "over", "moves/h", box=None, header_style="bold")
+    for what, recipe in OTHERS.items():
+        (others,) = figures(recipe, seeds[:3], [PREDICTIVE], [setting]).values()
+        means = mean(others)
+        table.add_row(
+            what, f"{means.served:.3%}", f"{means.guarantee:.2%}", f"{means.over:.1%}",
+            f"{means.moves_per_hour:.2f}",
+        )  # fmt: skip
+    console.print(table)
+    each = [outcome.run.measures for outcome in outcomes]
+    yield Target("served of the worst seed, %", 100 * min(one.served for one in each), 99.9, 100)
+    yield Target("guarantee of the worst seed, %", 100 * min(one.guarantee for one in each), 99.6, 100)
+    yield Target("over of the worst seed, %", 100 * max(one.over for one in each), 0, 6)
+    yield Target("moves/h of the worst seed", max(one.moves_per_hour for one in each), 0, 1.8)
 
 
 # ---- speed

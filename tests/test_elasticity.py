@@ -34,6 +34,15 @@ def test_missed_targets_are_told(
     ]  # fmt: skip
 
 
+def test_predictive_meets_its_targets_on_a_trace_that_it_was_not_tuned_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(elasticity, "SEEDS", 1)
+    monkeypatch.setattr(elasticity, "OTHERS", {})
+    assert elasticity.main(["predictive", "--first", "777"]) == 0
+    assert "every target was met" in capsys.readouterr().out
+
+
 def test_decisions_are_timed() -> None:
     packer = load_plugins().packing_policies()["protego"]
     timed = dict(elasticity.decisions(packer, tunnels=200, gpns=10))
