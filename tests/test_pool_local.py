@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -77,6 +77,16 @@ async def until_states(cluster: Cluster, *states: tuple[str, str, bool]) -> None
     with trio.fail_after(30):
         while [(n.name, n.state, n.connected) for n in await nodes(cluster)] != list(states):  # noqa: ASYNC110
             await trio.sleep(0.05)
+
+
+@pytest.fixture(autouse=True)
+def nobody_left(tmp_path: Path) -> Iterator[None]:
+    """What outlives the control node must not outlive a test that failed."""
+    yield
+    for file in (tmp_path / "state" / "pools").glob("*/*.json"):
+        left = msgspec.json.decode(file.read_bytes(), type=ProcessId)
+        if left.lives:
+            os.kill(left.pid, signal.SIGKILL)
 
 
 async def test_a_local_pool_from_its_first_launch_to_its_last_process(tmp_path: Path, block: str) -> None:
