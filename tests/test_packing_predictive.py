@@ -164,6 +164,17 @@ def test_one_decision_moves_a_bounded_number_of_tunnels() -> None:
     assert 0 < len(moves) <= predictive.MOVES + 6  # the last GPN that is emptied, whole
 
 
+def test_what_no_gpn_can_carry_neither_shrinks_the_budget_nor_keeps_gpns() -> None:
+    past = np.tile(np.array([1.6, 0.2, 0.2]), (60, 1))
+    at = seen(past, [0, 1, 2], 3)
+    at.unserved = [0.3] * 59  # 0.6 of 2.0
+    assert predictive._avoidable(at) == pytest.approx(np.zeros(59))
+    assert Packer(POLICIES["predictive"], "p").plan(at) in ((("t1", "gpn-2"),), (("t2", "gpn-1"),))
+    at = seen(np.tile(np.array([0.9, 0.2, 0.2]), (60, 1)), [0, 1, 2], 3)
+    at.unserved = [0.3] * 59
+    assert predictive._avoidable(at) == pytest.approx(np.full(59, 0.3))
+
+
 # ---- a day
 
 

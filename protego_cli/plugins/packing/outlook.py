@@ -125,8 +125,10 @@ class Outlook(Bins):
         """What the others leave unserved with the tunnels of this GPN besides, however these are spread: that
         is convex in the room, so it is least where all have the same room for their deviation.
         """
-        room = (self.capacity - self.load)[others].sum() - self.load[gpn]
-        later = (self.capacity - self._expected)[others].sum() - self._expected[gpn]
+        single = self.tunnels[others] == 1  # what one asks for beyond its GPN is not for others to make up
+        rooms, laters = ((self.capacity - each)[others] for each in (self.load, self._expected))
+        room = np.where(single, np.maximum(rooms, 0.0), rooms).sum() - self.load[gpn]
+        later = np.where(single, np.maximum(laters, 0.0), laters).sum() - self._expected[gpn]
         deviation = np.sqrt(np.maximum(self._variance[others], 0.0)).sum()
         return float(self._unserved(room, later, deviation * deviation))
 

@@ -69,7 +69,7 @@ class _Decision:
         self._before = bins.at.copy()
         self._most = max(MOVES, int(SHARE * tunnels))
         allowed = (1 - TARGET) * float(bins.load.sum())
-        self._budget = allowed * _feedback(np.asarray(view.unserved, np.float64))
+        self._budget = allowed * _feedback(_avoidable(view))
         often = float(view.tunnel_columns.moves.mean()) / OFTEN if tunnels else 0.0
         self._worth = PRICE * allowed * max(often**STEEP, CHEAPEST)
         self._price = max(self._worth, terms.move_cost / terms.step)
@@ -79,6 +79,11 @@ class _Decision:
 
     def moves(self) -> list[Move]:
         return self._bins.moves()
+
+    def _left(self) -> float:
+        """What is expected to be left unserved, but for what a GPN cannot carry of the one tunnel it has."""
+        bins = self._bins
+        return float(bins.unserved()[bins.tunnels > 1].sum())
 
     def _spent(self) -> bool:
         return int(np.count_nonzero(self._bins.at != self._before)) >= self._most
@@ -116,11 +121,15 @@ class _Decision:
         gpns = bins.roomiest_used(ROOMIEST)
         if not len(tunnels) or not len(gpns):
             return False
-        sources = bins.at[tunnels]
         unserved = bins.unserved()
+        relief = unserved[bins.at[tunnels]] - bins.without(tunnels)
+        tunnels, relief = tunnels[relief > self._price], relief[relief > self._price]
+        if not len(tunnels):
+            return False
+        sources = bins.at[tunnels]
         gain, may = bins.joined(tunnels, gpns)
         np.subtract(unserved[gpns], gain, out=gain)
-        gain += (unserved[sources] - bins.without(tunnels))[:, None]
+        gain += relief[:, None]
         gain[~may] = -np.inf
         moved = False
         while not self._spent():
@@ -139,7 +148,7 @@ class _Decision:
     def _extend(self) -> bool:
         bins = self._bins
         unserved = bins.unserved()
-        if unserved.sum() <= EXTEND * self._budget or self._spent():
+        if self._left() <= EXTEND * self._budget or self._spent():
             return False
         fresh = np.flatnonzero(bins.accepting & ~bins.used())
         worst = int(np.where(bins.tunnels > 1, unserved, 0.0).argmax())
@@ -171,7 +180,7 @@ class _Decision:
         if self._empty(gpn, others):
             self._relieve()
             moved = int(np.count_nonzero(bins.at != saved.at))
-            left = float(bins.unserved().sum()) + moved * self._worth / LASTS
+            left = self._left() + moved * self._worth / LASTS
             if bins.tunnels[gpn] == 0 and left <= self._budget:
                 return True
         bins.restore(saved)
@@ -211,6 +220,19 @@ class _Decision:
         lighter = np.flatnonzero(bins.movable & (bins.size < bins.size[tunnel]) & (bins.at != NOWHERE))
         able = lighter[bins.size[lighter] >= needed[bins.at[lighter]]]
         return int(able[bins.size[able].argmin()]) if len(able) else None
+
+
+def _avoidable(view: PackingView) -> Floats:
+    """The shares of demand that were not served in the last hour, but for what no GPN could have carried."""
+    shares, past = np.asarray(view.unserved, np.float64), view.history
+    steps = min(len(shares), len(past))
+    largest = float(view.gpn_columns.capacity.max(initial=0.0))
+    if not steps or past.max(initial=0.0) <= largest:
+        return shares
+    past = past[len(past) - steps :]
+    beyond = np.maximum(past - largest, 0.0).sum(axis=1) / np.maximum(past.sum(axis=1), TOLERANCE)
+    avoidable: Floats = np.maximum(shares[len(shares) - steps :] - beyond, 0.0)
+    return avoidable
 
 
 def _feedback(unserved: Floats) -> float:
