@@ -49,6 +49,7 @@ def csv(tmp_path: Path, text: str | bytes, name: str = "t.csv") -> Path:
         ("0,2\n300,4\n600,1\n", "tunnel-1", [[2], [4], [1]], 300),
         ("0,0\n1,4\n3,1\n", "tunnel-1 tunnel-2", [[0, 0], [1, 4], [3, 1]], 60),
         ("2026-01-01T00:00:00,2\n2026-01-01T00:00:10,4\n", "tunnel-1", [[2], [4]], 10),
+        ("time,a\n2026-03-29T01:50,2\n2026-03-29T02:50,4\n2026-03-29T03:50,4\n", "a", [[2], [4], [4]], 3600),
         ("date,a\n2026-01-01 00:00,2\n2026-01-01 00:05,4\n", "a", [[2], [4]], 300),
         ("minute,a\n2026-01-01T00:00Z,2\n2026-01-01T00:05Z,4\n", "a", [[2], [4]], 300),
         ("minute;a;b\n0;1;2\n1;3;4\n", "a b", [[1, 2], [3, 4]], 60),
@@ -159,6 +160,8 @@ def test_where_a_trace_cannot_be_written(tmp_path: Path) -> None:
         ("minute,a\n0,1\n0,2\n", ": row 3 has the time 0 after 0"),
         ("minute,a\n0,1\nx,2\n", ": row 3, column 1 (minute): 'x' is no time, neither a number nor ISO 8601"),
         ("minute,a\n0,1\nnan,2\n", ": row 3, column 1 (minute): 'nan' is no time"),
+        ("minute,a\n0,1\n1_0,2\n", ": row 3, column 1 (minute): '1_0' is no time"),
+        ("minute,a\n-1e308,1\n1e308,2\n", ": row 3 has the time 1e+308 after -1e+308, in steps of inf"),
         ("minute,a\n0,1\n\n1,2\n", ": row 3 is empty: a gap"),
         ("minute,a,b\n0,1,-2.5\n", ": row 2, column 3 (b): -2.5 is negative"),
         ("# c\nminute,a,b\n0,1,nan\n", ": row 3, column 3 (b): NaN is no number: a gap"),
@@ -222,7 +225,29 @@ def test_without_pyarrow_it_says_what_to_install(tmp_path: Path, monkeypatch: py
 
 def test_any_bytes_are_a_trace_or_a_fault_of_one(tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("t") / "t.csv"
-    words = st.sampled_from([",", "\n", "1", "2.5", "-1", "minute", "a", '"', ";", "nan", "\x00", "é", " "])
+    words = st.sampled_from(
+        [
+            ",",
+            "\n",
+            "1",
+            "2.5",
+            "-1",
+            "minute",
+            "a",
+            '"',
+            ";",
+            "nan",
+            "\x00",
+            "é",
+            " ",
+            "_",
+            "1e308",
+            "-1e308",
+            "2026-01-01",
+            "0001-01-01",
+            "T00:01",
+        ]
+    )
 
     @given(st.one_of(st.binary(max_size=60), st.lists(words).map(lambda each: "".join(each).encode())))
     def check(data: bytes) -> None:

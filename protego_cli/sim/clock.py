@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -48,13 +48,14 @@ def _words(name: str) -> list[str]:
 
 
 def moment(cell: str) -> datetime | None:
-    """An ISO 8601 time."""
+    """An ISO 8601 time; in UTC unless it says another zone, so that no clock is put back."""
     if "-" not in cell[1:]:
         return None  # of digits alone: rather a number
     try:
-        return datetime.fromisoformat(cell.strip())
+        at = datetime.fromisoformat(cell.strip())
     except ValueError:
         return None
+    return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
 def step_of(times: Floats, seconds: float | None, fault: Callable[[int, str], Exception]) -> float:
@@ -63,11 +64,13 @@ def step_of(times: Floats, seconds: float | None, fault: Callable[[int, str], Ex
     """
     if len(times) < 2:
         return STEP
-    steps = np.diff(times)
+    with np.errstate(over="ignore"):
+        steps = np.diff(times)
     step = float(steps[0])
     if not step > 0:
         raise fault(1, f"has the time {times[1]:.12g} after {times[0]:.12g}")
-    uneven = ~(np.abs(steps - step) <= _EVEN * step)
+    with np.errstate(invalid="ignore"):
+        uneven = ~(np.abs(steps - step) <= _EVEN * step)
     if uneven.any():
         row = int(uneven.argmax()) + 1
         what = "a gap" if steps[row - 1] > step else "no even step"
@@ -82,5 +85,8 @@ def step_of(times: Floats, seconds: float | None, fault: Callable[[int, str], Ex
 
 def is_ramp(column: Floats) -> bool:
     """Whether these numbers rise so evenly that they are times, and no tunnel's load."""
-    steps = np.diff(column)
-    return len(column) > 2 and steps[0] > 0 and bool((np.abs(steps - steps[0]) <= 1e-9 * steps[0]).all())
+    if len(column) < 3:
+        return False
+    with np.errstate(over="ignore", invalid="ignore"):
+        steps = np.diff(column)
+        return bool(steps[0] > 0 and (np.abs(steps - steps[0]) <= 1e-9 * steps[0]).all())

@@ -123,10 +123,10 @@ def _csv(name: str, text: IO[str], step: float | None) -> Trace:
         if timed:
             times.append(_time(row[0], rows, header))
         try:
-            values.extend(map(float, row[1:] if timed else row))
+            values.extend(map(float, row[timed:]))
         except ValueError:
             raise _no_number(row, rows, header, timed=timed) from None
-        if "_" in "".join(row):  # Python reads 1_000 as a number
+        if "_" in "".join(row[timed:]):  # Python reads 1_000 as a number
             raise _no_number(row, rows, header, timed=timed)
         if len(values) > MOST_VALUES:
             raise rows.fault(f"is too much: more than {MOST_VALUES:,} values", None, header)
@@ -154,7 +154,7 @@ def _is_number(cell: str) -> bool:
         float(cell)
     except ValueError:
         return False
-    return True
+    return "_" not in cell
 
 
 def _time(cell: str, rows: _Rows, header: Sequence[str] | None) -> float:
@@ -168,9 +168,7 @@ def _time(cell: str, rows: _Rows, header: Sequence[str] | None) -> float:
 
 def _no_number(row: Sequence[str], rows: _Rows, header: Sequence[str] | None, *, timed: bool) -> TraceError:
     column, cell = next(
-        (column, cell)
-        for column, cell in enumerate(row)
-        if column >= timed and ("_" in cell or not _is_number(cell))
+        (column, cell) for column, cell in enumerate(row) if column >= timed and not _is_number(cell)
     )
     what = f"{cell.strip()[:40]!r} is no number" if cell.strip() else "there is no value: a gap"
     return rows.fault(what, column, header)
