@@ -26,8 +26,8 @@ from rich.console import Console
 from rich.table import Table
 
 from protego_cli.config.load import load
-from protego_cli.control.client import ask
-from protego_cli.control.pool_messages import Drain, GetJob, JobStatus, Undrain
+from protego_cli.control.channel.client import ask
+from protego_cli.control.channel.pool_messages import Drain, GetJob, JobStatus, Undrain
 from protego_cli.lab import layout
 from protego_cli.lab.children import Child, program
 from protego_cli.lab.receipt import Receipt

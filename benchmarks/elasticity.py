@@ -25,7 +25,7 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks.bench import machine
-from protego_cli.control.placement import GpnView, Packer, PackingView, TunnelView
+from protego_cli.control.packing.placement import GpnView, Packer, PackingView, TunnelView
 from protego_cli.plugins.manager import load_plugins
 from protego_cli.sim.comparison import Outcome, compare
 from protego_cli.sim.engine import Setting, simulate

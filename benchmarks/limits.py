@@ -34,8 +34,8 @@ import trio
 
 from benchmarks.bench import cpu_seconds
 from protego_cli.config.model import Cluster, Node, Ports, Rate
-from protego_cli.control.limits import GEN_CEILING, GIN_CEILING
-from protego_cli.control.messages import Limit, Neighbour, Route, Rule, Sa, Steer, Tenant, Vtep
+from protego_cli.control.channel.messages import Limit, Neighbour, Route, Rule, Sa, Steer, Tenant, Vtep
+from protego_cli.control.sas.limits import GEN_CEILING, GIN_CEILING
 from protego_cli.counters import Counters
 from protego_cli.crypto.algorithms import Registry
 from protego_cli.crypto.builtin import ALGORITHMS

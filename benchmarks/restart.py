@@ -26,10 +26,10 @@ import trio
 
 from benchmarks.control import cluster
 from protego_cli.config.model import Cluster
-from protego_cli.control.client import ask
-from protego_cli.control.messages import GetStatus, Status
-from protego_cli.control.processes import program
-from protego_cli.control.sqlite import SqliteStore
+from protego_cli.control.channel.client import ask
+from protego_cli.control.channel.messages import GetStatus, Status
+from protego_cli.control.pools.processes import program
+from protego_cli.control.state.sqlite import SqliteStore
 from protego_cli.counters import Counters
 from protego_cli.crypto.algorithms import Registry
 from protego_cli.crypto.builtin import ALGORITHMS

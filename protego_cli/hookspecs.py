@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:  # the specifications name types of later layers but import none of them
-    from protego_cli.control.placement import PackingPolicy
-    from protego_cli.control.provision import ProvisionerKind
-    from protego_cli.control.store import StateStore
+    from protego_cli.control.packing.placement import PackingPolicy
+    from protego_cli.control.pools.provision import ProvisionerKind
+    from protego_cli.control.state.store import StateStore
     from protego_cli.crypto.algorithms import Algorithm
     from protego_cli.net.steering import SteeringBackend
 

@@ -12,10 +12,10 @@ import trio
 import trio.testing
 
 from protego_cli.config.model import Cluster
-from protego_cli.control import pki
-from protego_cli.control.agent import NOTICES, Agent, run_agent
-from protego_cli.control.fabric import NodeDown
-from protego_cli.control.messages import (
+from protego_cli.control.channel import pki
+from protego_cli.control.channel.agent import NOTICES, Agent, run_agent
+from protego_cli.control.channel.fabric import NodeDown
+from protego_cli.control.channel.messages import (
     FirstPacket,
     GetMarks,
     GetStatus,
@@ -25,7 +25,7 @@ from protego_cli.control.messages import (
     RangeLow,
     Report,
 )
-from protego_cli.control.pki import Identity
+from protego_cli.control.channel.pki import Identity
 from protego_cli.errors import EnvironmentFault
 from tests.support.control import FakePlane, Gmn, at_port, make_cluster, running_gmn, until
 
@@ -44,7 +44,9 @@ def an_agent(cluster: Cluster, plane: FakePlane, name: str = "gpn-1", **options:
 
 
 def states(caplog: pytest.LogCaptureFixture) -> list[str]:
-    lines = [record.getMessage() for record in caplog.records if record.name == "protego_cli.control.agent"]
+    lines = [
+        record.getMessage() for record in caplog.records if record.name == "protego_cli.control.channel.agent"
+    ]
     return [line.split()[2] for line in lines if line.startswith("control channel")]
 
 

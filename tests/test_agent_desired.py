@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protego_cli.control.desired import Holding, difference
-from protego_cli.control.messages import (
+from protego_cli.control.channel.desired import Holding, difference
+from protego_cli.control.channel.messages import (
     AnyRecord,
     Applied,
     Failed,

@@ -19,7 +19,7 @@ from protego_cli.cli.app import main
 from protego_cli.cli.render import status_view
 from protego_cli.config.diff import FieldChange, Landed
 from protego_cli.config.model import Cluster
-from protego_cli.control.messages import (
+from protego_cli.control.channel.messages import (
     GetStatus,
     Migrate,
     Migrated,

@@ -13,8 +13,8 @@ from protego_cli.cli import follow
 from protego_cli.cli.app import main
 from protego_cli.cli.events import instant
 from protego_cli.cli.follow import Printer
-from protego_cli.control.client import Ask
-from protego_cli.control.messages import Event, Events, GetEvents, Reply, Request
+from protego_cli.control.channel.client import Ask
+from protego_cli.control.channel.messages import Event, Events, GetEvents, Reply, Request
 from protego_cli.errors import Unreachable, UsageError
 from tests.support.clusters import write_cluster
 

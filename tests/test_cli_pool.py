@@ -14,13 +14,13 @@ import trio
 from protego_cli.cli import asking, jobs, options
 from protego_cli.cli.app import main
 from protego_cli.config.model import Cluster
-from protego_cli.control.client import Ask
-from protego_cli.control.messages import (
+from protego_cli.control.channel.client import Ask
+from protego_cli.control.channel.messages import (
     Noted,
     Reply,
     Request,
 )
-from protego_cli.control.pool_messages import (
+from protego_cli.control.channel.pool_messages import (
     Drain,
     GetJob,
     JobFault,

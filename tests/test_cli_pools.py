@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from protego_cli.cli.pools import read_token
-from protego_cli.control.joining import Token
-from protego_cli.control.pool_messages import (
+from protego_cli.control.channel.pool_messages import (
     ElasticPlan,
     GetPlan,
     GetPools,
@@ -21,6 +20,7 @@ from protego_cli.control.pool_messages import (
     Pools,
     PoolStatus,
 )
+from protego_cli.control.pools.joining import Token
 from protego_cli.errors import EnvironmentFault, UsageError
 from tests.support.clusters import VALID, write_cluster
 from tests.test_cli_pool import Gmn, cluster, gmn, run

@@ -7,8 +7,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from protego_cli.control import commands
-from protego_cli.control.messages import (
+from protego_cli.control.channel.messages import (
     Acted,
     DownTunnel,
     GetEvents,
@@ -18,6 +17,7 @@ from protego_cli.control.messages import (
     TunnelDetail,
     UpTunnel,
 )
+from protego_cli.control.operating import commands
 from protego_cli.errors import NoAdditionalSas, NotFound, ProtegoError, Refused, TemporaryFailure
 from protego_cli.ike.events import ExchangeFailed
 from tests.support.gmn_world import TUNNEL, World, world

@@ -14,8 +14,8 @@ import trio
 
 from protego_cli.cli import options
 from protego_cli.config.model import Cluster
-from protego_cli.control import client
-from protego_cli.control.messages import ListNames, Names, Reply, Request
+from protego_cli.control.channel import client
+from protego_cli.control.channel.messages import ListNames, Names, Reply, Request
 from protego_cli.errors import Unreachable
 from tests.support.clusters import write_cluster
 

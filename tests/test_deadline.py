@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 import pytest
 
-from protego_cli.control.deadline import TooLate, within
-from protego_cli.control.packing_view import GpnView, PackingView, TunnelView
-from protego_cli.control.placement import Move, Packer, PolicyFault
+from protego_cli.control.packing.deadline import TooLate, within
+from protego_cli.control.packing.packing_view import GpnView, PackingView, TunnelView
+from protego_cli.control.packing.placement import Move, Packer, PolicyFault
 
 LIMIT = 0.1
 

@@ -15,8 +15,7 @@ from protego_cli.config import diff
 from protego_cli.config.diff import FieldChange, Landed
 from protego_cli.config.load import load
 from protego_cli.config.model import ElasticConfig, IkeSettings, Ports, TunAttach
-from protego_cli.control.events import KINDS
-from protego_cli.control.messages import (
+from protego_cli.control.channel.messages import (
     ChildSaDetail,
     Event,
     Explanation,
@@ -28,6 +27,7 @@ from protego_cli.control.messages import (
     TunnelDetail,
     TunnelStatus,
 )
+from protego_cli.control.operating.events import KINDS
 from protego_cli.errors import Exit
 from protego_cli.lab.elastic import ElasticReceipt
 from protego_cli.lab.receipt import Receipt

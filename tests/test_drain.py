@@ -8,14 +8,11 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from protego_cli.control.jobs import KEPT, Jobs
-from protego_cli.control.messages import (
+from protego_cli.control.channel.messages import (
     Report,
     SaUsage,
 )
-from protego_cli.control.mover import AT_ONCE
-from protego_cli.control.placement import Move, Packer, PackingView, PolicyFault, TunnelView
-from protego_cli.control.pool_messages import (
+from protego_cli.control.channel.pool_messages import (
     Drain,
     GetJob,
     JobStatus,
@@ -25,6 +22,9 @@ from protego_cli.control.pool_messages import (
     Undrain,
     Undrained,
 )
+from protego_cli.control.packing.jobs import KEPT, Jobs
+from protego_cli.control.packing.mover import AT_ONCE
+from protego_cli.control.packing.placement import Move, Packer, PackingView, PolicyFault, TunnelView
 from protego_cli.errors import NoAdditionalSas, NotFound, ProtocolError, Refused, UsageError
 from tests.support.gmn_world import Peer, World, world
 

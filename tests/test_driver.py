@@ -7,7 +7,7 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from protego_cli.control.driver import ExchangeError
+from protego_cli.control.procedures.driver import ExchangeError
 from protego_cli.crypto.mac import hmac_sha256
 from protego_cli.errors import NoAdditionalSas
 from protego_cli.ike.events import Path
@@ -93,7 +93,7 @@ async def test_what_the_kernel_refuses_to_send_is_counted(autojump_clock: MockCl
 async def test_the_memory_of_paths_is_bounded(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("protego_cli.control.driver.PATHS", 8)
+    monkeypatch.setattr("protego_cli.control.procedures.driver.PATHS", 8)
     async with world() as w:
         for port in range(1000, 1100):
             envelope = Envelope(VIP, 4500, PEER, port, b"x" * 40)

@@ -12,12 +12,12 @@ import trio
 from msgspec import structs
 
 from protego_cli.config.model import Cluster, ElasticConfig
-from protego_cli.control.load import Passed
-from protego_cli.control.messages import GetEvents, OfferedLoad, Report, SaUsage
-from protego_cli.control.packing_view import Move, PackingView, TunnelView
-from protego_cli.control.placement import Packer, PackingPolicy
-from protego_cli.control.pool_messages import ElasticPlan, GetPlan
-from protego_cli.control.tunnel import Totals
+from protego_cli.control.channel.messages import GetEvents, OfferedLoad, Report, SaUsage
+from protego_cli.control.channel.pool_messages import ElasticPlan, GetPlan
+from protego_cli.control.packing.load import Passed
+from protego_cli.control.packing.packing_view import Move, PackingView, TunnelView
+from protego_cli.control.packing.placement import Packer, PackingPolicy
+from protego_cli.control.sas.tunnel import Totals
 from protego_cli.plugins.manager import load_plugins
 from tests.test_roster import Cloud, small
 

@@ -10,10 +10,10 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from protego_cli.control import events
-from protego_cli.control.events import EventLog
-from protego_cli.control.messages import Event, Events, GetEvents
-from protego_cli.control.placement import Move, PackingView, TunnelView
+from protego_cli.control.channel.messages import Event, Events, GetEvents
+from protego_cli.control.operating import events
+from protego_cli.control.operating.events import EventLog
+from protego_cli.control.packing.placement import Move, PackingView, TunnelView
 from protego_cli.errors import Refused
 from tests.support.gmn_world import TUNNEL, world
 

@@ -12,11 +12,10 @@ import trio.testing
 from msgspec import structs
 
 from protego_cli.config.model import Cluster
-from protego_cli.control import pki
-from protego_cli.control.agent import Agent
-from protego_cli.control.fabric import Fabric, NodeDown
-from protego_cli.control.journal import Journal
-from protego_cli.control.messages import (
+from protego_cli.control.channel import pki
+from protego_cli.control.channel.agent import Agent
+from protego_cli.control.channel.fabric import Fabric, NodeDown
+from protego_cli.control.channel.messages import (
     AnyRequest,
     Applied,
     Failed,
@@ -38,6 +37,7 @@ from protego_cli.control.messages import (
     Update,
     Welcome,
 )
+from protego_cli.control.state.journal import Journal
 from protego_cli.errors import NotFound, Refused
 from tests.support.control import FakePlane, Gmn, dialled, make_cluster, running_gmn, until
 from tests.support.stores import MemoryStore

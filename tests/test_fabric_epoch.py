@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from protego_cli.control.epoch import next_epoch
+from protego_cli.control.state.epoch import next_epoch
 from protego_cli.errors import EnvironmentFault
 
 

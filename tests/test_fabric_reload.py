@@ -9,9 +9,9 @@ import pytest
 import trio
 
 from protego_cli.config.model import Cluster, Node, VtepConfig, VxlanAttach
-from protego_cli.control import pki
-from protego_cli.control.fabric import NodeDown
-from protego_cli.control.messages import Neighbour, Steer, Tenant
+from protego_cli.control.channel import pki
+from protego_cli.control.channel.fabric import NodeDown
+from protego_cli.control.channel.messages import Neighbour, Steer, Tenant
 from protego_cli.errors import NotFound
 from tests.support.control import FakePlane, make_cluster, running_gmn, until
 

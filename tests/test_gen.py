@@ -11,7 +11,7 @@ import trio
 import trio.testing
 
 from protego_cli.config.model import Node, Ports
-from protego_cli.control.messages import Neighbour, Route, Steer, Tenant, Vtep, Welcome
+from protego_cli.control.channel.messages import Neighbour, Route, Steer, Tenant, Vtep, Welcome
 from protego_cli.crypto.mac import hmac_sha256
 from protego_cli.errors import Refused, Unreachable
 from protego_cli.net.udp import Address

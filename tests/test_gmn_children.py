@@ -6,7 +6,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from protego_cli.control.tunnels import OVERDUE
+from protego_cli.control.procedures.tunnels import OVERDUE
 from protego_cli.errors import ChildSaNotFound
 from protego_cli.ike.events import ChildEstablished
 from protego_cli.wire.notifies import NotifyType

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from protego_cli.config.model import Cluster, LimitConfig, Node, Rate
-from protego_cli.control.limits import GEN_CEILING, GIN_CEILING, LEAST_BURST, parts
-from protego_cli.control.messages import Limit, Report, SaUsage, Steer
-from protego_cli.control.tunnel import Placed
+from protego_cli.control.channel.messages import Limit, Report, SaUsage, Steer
+from protego_cli.control.sas.limits import GEN_CEILING, GIN_CEILING, LEAST_BURST, parts
+from protego_cli.control.sas.tunnel import Placed
 from tests.support.gmn_cluster import make_cluster
 from tests.support.gmn_reload import applied, edited, footprint, with_nodes
 from tests.support.gmn_world import TUNNEL, World, world

@@ -11,7 +11,15 @@ from msgspec import structs
 from trio.testing import MockClock
 
 from protego_cli.config.model import Cluster
-from protego_cli.control.messages import DownTunnel, GetEvents, Sa, ShowTunnel, Steer, TunnelDetail, UpTunnel
+from protego_cli.control.channel.messages import (
+    DownTunnel,
+    GetEvents,
+    Sa,
+    ShowTunnel,
+    Steer,
+    TunnelDetail,
+    UpTunnel,
+)
 from tests.support.gmn_cluster import make_cluster
 from tests.support.gmn_reload import applied, edited
 from tests.support.gmn_world import TUNNEL, World, world

@@ -8,9 +8,9 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from protego_cli.control.messages import Report, Sa, SaUsage
-from protego_cli.control.ranges import EXTENDED_SIZE
-from protego_cli.control.tunnel import Placed
+from protego_cli.control.channel.messages import Report, Sa, SaUsage
+from protego_cli.control.sas.ranges import EXTENDED_SIZE
+from protego_cli.control.sas.tunnel import Placed
 from protego_cli.errors import NoAdditionalSas, ProtegoError
 from tests.support.gmn_world import World, world
 

@@ -13,10 +13,19 @@ import trio
 from protego_cli.cli.serve import run_until_told
 from protego_cli.config.load import load
 from protego_cli.config.model import Cluster
-from protego_cli.control import pki
-from protego_cli.control.agent import Agent, run_agent
-from protego_cli.control.client import ask
-from protego_cli.control.messages import Events, GetEvents, ListNames, Migrate, Names, Reload, Reloaded, Sa
+from protego_cli.control.channel import pki
+from protego_cli.control.channel.agent import Agent, run_agent
+from protego_cli.control.channel.client import ask
+from protego_cli.control.channel.messages import (
+    Events,
+    GetEvents,
+    ListNames,
+    Migrate,
+    Names,
+    Reload,
+    Reloaded,
+    Sa,
+)
 from protego_cli.net.pump import pump
 from protego_cli.net.udp import UdpSocket
 from protego_cli.plugins.manager import load_plugins

@@ -18,7 +18,7 @@ import trio.testing
 from trio._core import _run as scheduler
 from trio.testing import MockClock
 
-from protego_cli.control import crash
+from protego_cli.control.state import crash
 from protego_cli.errors import ChildSaNotFound, TemporaryFailure
 from protego_cli.ike.events import ExchangeFailed, IkeClosed, NegotiationFailed
 from tests.support.gmn_world import TUNNEL, World, world

@@ -16,10 +16,10 @@ import pytest
 import trio
 
 from protego_cli.config.model import Cluster, Node, Ports, PskAuth, TenantConfig, TunnelConfig, VxlanAttach
-from protego_cli.control import pki
-from protego_cli.control.agent import Agent, run_agent
-from protego_cli.control.client import ask
-from protego_cli.control.messages import (
+from protego_cli.control.channel import pki
+from protego_cli.control.channel.agent import Agent, run_agent
+from protego_cli.control.channel.client import ask
+from protego_cli.control.channel.messages import (
     GetStatus,
     ListNames,
     Migrate,
@@ -30,7 +30,7 @@ from protego_cli.control.messages import (
     Status,
     TunnelStatus,
 )
-from protego_cli.control.sqlite import SqliteStore
+from protego_cli.control.state.sqlite import SqliteStore
 from protego_cli.crypto.mac import hmac_sha256
 from protego_cli.errors import EnvironmentFault, NotFound, Refused, UsageError
 from protego_cli.ike.events import Path

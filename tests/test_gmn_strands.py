@@ -15,10 +15,10 @@ import trio
 from msgspec.structs import replace
 from trio.testing import MockClock
 
-from protego_cli.control import crash
-from protego_cli.control.messages import Route
-from protego_cli.control.stored import load_sa, load_tunnel, store_sa, store_tunnel
-from protego_cli.control.tunnel import STRANDS
+from protego_cli.control.channel.messages import Route
+from protego_cli.control.sas.stored import load_sa, load_tunnel, store_sa, store_tunnel
+from protego_cli.control.sas.tunnel import STRANDS
+from protego_cli.control.state import crash
 from protego_cli.errors import EnvironmentFault, NoAdditionalSas, ProtegoError, ProtocolError, Refused
 from protego_cli.ike.events import ChildEstablished, ChildSa, ExchangeFailed
 from protego_cli.ike.exchanges.create_child import Selectors

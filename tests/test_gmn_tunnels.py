@@ -9,7 +9,7 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from protego_cli.control.messages import (
+from protego_cli.control.channel.messages import (
     GetStatus,
     ListNames,
     Names,
@@ -21,10 +21,10 @@ from protego_cli.control.messages import (
     SaUsage,
     Steer,
 )
-from protego_cli.control.ranges import EXTENDED_SIZE
-from protego_cli.control.sad import SEAT_WAIT
-from protego_cli.control.tunnel import Meter, Placed, Totals
-from protego_cli.control.tunnels import OVERDUE
+from protego_cli.control.procedures.tunnels import OVERDUE
+from protego_cli.control.sas.ranges import EXTENDED_SIZE
+from protego_cli.control.sas.sad import SEAT_WAIT
+from protego_cli.control.sas.tunnel import Meter, Placed, Totals
 from protego_cli.errors import NoAdditionalSas
 from protego_cli.ike.events import ExchangeFailed, IkeClosed
 from protego_cli.wire.payloads import ExchangeType

@@ -12,8 +12,8 @@ import trio
 import trio.testing
 
 from protego_cli.config.model import Node, Ports
-from protego_cli.control.agent import Notice
-from protego_cli.control.messages import (
+from protego_cli.control.channel.agent import Notice
+from protego_cli.control.channel.messages import (
     FirstPacket,
     Neighbour,
     Park,

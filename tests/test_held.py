@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from trio.testing import MockClock
 
-from protego_cli.control.held import Held
-from protego_cli.control.journal import Journal
+from protego_cli.control.operating.held import Held
+from protego_cli.control.state.journal import Journal
 from tests.support.stores import MemoryStore, committing
 
 

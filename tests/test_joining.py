@@ -17,11 +17,15 @@ from msgspec import structs
 
 from protego_cli.config.model import Cluster, Node, PoolConfig, ProvisionerConfig
 from protego_cli.control import admissions as admissions_module
-from protego_cli.control import pki
-from protego_cli.control.admissions import Admissions
-from protego_cli.control.events import EventLog
-from protego_cli.control.fabric import Fabric
-from protego_cli.control.joining import (
+from protego_cli.control.channel import pki
+from protego_cli.control.channel.fabric import Fabric
+from protego_cli.control.channel.pki import Identity
+from protego_cli.control.channel.pool_messages import JoinToken
+from protego_cli.control.channel.rpc import connect
+from protego_cli.control.channel.tls import Broken, TlsStream
+from protego_cli.control.operating.events import EventLog
+from protego_cli.control.pools.admissions import Admissions
+from protego_cli.control.pools.joining import (
     LIMIT,
     Ca,
     Denied,
@@ -37,11 +41,7 @@ from protego_cli.control.joining import (
     parse_token_untrusted,
     receive,
 )
-from protego_cli.control.journal import Journal
-from protego_cli.control.pki import Identity
-from protego_cli.control.pool_messages import JoinToken
-from protego_cli.control.rpc import connect
-from protego_cli.control.tls import Broken, TlsStream
+from protego_cli.control.state.journal import Journal
 from protego_cli.errors import EnvironmentFault, Malformed, NotFound, Refused, UsageError
 from tests.support.control import at_port, make_cluster
 from tests.support.stores import MemoryStore

@@ -11,10 +11,10 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from protego_cli.control import crash
-from protego_cli.control.journal import LINGER, Blocking, Durable, Journal
-from protego_cli.control.sqlite import SqliteStore
-from protego_cli.control.store import Change
+from protego_cli.control.state import crash
+from protego_cli.control.state.journal import LINGER, Blocking, Durable, Journal
+from protego_cli.control.state.sqlite import SqliteStore
+from protego_cli.control.state.store import Change
 from protego_cli.errors import EnvironmentFault
 from tests.support.stores import MemoryStore, committing
 

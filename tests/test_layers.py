@@ -41,7 +41,7 @@ IMPURE = {
     *("os", "sys", "io", "pathlib", "tempfile", "shutil", "random", "secrets", "uuid"),
 }
 # Where code of third parties runs for a running gateway, so whatever it raises has to be caught.
-WIDE_EXCEPT = {"protego_cli.control.placement": 1, "protego_cli.control.roster": 1}
+WIDE_EXCEPT = {"protego_cli.control.packing.placement": 1, "protego_cli.control.pools.roster": 1}
 
 
 # ---- the layers

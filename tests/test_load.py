@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protego_cli.control.load import (
+from protego_cli.control.channel.messages import OfferedLoad, SaUsage, SuiteCost
+from protego_cli.control.packing.load import (
     HISTORY,
     IDLE,
     MOST_OFFERED,
@@ -20,9 +21,8 @@ from protego_cli.control.load import (
     cost_of,
     modelled,
 )
-from protego_cli.control.messages import OfferedLoad, SaUsage, SuiteCost
-from protego_cli.control.offered import Offers
-from protego_cli.control.tunnel import Meter, Totals
+from protego_cli.control.packing.offered import Offers
+from protego_cli.control.sas.tunnel import Meter, Totals
 from protego_cli.roles.calibration import LONG, ROW, SHORT, TRIES, calibrate
 from tests.support.network import REGISTRY
 

@@ -24,15 +24,17 @@ from protego_cli.cli.logs import (
     configure_logging,
     pieces,
 )
-from protego_cli.control.events import KINDS
-from protego_cli.control.messages import Event
+from protego_cli.control.channel.messages import Event
+from protego_cli.control.operating.events import KINDS
 
 PACKAGE = Path(protego_cli.__file__).parent
 RESERVED = {"time", "level", "role", "name", "logger", "message", "exception"}
 
 
 def record(message: object, *arguments: object, at: float = 1_000_000.0) -> logging.LogRecord:
-    made = logging.LogRecord("protego_cli.control.driver", logging.WARNING, "", 0, message, arguments, None)
+    made = logging.LogRecord(
+        "protego_cli.control.procedures.driver", logging.WARNING, "", 0, message, arguments, None
+    )
     made.created, made.msecs = at, 7.0
     return made
 
@@ -50,7 +52,7 @@ def test_json_lines_carry_the_fields() -> None:
         "level": "warning",
         "role": "gmn",
         "name": "gmn-1",
-        "logger": "control.driver",
+        "logger": "control.procedures.driver",
         "message": "tunnel down",
         "tunnel": "acme/hq",
         "spi": "00000abc",
@@ -197,7 +199,7 @@ TEMPLATES = [(place, node.value) for place, node in LOGGED if isinstance(node, a
 
 def test_only_an_event_is_logged_without_a_template() -> None:
     others = [place.partition(":")[0] for place, node in LOGGED if not isinstance(node, ast.Constant)]
-    assert others == ["control/events.py"]
+    assert others == ["control/operating/events.py"]
     assert len(TEMPLATES) > 20
 
 

@@ -7,9 +7,9 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from protego_cli.control.messages import Migrated, Rule
-from protego_cli.control.ranges import EXTENDED_SIZE
-from protego_cli.control.tunnel import Placed
+from protego_cli.control.channel.messages import Migrated, Rule
+from protego_cli.control.sas.ranges import EXTENDED_SIZE
+from protego_cli.control.sas.tunnel import Placed
 from protego_cli.errors import NoAdditionalSas, NotFound, ProtegoError, Refused, TemporaryFailure
 from protego_cli.ike.events import ChildEstablished, ExchangeFailed
 from protego_cli.wire.payloads import ExchangeType

@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protego_cli.control.placement import GpnView, Move, Packer, PackingPolicy, PackingView, TunnelView
+from protego_cli.control.packing.placement import (
+    GpnView,
+    Move,
+    Packer,
+    PackingPolicy,
+    PackingView,
+    TunnelView,
+)
 from protego_cli.plugins.packing_policies import (
     WATERMARK,
     FirstFitDecreasing,

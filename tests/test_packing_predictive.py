@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protego_cli.control.packing_view import Terms
-from protego_cli.control.placement import GpnView, Packer, PackingView, TunnelView
+from protego_cli.control.packing.packing_view import Terms
+from protego_cli.control.packing.placement import GpnView, Packer, PackingView, TunnelView
 from protego_cli.plugins.packing import outlook, predictive
 from protego_cli.plugins.packing.outlook import Outlook
 from protego_cli.plugins.packing_policies import protego_packing_policies

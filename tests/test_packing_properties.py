@@ -10,8 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protego_cli.control.packing_view import Names, Terms
-from protego_cli.control.placement import GpnView, Move, Packer, PackingPolicy, PackingView, TunnelView
+from protego_cli.control.packing.packing_view import Names, Terms
+from protego_cli.control.packing.placement import (
+    GpnView,
+    Move,
+    Packer,
+    PackingPolicy,
+    PackingView,
+    TunnelView,
+)
 from protego_cli.plugins.packing_policies import protego_packing_policies
 from protego_cli.sim.engine import Setting, simulate
 from protego_cli.sim.trace import Trace, numbered

@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from protego_cli.config.model import Node
-from protego_cli.control import pki
-from protego_cli.control.pki import Identity, identity_of
+from protego_cli.control.channel import pki
+from protego_cli.control.channel.pki import Identity, identity_of
 from protego_cli.errors import EnvironmentFault
 from tests.support.control import NAMES, make_cluster
 

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from protego_cli.control.packing_view import NOWHERE
-from protego_cli.control.placement import (
+from protego_cli.control.packing.packing_view import NOWHERE
+from protego_cli.control.packing.placement import (
     GpnView,
     Move,
     Packer,

@@ -12,7 +12,7 @@ import pytest
 import tomli
 
 from protego_cli.config.load import load_plugins_section
-from protego_cli.control.placement import GpnView, PackingView, TunnelView
+from protego_cli.control.packing.placement import GpnView, PackingView, TunnelView
 from protego_cli.counters import Counters
 from protego_cli.crypto.proposal import parse_esp, parse_ike
 from protego_cli.errors import InvalidSyntax

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from protego_cli.config.model import PoolConfig, ProvisionerConfig
-from protego_cli.control.placement import GpnView, PackingView, TunnelView
-from protego_cli.control.provision import Place
+from protego_cli.control.packing.placement import GpnView, PackingView, TunnelView
+from protego_cli.control.pools.provision import Place
 from protego_cli.counters import Counters
 from protego_cli.crypto.proposal import parse_esp
 from protego_cli.errors import PluginError

@@ -14,10 +14,10 @@ import trio
 
 from protego_cli.config.load import load
 from protego_cli.config.model import Cluster
-from protego_cli.control import pki
-from protego_cli.control.client import ask
-from protego_cli.control.pool_messages import GetPools, PoolNodeStatus, Pools
-from protego_cli.control.processes import ProcessId
+from protego_cli.control.channel import pki
+from protego_cli.control.channel.client import ask
+from protego_cli.control.channel.pool_messages import GetPools, PoolNodeStatus, Pools
+from protego_cli.control.pools.processes import ProcessId
 from protego_cli.lab import layout
 from protego_cli.plugins.manager import load_plugins
 from protego_cli.roles import gmn

@@ -11,8 +11,8 @@ import pytest
 import trio
 
 from protego_cli.config.model import PoolConfig, ProvisionerConfig, Setting
-from protego_cli.control.processes import ProcessId
-from protego_cli.control.provision import Place, Provisioner, ProvisionFault
+from protego_cli.control.pools.processes import ProcessId
+from protego_cli.control.pools.provision import Place, Provisioner, ProvisionFault
 from protego_cli.plugins.manager import load_plugins
 from tests.support.control import until
 

@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from protego_cli.config.model import PoolConfig, ProvisionerConfig
-from protego_cli.control.provision import Place, Provisioner, ProvisionFault
+from protego_cli.control.pools.provision import Place, Provisioner, ProvisionFault
 from protego_cli.errors import EnvironmentFault
 from protego_cli.plugins import statefulset
 from protego_cli.plugins.manager import load_plugins

@@ -7,8 +7,8 @@ from itertools import pairwise
 
 import pytest
 
-from protego_cli.control.ranges import END, EXHAUSTED, EXTENDED_SIZE, SIZE, WINDOW, SealingRanges
-from protego_cli.control.spis import SpiAllocator
+from protego_cli.control.sas.ranges import END, EXHAUSTED, EXTENDED_SIZE, SIZE, WINDOW, SealingRanges
+from protego_cli.control.sas.spis import SpiAllocator
 
 
 class Clock:

@@ -11,9 +11,9 @@ import trio
 from msgspec import structs
 
 from protego_cli.config.model import Cluster
-from protego_cli.control import pki
-from protego_cli.control.messages import GetEvents
-from protego_cli.control.pool_messages import GetPools, PoolNodeStatus, Pools
+from protego_cli.control.channel import pki
+from protego_cli.control.channel.messages import GetEvents
+from protego_cli.control.channel.pool_messages import GetPools, PoolNodeStatus, Pools
 from tests.support.gmn_cluster import make_cluster
 from tests.support.gmn_world import World
 from tests.support.pools import CLOUD, REFUSES, FakeProvisioner

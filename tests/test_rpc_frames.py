@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from protego_cli.control.frames import Frame, FrameBuffer, decode, encode
-from protego_cli.control.messages import (
+from protego_cli.control.channel.frames import Frame, FrameBuffer, decode, encode
+from protego_cli.control.channel.messages import (
     AnyReply,
     AnyRequest,
     Applied,

@@ -15,9 +15,9 @@ import trio
 import trio.testing
 
 from protego_cli.config.model import Cluster
-from protego_cli.control import pki
-from protego_cli.control.frames import NODE_LIMIT, encode
-from protego_cli.control.messages import (
+from protego_cli.control.channel import pki
+from protego_cli.control.channel.frames import NODE_LIMIT, encode
+from protego_cli.control.channel.messages import (
     AnyRequest,
     Applied,
     Failed,
@@ -30,9 +30,17 @@ from protego_cli.control.messages import (
     Report,
     Sync,
 )
-from protego_cli.control.pki import Identity
-from protego_cli.control.rpc import OUTSTANDING, Handler, Link, LinkClosed, Unanswered, error_of, failure
-from protego_cli.control.tls import TlsStream
+from protego_cli.control.channel.pki import Identity
+from protego_cli.control.channel.rpc import (
+    OUTSTANDING,
+    Handler,
+    Link,
+    LinkClosed,
+    Unanswered,
+    error_of,
+    failure,
+)
+from protego_cli.control.channel.tls import TlsStream
 from protego_cli.errors import (
     EnvironmentFault,
     Exit,

@@ -23,11 +23,11 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from protego_cli.config.model import Cluster, Node
-from protego_cli.control import pki
-from protego_cli.control.listener import Listener
-from protego_cli.control.pki import Identity
-from protego_cli.control.rpc import connect
-from protego_cli.control.tls import TlsStream
+from protego_cli.control.channel import pki
+from protego_cli.control.channel.listener import Listener
+from protego_cli.control.channel.pki import Identity
+from protego_cli.control.channel.rpc import connect
+from protego_cli.control.channel.tls import TlsStream
 from protego_cli.errors import EnvironmentFault, Refused, Unreachable
 from tests.support.control import at_port, make_cluster, running_gmn, until
 

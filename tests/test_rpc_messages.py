@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from rich.pretty import pretty_repr
 
-from protego_cli.control import messages
+from protego_cli.control.channel import messages
 
 SECRET = b"\xde\xad key material \xbe\xef"
 PUBLIC_BYTES = {"mac", "gateway_mac", "start", "end"}

@@ -14,7 +14,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protego_cli.control.placement import Move, Packer, PackingPolicy, PackingView, PolicyFault, TunnelView
+from protego_cli.control.packing.placement import (
+    Move,
+    Packer,
+    PackingPolicy,
+    PackingView,
+    PolicyFault,
+    TunnelView,
+)
 from protego_cli.errors import UsageError
 from protego_cli.plugins.packing_policies import protego_packing_policies
 from protego_cli.sim.engine import Setting, simulate

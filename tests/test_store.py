@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from protego_cli.control import sqlite
-from protego_cli.control.sqlite import SqliteStore
+from protego_cli.control.state import sqlite
+from protego_cli.control.state.sqlite import SqliteStore
 from protego_cli.errors import EnvironmentFault, Exit
 from protego_cli.plugins.state_stores import protego_state_stores
 
@@ -76,7 +76,7 @@ def test_files_are_private(tmp_path: Path) -> None:
 def test_a_killed_process_loses_nothing_that_was_committed(tmp_path: Path) -> None:
     """It says what it has committed, and is killed while it commits on."""
     program = (
-        "import sys; from pathlib import Path; from protego_cli.control.sqlite import SqliteStore\n"
+        "import sys; from pathlib import Path; from protego_cli.control.state.sqlite import SqliteStore\n"
         "store = SqliteStore(Path(sys.argv[1]))\n"
         "for i in range(1_000_000):\n"
         "    store.commit([(b'%d' % (i % 50), b'%d' % i), (b'last', b'%d' % i)])\n"
@@ -217,7 +217,7 @@ def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
 FULL = """
 import resource, sys
 from pathlib import Path
-from protego_cli.control.sqlite import SqliteStore
+from protego_cli.control.state.sqlite import SqliteStore
 from protego_cli.errors import EnvironmentFault
 store = SqliteStore(Path(sys.argv[1]))
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))

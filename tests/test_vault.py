@@ -14,9 +14,9 @@ import msgspec
 import pytest
 
 from protego_cli.config.model import Cluster
-from protego_cli.control import vault
-from protego_cli.control.store import Change
-from protego_cli.control.vault import Vault, make_master_key, open_vault
+from protego_cli.control.state import vault
+from protego_cli.control.state.store import Change
+from protego_cli.control.state.vault import Vault, make_master_key, open_vault
 from protego_cli.errors import EnvironmentFault
 from protego_cli.plugins.state_stores import Sqlite
 

@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 import pytest
 import trio
 
-from protego_cli.control.messages import Park
-from protego_cli.control.migration import Migrations
-from protego_cli.control.ranges import SealingRange, SealingRanges
+from protego_cli.control.channel.messages import Park
+from protego_cli.control.procedures.migration import Migrations
+from protego_cli.control.sas.ranges import SealingRange, SealingRanges
 from protego_cli.esp.replay import ReplayWindow
 from protego_cli.net.egress import MuxEgress
 from protego_cli.roles.gen import GenPlane

@@ -45,7 +45,7 @@ def pki_init(cluster: ClusterFile = None) -> None:
     What exists already is kept, so run it again after adding a node.
     """
     from protego_cli.config.load import find, load
-    from protego_cli.control.pki import init
+    from protego_cli.control.channel.pki import init
 
     loaded = load(find(cluster))
     init(loaded)

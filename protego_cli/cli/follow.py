@@ -23,8 +23,8 @@ from rich.text import Text
 from protego_cli.cli.logs import printable, quoted
 from protego_cli.cli.render import print_json
 from protego_cli.config.model import Cluster
-from protego_cli.control.client import Ask, converse
-from protego_cli.control.messages import Event, Events, GetEvents
+from protego_cli.control.channel.client import Ask, converse
+from protego_cli.control.channel.messages import Event, Events, GetEvents
 from protego_cli.errors import ProtegoError, Unreachable
 
 WAIT = 5.0  # seconds that the GMN may let us wait; it holds a place for us as long

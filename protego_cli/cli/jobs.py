@@ -17,9 +17,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from protego_cli.config.model import Cluster
-from protego_cli.control.client import Ask, converse
-from protego_cli.control.messages import Request
-from protego_cli.control.pool_messages import GetJob, JobStatus, StopJob
+from protego_cli.control.channel.client import Ask, converse
+from protego_cli.control.channel.messages import Request
+from protego_cli.control.channel.pool_messages import GetJob, JobStatus, StopJob
 from protego_cli.errors import ProtegoError, Unreachable
 
 WAIT = 0.5  # seconds that an answer may wait for news; Ctrl-C is noticed as often

@@ -14,7 +14,7 @@ import typer
 
 if TYPE_CHECKING:
     from protego_cli.config.model import Cluster
-    from protego_cli.control.messages import Names
+    from protego_cli.control.channel.messages import Names
 
 COMPLETION_TIMEOUT = 0.25  # seconds to wait for the live cluster; with the start, half a second
 
@@ -107,8 +107,8 @@ def _names(cluster: Cluster) -> Names:
     """As the running cluster has them, or else its file."""
     import trio
 
-    from protego_cli.control.client import ask
-    from protego_cli.control.messages import ListNames, Names
+    from protego_cli.control.channel.client import ask
+    from protego_cli.control.channel.messages import ListNames, Names
     from protego_cli.errors import ProtegoError
 
     async def live() -> Names | None:

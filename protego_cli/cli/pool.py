@@ -23,7 +23,7 @@ def drain(node: Gpn, cluster: ClusterFile = None, as_json: AsJson = False) -> No
     from protego_cli.cli.jobs import follow
     from protego_cli.cli.render import print_drained
     from protego_cli.config.load import find, load
-    from protego_cli.control.pool_messages import Drain, JobStatus
+    from protego_cli.control.channel.pool_messages import Drain, JobStatus
 
     loaded = load(find(cluster))
     status, interrupted = follow(loaded, ask_once(loaded, Drain(node), JobStatus).id, quiet=as_json)
@@ -35,7 +35,7 @@ def undrain(node: Gpn, cluster: ClusterFile = None) -> None:
     """Let a GPN take tunnels again; a drain that is under way ends."""
     from protego_cli.cli.asking import ask_once
     from protego_cli.config.load import find, load
-    from protego_cli.control.pool_messages import Undrain, Undrained
+    from protego_cli.control.channel.pool_messages import Undrain, Undrained
 
     reply = ask_once(load(find(cluster)), Undrain(node), Undrained)
     typer.echo(f"{node} takes tunnels again" if reply.was_draining else f"{node} is not draining")
@@ -64,7 +64,7 @@ def rebalance(
     from protego_cli.cli.jobs import follow
     from protego_cli.cli.render import print_plan, print_rebalanced
     from protego_cli.config.load import find, load
-    from protego_cli.control.pool_messages import Plan, Rebalance
+    from protego_cli.control.channel.pool_messages import Plan, Rebalance
 
     loaded = load(find(cluster))
     plan = ask_once(loaded, Rebalance(policy, dry_run), Plan)

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from protego_cli.cli.render import print_json, wide_console
-from protego_cli.control.pool_messages import ElasticPlan, JoinToken, PlannedMove, Pools
+from protego_cli.control.channel.pool_messages import ElasticPlan, JoinToken, PlannedMove, Pools
 
 _STYLES = {"up": "green", "launching": "yellow", "leaving": "yellow", "retiring": "dim"}
 

@@ -9,7 +9,7 @@ import typer
 from protego_cli.cli.options import AsJson, ClusterFile, complete_pool
 
 if TYPE_CHECKING:
-    from protego_cli.control.joining import Token
+    from protego_cli.control.pools.joining import Token
 
 
 def pool(cluster: ClusterFile = None, as_json: AsJson = False) -> None:
@@ -17,7 +17,7 @@ def pool(cluster: ClusterFile = None, as_json: AsJson = False) -> None:
     from protego_cli.cli.asking import ask_once
     from protego_cli.cli.pool_view import print_pools
     from protego_cli.config.load import find, load
-    from protego_cli.control.pool_messages import GetPools, Pools
+    from protego_cli.control.channel.pool_messages import GetPools, Pools
 
     print_pools(ask_once(load(find(cluster)), GetPools(), Pools), as_json=as_json)
 
@@ -31,7 +31,7 @@ def plan(cluster: ClusterFile = None, as_json: AsJson = False) -> None:
     from protego_cli.cli.asking import ask_once
     from protego_cli.cli.pool_view import print_elastic_plan
     from protego_cli.config.load import find, load
-    from protego_cli.control.pool_messages import ElasticPlan, GetPlan
+    from protego_cli.control.channel.pool_messages import ElasticPlan, GetPlan
 
     print_elastic_plan(ask_once(load(find(cluster)), GetPlan(), ElasticPlan), as_json=as_json)
 
@@ -62,7 +62,7 @@ def pki_token(
     from protego_cli.cli.pool_view import print_token
     from protego_cli.config.load import find, load
     from protego_cli.config.values import duration
-    from protego_cli.control.pool_messages import JoinToken, MakeToken
+    from protego_cli.control.channel.pool_messages import JoinToken, MakeToken
     from protego_cli.errors import UsageError
 
     try:
@@ -77,7 +77,7 @@ def read_token(text: str) -> Token:
     """A token as it was given: itself, or @FILE. Raises UsageError or EnvironmentFault."""
     from pathlib import Path
 
-    from protego_cli.control.joining import parse_token_untrusted
+    from protego_cli.control.pools.joining import parse_token_untrusted
     from protego_cli.errors import EnvironmentFault, Malformed, UsageError
 
     source = "--join"

@@ -18,7 +18,7 @@ from protego_cli.config.model import Cluster, Node
 from protego_cli.errors import EnvironmentFault, UsageError
 
 if TYPE_CHECKING:
-    from protego_cli.control.joining import Token
+    from protego_cli.control.pools.joining import Token
     from protego_cli.plugins.manager import Plugins
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ def serve(cluster: Cluster, node: Node, plugins: Plugins, *, lifeline: bool = Fa
 
 def join_cluster(cluster: Cluster, node: Node, token: Token) -> None:
     """Get this node its certificate, before it is anybody. Raises UsageError, Refused or EnvironmentFault."""
-    from protego_cli.control.joining import join
+    from protego_cli.control.pools.joining import join
 
     if token.node != node.name:
         raise UsageError(f"the join token is for {token.node}, not for {node.name}")

@@ -10,7 +10,7 @@ import typer
 from protego_cli.cli.options import AsJson, complete_policies
 
 if TYPE_CHECKING:
-    from protego_cli.control.placement import Packer
+    from protego_cli.control.packing.placement import Packer
 
 
 def simulate(

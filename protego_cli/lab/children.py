@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 import trio
 
-from protego_cli.control.processes import program
+from protego_cli.control.pools.processes import program
 from protego_cli.errors import ProtegoError
 from protego_cli.lab.protocol import Command, Snapshot, Verb
 

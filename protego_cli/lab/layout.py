@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from protego_cli.config.load import load
-from protego_cli.control import pki
+from protego_cli.control.channel import pki
 from protego_cli.errors import EnvironmentFault
 from protego_cli.lab.plan import Elastic, Plan, Site
 

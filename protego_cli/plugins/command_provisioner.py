@@ -20,7 +20,7 @@ import msgspec
 import trio
 
 from protego_cli.config.model import Node
-from protego_cli.control.provision import Place, ProvisionFault
+from protego_cli.control.pools.provision import Place, ProvisionFault
 
 TIMEOUT: Final = 60.0
 DRAIN: Final = 0.5  # seconds for the last of its output

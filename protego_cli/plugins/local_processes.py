@@ -24,9 +24,9 @@ import msgspec
 import trio
 
 from protego_cli.config.model import Node
-from protego_cli.control.joining import TOKEN_VARIABLE
-from protego_cli.control.processes import ProcessId, program
-from protego_cli.control.provision import Place, ProvisionFault
+from protego_cli.control.pools.joining import TOKEN_VARIABLE
+from protego_cli.control.pools.processes import ProcessId, program
+from protego_cli.control.pools.provision import Place, ProvisionFault
 
 log = logging.getLogger(__name__)
 

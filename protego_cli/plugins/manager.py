@@ -22,14 +22,14 @@ import pluggy
 
 from protego_cli import hookspecs
 from protego_cli.config.model import AUTO, PluginsConfig
-from protego_cli.control.placement import Packer
+from protego_cli.control.packing.placement import Packer
 from protego_cli.crypto.algorithms import Algorithm, Registry
 from protego_cli.errors import PluginError
 from protego_cli.plugins.discovery import Blame, Found, built_in, from_paths, installed
 
 if TYPE_CHECKING:
-    from protego_cli.control.provision import ProvisionerKind
-    from protego_cli.control.store import StateStore
+    from protego_cli.control.pools.provision import ProvisionerKind
+    from protego_cli.control.state.store import StateStore
     from protego_cli.net.steering import SteeringBackend
 
 BUILT_IN_MODULES = ("crypto_suites", "packing_policies", "provisioners", "state_stores", "steering_backends")

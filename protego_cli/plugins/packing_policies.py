@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from protego_cli.control.placement import (
+from protego_cli.control.packing.placement import (
     TOLERANCE,
     GpnView,
     Move,

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import trio
 
 from protego_cli.config.model import Node, Setting
-from protego_cli.control.provision import Place, Provisioner, ProvisionerKind
+from protego_cli.control.pools.provision import Place, Provisioner, ProvisionerKind
 from protego_cli.hookspecs import hookimpl
 from protego_cli.plugins.settings import faults
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from protego_cli.control.sqlite import SqliteStore
-from protego_cli.control.store import StateStore
+from protego_cli.control.state.sqlite import SqliteStore
+from protego_cli.control.state.store import StateStore
 from protego_cli.hookspecs import hookimpl
 
 

@@ -24,7 +24,7 @@ from typing import Any, Final
 import trio
 
 from protego_cli.config.model import Node, Setting
-from protego_cli.control.provision import Place, ProvisionFault
+from protego_cli.control.pools.provision import Place, ProvisionFault
 from protego_cli.errors import EnvironmentFault
 
 ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")

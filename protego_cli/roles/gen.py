@@ -18,9 +18,19 @@ from contextlib import ExitStack, closing
 import trio
 
 from protego_cli.config.model import Cluster, Node
-from protego_cli.control.agent import Agent
-from protego_cli.control.attachments import tun_records
-from protego_cli.control.messages import AnyRecord, Key, Limit, Neighbour, Report, Route, Tenant, Tun, Welcome
+from protego_cli.control.channel.agent import Agent
+from protego_cli.control.channel.attachments import tun_records
+from protego_cli.control.channel.messages import (
+    AnyRecord,
+    Key,
+    Limit,
+    Neighbour,
+    Report,
+    Route,
+    Tenant,
+    Tun,
+    Welcome,
+)
 from protego_cli.counters import Counters
 from protego_cli.errors import Refused
 from protego_cli.net import answers

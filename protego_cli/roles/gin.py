@@ -21,8 +21,8 @@ from functools import partial
 import trio
 
 from protego_cli.config.model import Cluster, Node
-from protego_cli.control.agent import Agent
-from protego_cli.control.messages import AnyRecord, Key, Neighbour, Report, Steer, Welcome
+from protego_cli.control.channel.agent import Agent
+from protego_cli.control.channel.messages import AnyRecord, Key, Neighbour, Report, Steer, Welcome
 from protego_cli.counters import Counters
 from protego_cli.errors import EnvironmentFault, Refused
 from protego_cli.net.pump import pump

@@ -5,7 +5,7 @@
     operators ─▶ fabric, mTLS address:control ◀─▶ tunnels, migrations, recovery ─▶ SAD ─▶ data nodes
 
 It may end at any point, told or not: what it has promised is in the journal, and its next life goes on from
-there (`control/restart.py`). The data nodes forward meanwhile, and the peers notice nothing.
+there (`control/procedures/restart.py`). The data nodes forward meanwhile, and the peers notice nothing.
 """
 
 from __future__ import annotations
@@ -21,32 +21,32 @@ import trio
 
 from protego_cli.config.model import Cluster, Node, TunnelConfig
 from protego_cli.config.secrets import read_secret
-from protego_cli.control.admissions import Admissions
-from protego_cli.control.ageing import Ageing
-from protego_cli.control.commands import Commands
-from protego_cli.control.driver import Driver
-from protego_cli.control.epoch import EPOCH, next_epoch
-from protego_cli.control.events import EventLog
-from protego_cli.control.fabric import Fabric
-from protego_cli.control.held import Held
-from protego_cli.control.journal import ENGINE, Journal
-from protego_cli.control.keeper import Keeper
-from protego_cli.control.membership import Membership
-from protego_cli.control.migration import Migrations
-from protego_cli.control.placement import Packer
-from protego_cli.control.pool import Pool
-from protego_cli.control.provision import Place
-from protego_cli.control.recovery import Recovery
-from protego_cli.control.reload import Intent, Reloads
-from protego_cli.control.renewal import Renewals
-from protego_cli.control.restart import Restart
-from protego_cli.control.roster import Opened, Roster
-from protego_cli.control.sad import Sad
-from protego_cli.control.spis import SpiAllocator
-from protego_cli.control.status import Operations
-from protego_cli.control.store import StateStore
-from protego_cli.control.tunnels import Tunnels
-from protego_cli.control.vault import open_vault
+from protego_cli.control.channel.fabric import Fabric
+from protego_cli.control.operating.commands import Commands
+from protego_cli.control.operating.events import EventLog
+from protego_cli.control.operating.held import Held
+from protego_cli.control.operating.reload import Intent, Reloads
+from protego_cli.control.operating.status import Operations
+from protego_cli.control.packing.placement import Packer
+from protego_cli.control.pools.admissions import Admissions
+from protego_cli.control.pools.pool import Pool
+from protego_cli.control.pools.provision import Place
+from protego_cli.control.pools.roster import Opened, Roster
+from protego_cli.control.procedures.ageing import Ageing
+from protego_cli.control.procedures.driver import Driver
+from protego_cli.control.procedures.keeper import Keeper
+from protego_cli.control.procedures.membership import Membership
+from protego_cli.control.procedures.migration import Migrations
+from protego_cli.control.procedures.recovery import Recovery
+from protego_cli.control.procedures.renewal import Renewals
+from protego_cli.control.procedures.restart import Restart
+from protego_cli.control.procedures.tunnels import Tunnels
+from protego_cli.control.sas.sad import Sad
+from protego_cli.control.sas.spis import SpiAllocator
+from protego_cli.control.state.epoch import EPOCH, next_epoch
+from protego_cli.control.state.journal import ENGINE, Journal
+from protego_cli.control.state.store import StateStore
+from protego_cli.control.state.vault import open_vault
 from protego_cli.counters import Counters
 from protego_cli.errors import UsageError
 from protego_cli.ike.engine import Engine

@@ -20,9 +20,9 @@ from contextlib import ExitStack, closing
 import trio
 
 from protego_cli.config.model import Cluster, Node
-from protego_cli.control import messages
-from protego_cli.control.agent import Agent, Notice
-from protego_cli.control.messages import (
+from protego_cli.control.channel import messages
+from protego_cli.control.channel.agent import Agent, Notice
+from protego_cli.control.channel.messages import (
     AnyRecord,
     Key,
     Limit,

@@ -21,7 +21,7 @@ from typing import Final, NamedTuple
 import trio
 
 from protego_cli.config.model import Cluster, Node
-from protego_cli.control.processes import program
+from protego_cli.control.pools.processes import program
 from protego_cli.errors import EnvironmentFault, NotFound, UsageError
 
 log = logging.getLogger(__name__)

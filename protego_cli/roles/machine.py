@@ -24,7 +24,7 @@ from typing import Any, Final, NamedTuple
 
 from protego_cli.config.checks import check_secrets
 from protego_cli.config.model import Cluster, Node
-from protego_cli.control.pki import client_context, validity
+from protego_cli.control.channel.pki import client_context, validity
 from protego_cli.errors import EnvironmentFault
 from protego_cli.net.nft import find
 from protego_cli.net.steering import SteeringBackend

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from protego_cli.control.messages import OfferedLoad
+from protego_cli.control.channel.messages import OfferedLoad
 from protego_cli.net.steering import Egress, Ingress
 
 

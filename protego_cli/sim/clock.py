@@ -12,7 +12,7 @@ import numpy as np
 from protego_cli.sim.trace import STEP
 
 if TYPE_CHECKING:
-    from protego_cli.control.packing_view import Floats
+    from protego_cli.control.packing.packing_view import Floats
 
 TIMES: Final = frozenset({"time", "times", "t", "timestamp", "date", "datetime", "index", "step", "row"})
 UNITS: Final = {

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from protego_cli.control.placement import Packer
+from protego_cli.control.packing.placement import Packer
 from protego_cli.sim.engine import Run, Setting, simulate
 from protego_cli.sim.trace import Trace
 

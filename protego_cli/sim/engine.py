@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from protego_cli.control.packing_view import TOLERANCE, Terms
-from protego_cli.control.placement import Packer
+from protego_cli.control.packing.packing_view import TOLERANCE, Terms
+from protego_cli.control.packing.placement import Packer
 from protego_cli.errors import UsageError
 from protego_cli.sim.fleet import Fleet
 from protego_cli.sim.measures import Measures, measure
 from protego_cli.sim.trace import Trace
 
 if TYPE_CHECKING:
-    from protego_cli.control.packing_view import Floats, Ints
+    from protego_cli.control.packing.packing_view import Floats, Ints
 
 MBITS: Final = 1000.0  # that a GPN carries, where nothing else is said
 

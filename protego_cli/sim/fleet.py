@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from protego_cli.control.packing_view import (
+from protego_cli.control.packing.packing_view import (
     NOWHERE,
     GpnColumns,
     Names,
@@ -22,11 +22,11 @@ from protego_cli.control.packing_view import (
     Terms,
     TunnelColumns,
 )
-from protego_cli.control.placement import Move
+from protego_cli.control.packing.placement import Move
 from protego_cli.sim.trace import Trace
 
 if TYPE_CHECKING:
-    from protego_cli.control.packing_view import Bools, Floats, Ints
+    from protego_cli.control.packing.packing_view import Bools, Floats, Ints
 
 LATELY: Final = 3600.0  # seconds of which moves are counted, and which the history goes back
 CAPACITY: Final = 1.0

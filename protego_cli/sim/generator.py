@@ -26,7 +26,7 @@ from protego_cli.errors import UsageError
 from protego_cli.sim.trace import MOST_MBITS, MOST_VALUES, STEP, Trace, make
 
 if TYPE_CHECKING:
-    from protego_cli.control.packing_view import Floats
+    from protego_cli.control.packing.packing_view import Floats
 
 DAY: Final = 24.0  # hours
 _HOUR: Final = 3600.0

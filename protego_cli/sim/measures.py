@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 if TYPE_CHECKING:
-    from protego_cli.control.packing_view import Floats, Ints
+    from protego_cli.control.packing.packing_view import Floats, Ints
 
 WORST: Final = 0.01  # share of the tunnels that the guarantee is about
 

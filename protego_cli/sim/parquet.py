@@ -13,7 +13,7 @@ from protego_cli.sim.reading import finished
 from protego_cli.sim.trace import MOST_VALUES, Trace, TraceError
 
 if TYPE_CHECKING:
-    from protego_cli.control.packing_view import Floats
+    from protego_cli.control.packing.packing_view import Floats
 
 _BATCH: Final = 4096  # rows
 

@@ -27,12 +27,12 @@ from typing import IO, TYPE_CHECKING, Final
 
 import numpy as np
 
-from protego_cli.control.packing_view import Names
+from protego_cli.control.packing.packing_view import Names
 from protego_cli.sim.clock import is_ramp, moment, names_a_time, step_of, unit
 from protego_cli.sim.trace import MOST_MBITS, MOST_VALUES, STEP, Trace, TraceError, numbered
 
 if TYPE_CHECKING:
-    from protego_cli.control.packing_view import Floats
+    from protego_cli.control.packing.packing_view import Floats
 
 LONGEST: Final = 1 << 25  # characters of a line
 _GZIP: Final = b"\x1f\x8b"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from protego_cli.control.packing_view import Names
+from protego_cli.control.packing.packing_view import Names
 from protego_cli.sim.trace import MOST_VALUES, Trace, TraceError
 
 

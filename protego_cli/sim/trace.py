@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from protego_cli.control.packing_view import Names
+from protego_cli.control.packing.packing_view import Names
 from protego_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from protego_cli.control.packing_view import Floats
+    from protego_cli.control.packing.packing_view import Floats
 
 STEP: Final = 60.0  # seconds, where a trace does not say
 MOST_VALUES: Final = 50_000_000  # of a trace: 400 MB

@@ -17,7 +17,7 @@ from protego_cli.errors import EnvironmentFault, UsageError
 from protego_cli.sim.trace import Trace
 
 if TYPE_CHECKING:
-    from protego_cli.control.packing_view import Floats
+    from protego_cli.control.packing.packing_view import Floats
 
 SUFFIXES: Final = (".csv", ".csv.gz", ".parquet")
 

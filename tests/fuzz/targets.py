@@ -16,8 +16,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from msgspec import msgpack
 
-from protego_cli.control import frames, joining
-from protego_cli.control.messages import GetMarks, Hello, Sync, Tenant, Vtep
+from protego_cli.control.channel import frames
+from protego_cli.control.channel.messages import GetMarks, Hello, Sync, Tenant, Vtep
+from protego_cli.control.pools import joining
 from protego_cli.counters import Counters
 from protego_cli.crypto.algorithms import EspSuite
 from protego_cli.crypto.mac import hmac_sha256

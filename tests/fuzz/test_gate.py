@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 import protego_cli.esp
 import protego_cli.ike
 import protego_cli.wire
-from protego_cli.control import frames, joining
+from protego_cli.control.channel import frames
+from protego_cli.control.pools import joining
 from tests.fuzz.targets import Target, targets
 from tests.support.ike_strategies import mutations
 

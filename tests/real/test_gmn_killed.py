@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from protego_cli.control.crash import VARIABLE
+from protego_cli.control.state.crash import VARIABLE
 from tests.real.test_strongswan import without_loss
 from tests.support.netns import wait_until
 from tests.support.site import Site, site, swanctl_conf

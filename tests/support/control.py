@@ -10,15 +10,15 @@ import msgspec
 import trio
 
 from protego_cli.config.model import Cluster, Node, Ports, TenantConfig, VtepConfig, VxlanAttach
-from protego_cli.control import pki
-from protego_cli.control.agent import Agent, run_agent
-from protego_cli.control.fabric import Fabric
-from protego_cli.control.frames import GMN_LIMIT
-from protego_cli.control.journal import Journal
-from protego_cli.control.messages import AnyRecord, AnyRequest, Key, Noted, Reply, Report, Welcome
-from protego_cli.control.pki import Identity
-from protego_cli.control.rpc import Handler, Link, connect
-from protego_cli.control.session import Reported
+from protego_cli.control.channel import pki
+from protego_cli.control.channel.agent import Agent, run_agent
+from protego_cli.control.channel.fabric import Fabric
+from protego_cli.control.channel.frames import GMN_LIMIT
+from protego_cli.control.channel.messages import AnyRecord, AnyRequest, Key, Noted, Reply, Report, Welcome
+from protego_cli.control.channel.pki import Identity
+from protego_cli.control.channel.rpc import Handler, Link, connect
+from protego_cli.control.channel.session import Reported
+from protego_cli.control.state.journal import Journal
 from protego_cli.errors import Refused
 from tests.support.stores import MemoryStore
 

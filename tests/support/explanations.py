@@ -18,8 +18,8 @@ from rich.console import Console
 
 from protego_cli.cli import explain_view
 from protego_cli.config.model import PskAuth, TunnelConfig
-from protego_cli.control.explain import explain
-from protego_cli.control.messages import Explanation
+from protego_cli.control.channel.messages import Explanation
+from protego_cli.control.operating.explain import explain
 from protego_cli.ike.events import Datagram, Policy
 from protego_cli.ike.record import Negotiation
 from protego_cli.wire.ike import parse_header_untrusted

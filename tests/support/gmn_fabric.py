@@ -21,9 +21,9 @@ import msgspec
 import trio
 
 from protego_cli.config.model import Cluster, Role
-from protego_cli.control.fabric import FabricObserver, NodeDown, NodeState, Reported
-from protego_cli.control.journal import NODE, Journal
-from protego_cli.control.messages import AnyRecord, Key, Report, Sa
+from protego_cli.control.channel.fabric import FabricObserver, NodeDown, NodeState, Reported
+from protego_cli.control.channel.messages import AnyRecord, Key, Report, Sa
+from protego_cli.control.state.journal import NODE, Journal
 from protego_cli.errors import ProtegoError, Refused
 
 BARRIER_DEADLINE = 0.5

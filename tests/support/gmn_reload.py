@@ -8,8 +8,8 @@ import msgspec
 
 from protego_cli.config.diff import Landed
 from protego_cli.config.model import Node, TenantConfig, TunnelConfig
-from protego_cli.control.messages import AnyRecord, Key, Reload, Reloaded
-from protego_cli.control.tunnel import Placed
+from protego_cli.control.channel.messages import AnyRecord, Key, Reload, Reloaded
+from protego_cli.control.sas.tunnel import Placed
 from tests.support.gmn_world import TUNNEL, World
 
 OTHER = "tenant1/hq"

@@ -24,29 +24,38 @@ from protego_cli.config.model import (
     Lifetimes,
     TunnelConfig,
 )
-from protego_cli.control.admissions import Admissions
-from protego_cli.control.ageing import Ageing
-from protego_cli.control.commands import Commands
-from protego_cli.control.driver import Driver
-from protego_cli.control.events import EventLog
-from protego_cli.control.held import Held
-from protego_cli.control.journal import ENGINE, Journal
-from protego_cli.control.keeper import Keeper
-from protego_cli.control.membership import Membership
-from protego_cli.control.messages import FirstPacket, GetStatus, Route, Rule, Sa, Status, Steer, TunnelStatus
-from protego_cli.control.migration import Migrations
-from protego_cli.control.placement import Packer
-from protego_cli.control.pool import Pool
-from protego_cli.control.recovery import Recovery
-from protego_cli.control.reload import Intent, Reloads
-from protego_cli.control.renewal import Renewals
-from protego_cli.control.restart import Restart
-from protego_cli.control.roster import Opened, Roster
-from protego_cli.control.sad import Sad
-from protego_cli.control.spis import SpiAllocator
-from protego_cli.control.status import Operations
-from protego_cli.control.tunnel import Tunnel
-from protego_cli.control.tunnels import Tunnels
+from protego_cli.control.channel.messages import (
+    FirstPacket,
+    GetStatus,
+    Route,
+    Rule,
+    Sa,
+    Status,
+    Steer,
+    TunnelStatus,
+)
+from protego_cli.control.operating.commands import Commands
+from protego_cli.control.operating.events import EventLog
+from protego_cli.control.operating.held import Held
+from protego_cli.control.operating.reload import Intent, Reloads
+from protego_cli.control.operating.status import Operations
+from protego_cli.control.packing.placement import Packer
+from protego_cli.control.pools.admissions import Admissions
+from protego_cli.control.pools.pool import Pool
+from protego_cli.control.pools.roster import Opened, Roster
+from protego_cli.control.procedures.ageing import Ageing
+from protego_cli.control.procedures.driver import Driver
+from protego_cli.control.procedures.keeper import Keeper
+from protego_cli.control.procedures.membership import Membership
+from protego_cli.control.procedures.migration import Migrations
+from protego_cli.control.procedures.recovery import Recovery
+from protego_cli.control.procedures.renewal import Renewals
+from protego_cli.control.procedures.restart import Restart
+from protego_cli.control.procedures.tunnels import Tunnels
+from protego_cli.control.sas.sad import Sad
+from protego_cli.control.sas.spis import SpiAllocator
+from protego_cli.control.sas.tunnel import Tunnel
+from protego_cli.control.state.journal import ENGINE, Journal
 from protego_cli.counters import Counters
 from protego_cli.crypto.mac import hmac_sha256
 from protego_cli.errors import ProtegoError

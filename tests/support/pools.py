@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable, Mapping
 import trio
 
 from protego_cli.config.model import Node, PoolConfig, ProvisionerConfig, Setting
-from protego_cli.control.provision import Place, Provisioner, ProvisionFault
-from protego_cli.control.roster import Opened
+from protego_cli.control.pools.provision import Place, Provisioner, ProvisionFault
+from protego_cli.control.pools.roster import Opened
 
 CLOUD = PoolConfig("cloud", "gpn", ("10.0.2.1", "10.0.2.9"), 0, 4, ProvisionerConfig("fake"), launch=20.0)
 

@@ -10,9 +10,9 @@ from typing import Protocol
 
 import trio
 
-from protego_cli.control.journal import Journal
-from protego_cli.control.sqlite import SqliteStore
-from protego_cli.control.store import Change, Store
+from protego_cli.control.state.journal import Journal
+from protego_cli.control.state.sqlite import SqliteStore
+from protego_cli.control.state.store import Change, Store
 
 
 class MortalStore(Store, Protocol):

@@ -15,11 +15,11 @@ from random import Random
 import trio
 
 from protego_cli.config.model import Cluster, Node
-from protego_cli.control.attachments import known_to, tenant_record
-from protego_cli.control.desired import Holding
-from protego_cli.control.fabric import NodeDown
-from protego_cli.control.journal import Journal
-from protego_cli.control.messages import AnyRecord, Applied, Key, Neighbour, Sync, Update, Welcome
+from protego_cli.control.channel.attachments import known_to, tenant_record
+from protego_cli.control.channel.desired import Holding
+from protego_cli.control.channel.fabric import NodeDown
+from protego_cli.control.channel.messages import AnyRecord, Applied, Key, Neighbour, Sync, Update, Welcome
+from protego_cli.control.state.journal import Journal
 from protego_cli.plugins.steering_backends import Mux
 from protego_cli.roles.gen import GenPlane
 from protego_cli.roles.gin import GinPlane

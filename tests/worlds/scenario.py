@@ -25,7 +25,7 @@ from msgspec import structs
 from trio._core import _run
 from trio.testing import MockClock
 
-from protego_cli.control import crash
+from protego_cli.control.state import crash
 from protego_cli.counters import Counters
 from protego_cli.errors import ProtegoError
 from tests.support.gmn_reload import reload

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from protego_cli.control.packing_view import NOWHERE, TOLERANCE, Move, PackingView
+from protego_cli.control.packing.packing_view import NOWHERE, TOLERANCE, Move, PackingView
 
 if TYPE_CHECKING:
-    from protego_cli.control.packing_view import Bools, Floats, Ints
+    from protego_cli.control.packing.packing_view import Bools, Floats, Ints
 
 NO_GROUP: Final = -1
 

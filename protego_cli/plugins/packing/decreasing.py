@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from protego_cli.control.packing_view import NOWHERE, TOLERANCE, Move, PackingView
+from protego_cli.control.packing.packing_view import NOWHERE, TOLERANCE, Move, PackingView
 from protego_cli.plugins.packing.bins import Bins
 
 if TYPE_CHECKING:
-    from protego_cli.control.packing_view import Bools, Ints
+    from protego_cli.control.packing.packing_view import Bools, Ints
 
 
 class Rule(Protocol):

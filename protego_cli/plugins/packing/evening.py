@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from protego_cli.control.packing_view import NOWHERE, Move, PackingView
+from protego_cli.control.packing.packing_view import NOWHERE, Move, PackingView
 from protego_cli.plugins.packing.bins import Bins
 
 if TYPE_CHECKING:
-    from protego_cli.control.packing_view import Bools, Ints
+    from protego_cli.control.packing.packing_view import Bools, Ints
 
 
 def plan(view: PackingView) -> list[Move]:

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
-from protego_cli.control.packing_view import NOWHERE, TOLERANCE, PackingView
+from protego_cli.control.packing.packing_view import NOWHERE, TOLERANCE, PackingView
 from protego_cli.plugins.packing.bins import NO_GROUP, Bins
 
 if TYPE_CHECKING:
-    from protego_cli.control.packing_view import Bools, Floats, Ints
+    from protego_cli.control.packing.packing_view import Bools, Floats, Ints
 
 GUESS: Final = 0.1
 GUESSED: Final = 5  # steps of history that the guess weighs as much as

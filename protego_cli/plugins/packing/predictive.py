@@ -24,12 +24,12 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from protego_cli.control.packing_view import NOWHERE, TOLERANCE, Move, PackingView
+from protego_cli.control.packing.packing_view import NOWHERE, TOLERANCE, Move, PackingView
 from protego_cli.plugins.packing.decreasing import BestFit, shelter
 from protego_cli.plugins.packing.outlook import Outlook
 
 if TYPE_CHECKING:
-    from protego_cli.control.packing_view import Floats, Ints
+    from protego_cli.control.packing.packing_view import Floats, Ints
 
 TARGET: Final = 0.9991  # of demand is to be served
 GAIN: Final = 3.0  # the budget grows by so much of itself for each share of it that was not used

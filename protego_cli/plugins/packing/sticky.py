@@ -15,7 +15,7 @@ from typing import Final
 
 import numpy as np
 
-from protego_cli.control.packing_view import TOLERANCE, Move, PackingView
+from protego_cli.control.packing.packing_view import TOLERANCE, Move, PackingView
 from protego_cli.plugins.packing.bins import Bins
 from protego_cli.plugins.packing.decreasing import BestFit, shelter
 

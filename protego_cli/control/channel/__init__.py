@@ -1,0 +1,1 @@
+"""The control channel, from certificates to desired state: the GMN's end and the data nodes'."""

@@ -1,0 +1,314 @@
+"""A data node's side of the control channel: it takes desired state, and reports.
+
+1. Dial the GMNs of the cluster file in turn, for ever, with a growing pause (0.1-2 s); prove who they are.
+2. `Hello`, `Welcome`; then the GMN's `Sync`, and `Update`s. `desired.Holding` refuses an epoch below the
+   highest this process has ever seen and turns the rest into `put` and `drop` of the role's `DataPlane`.
+3. An answer comes when the data path acts on what was told (`settle`), and after the echoes of an Update's
+   barriers; both are awaited beside the link's other traffic.
+4. A `Report` every second; notices (`notify`) at once. A notice that meets no GMN is kept, one for each
+   kind and SPI, and sent after the next Sync.
+5. When the connection goes, the data plane keeps all it has: nothing here ever stops forwarding.
+
+The log has a line when the connection's state changes, not for every try.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import secrets
+from collections.abc import Awaitable
+from typing import Final, Protocol
+
+import trio
+
+from protego_cli import __version__
+from protego_cli.config.model import Cluster, Node
+from protego_cli.control.channel.desired import Holding
+from protego_cli.control.channel.frames import GMN_LIMIT
+from protego_cli.control.channel.messages import (
+    AnyRecord,
+    AnyRequest,
+    Applied,
+    Failed,
+    FirstPacket,
+    GetMarks,
+    Hello,
+    Key,
+    Marks,
+    PeerAddress,
+    RangeLow,
+    Reply,
+    Report,
+    Sync,
+    Update,
+    Welcome,
+)
+from protego_cli.control.channel.pki import Identity, client_context
+from protego_cli.control.channel.rpc import SILENCE, Link, connect
+from protego_cli.control.channel.tls import TlsStream
+from protego_cli.errors import ProtegoError, Refused, Unreachable
+
+log = logging.getLogger(__name__)
+
+Notice = FirstPacket | PeerAddress | RangeLow
+
+REPORT_INTERVAL: Final = 1.0
+BARRIER_TIMEOUT: Final = 0.8  # below the GMN's deadline: a dead GPN must not get its GEN withdrawn
+CONNECT_TIMEOUT: Final = 3.0
+NOTICES: Final = 4096  # kept while there is no GMN
+NOTICES_AT_ONCE: Final = 64
+_BACKOFF: Final = (0.1, 2.0)
+
+
+class DataPlane(Protocol):
+    """What a role gives the agent. What is put and dropped acts by the time `settle` returns."""
+
+    def welcome(self, welcome: Welcome) -> None:
+        """A GMN was reached: its epoch and, for a GIN, the envelope key (a new one when the GMN is)."""
+        ...
+
+    def put(self, record: AnyRecord) -> None:
+        """Add the record, or replace the one of its key, atomically for the data path.
+
+        Raises ProtegoError when it cannot be acted on. The records of one message come in the order
+        Neighbour, Tenant, Tun, Park, Limit, Sa, Rule, Steer, Route, and are dropped in the reverse one.
+        """
+        ...
+
+    def drop(self, key: Key) -> None:
+        """Forget the record of this key; it was put before."""
+        ...
+
+    async def settle(self) -> None:
+        """Return once the data path acts on all that was put and dropped so far."""
+        ...
+
+    async def barrier(self, gpn: str) -> None:
+        """GEN: send a barrier to a GPN behind all that was forwarded to it; return on its echo.
+
+        Cancelled when the echo takes too long. Raises ProtegoError for a GPN that is no neighbour.
+        """
+        ...
+
+    def marks(self, spis: tuple[int, ...]) -> dict[int, int]:
+        """GIN: the highest sequence number forwarded so far for each SPI, 0 for none."""
+        ...
+
+    def report(self) -> Report:
+        """The figures of this moment."""
+        ...
+
+
+class Agent:
+    """Keeps one data node under its GMN. `run` once, for the process's life."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        node: Node,
+        plane: DataPlane,
+        *,
+        report_interval: float = REPORT_INTERVAL,
+        barrier_timeout: float = BARRIER_TIMEOUT,
+        silence: float = SILENCE,
+        raw_esp: bool = False,
+    ) -> None:
+        """`raw_esp`: the data path sends and receives ESP without UDP."""
+        self.informed = trio.Event()  # the first Sync in this process's life was taken
+        self._cluster = cluster
+        self._node = node
+        self._plane = plane
+        self._report_interval = report_interval
+        self._barrier_timeout = barrier_timeout
+        self._silence = silence
+        self._raw_esp = raw_esp
+        self._holding = Holding(plane)
+        self._boot = secrets.token_hex(8)
+        self._link: Link | None = None
+        self._tasks: trio.Nursery | None = None
+        self._notices: dict[tuple[type[Notice], int], Notice] = {}
+        self._slots = trio.Semaphore(NOTICES_AT_ONCE)
+        self._urgent = trio.Event()
+        self._synced = False  # on the present connection
+        self._said = ""
+
+    @property
+    def connected(self) -> bool:
+        """Whether a GMN's Sync has been applied on a connection that stands."""
+        return self._link is not None and self._link.closed is None and self._synced
+
+    @property
+    def epoch(self) -> int:
+        """The highest epoch ever seen."""
+        return self._holding.epoch
+
+    @property
+    def records(self) -> dict[Key, AnyRecord]:
+        """What this node holds; not to be changed."""
+        return self._holding.records
+
+    # ---- the role's side
+
+    def notify(self, notice: Notice) -> None:
+        """Tell the GMN, now or as soon as there is one. The latest of a kind and SPI stands."""
+        key = (type(notice), notice.spi_in)
+        if key not in self._notices and len(self._notices) >= NOTICES:
+            del self._notices[next(iter(self._notices))]
+        self._notices[key] = notice
+        if self.connected and self._tasks is not None:
+            self._tasks.start_soon(self._deliver, notice)
+
+    def report_now(self) -> None:
+        """Something the GMN should know cannot wait for the second to end (a silent GPN)."""
+        self._urgent.set()
+
+    # ---- running
+
+    async def run(self) -> None:
+        """Connect, serve, connect again, until cancelled. Raises EnvironmentFault for bad certificates."""
+        context = client_context(self._cluster, self._node.name)
+        shortest, longest = _BACKOFF
+        pause = shortest
+        async with trio.open_nursery() as tasks:
+            self._tasks = tasks
+            while True:
+                for gmn in self._cluster.nodes_of("gmn"):
+                    expected = Identity(self._cluster.name, "gmn", gmn.name)
+                    try:
+                        stream = await connect(
+                            gmn.address, gmn.ports.control, context, expected, CONNECT_TIMEOUT
+                        )
+                        await self._serve(stream, expected, tasks)
+                    except Refused as error:
+                        self._say("refused", error)
+                    except Unreachable as error:
+                        self._say("lost" if self._synced else "unreachable", error)
+                    if self._synced:
+                        self._synced, pause = False, shortest
+                await trio.sleep(pause * random.uniform(0.5, 1.0))
+                pause = min(pause * 2, longest)
+
+    async def _serve(self, stream: TlsStream, gmn: Identity, tasks: trio.Nursery) -> None:
+        """One connection, from Hello to its end, which is a Refused or an Unreachable."""
+        self._holding.expect_sync()
+        link = Link(stream, gmn, self._handle, tasks, limit=GMN_LIMIT, silence=self._silence)
+        outcome: list[ProtegoError] = []
+
+        async def converse() -> None:
+            try:
+                await self._greet(link)
+                await self._report(link)
+            except ProtegoError as error:
+                outcome.append(error)
+                link.close(str(error))
+
+        self._link = link
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(converse)
+                await link.run()
+                nursery.cancel_scope.cancel()
+        finally:
+            self._link = None
+        raise next((e for e in outcome if isinstance(e, Refused)), Unreachable(f"{gmn.name}: {link.closed}"))
+
+    async def _greet(self, link: Link) -> None:
+        welcome = await link.call(Hello(self._boot, __version__, self._holding.epoch, self._raw_esp))
+        if not isinstance(welcome, Welcome):
+            raise Refused(f"{link.peer.name} answered Hello with {type(welcome).__name__}")
+        if welcome.epoch < self._holding.epoch:
+            raise Refused(
+                f"{link.peer.name} is at epoch {welcome.epoch}, below {self._holding.epoch}, which this node "
+                "has seen: another GMN has taken over"
+            )
+        self._plane.welcome(welcome)
+
+    async def _report(self, link: Link) -> None:
+        while True:
+            await link.call(self._plane.report(), self._silence)
+            with trio.move_on_after(self._report_interval):
+                await self._urgent.wait()
+            self._urgent = trio.Event()
+
+    # ---- what the GMN asks
+
+    def _handle(self, request: AnyRequest) -> Reply | Awaitable[Reply]:
+        match request:
+            case Sync():
+                reply = self._holding.sync(request)
+                if isinstance(reply, Applied):
+                    self._begin(request)
+                if (
+                    self._holding.epoch == request.epoch
+                ):  # a record that was refused keeps the others from nothing
+                    self.informed.set()
+                return self._settle(reply)
+            case Update():
+                return self._settle(self._holding.update(request), request.barriers)
+            case GetMarks():
+                return Marks(self._plane.marks(request.spis))
+        return Failed(f"{self._node.name} is a data node: no {type(request).__name__} here")
+
+    def _begin(self, sync: Sync) -> None:
+        self._synced = True
+        self._say("connected", f"epoch {sync.epoch}, {len(sync.records)} records")
+        if self._tasks is not None:
+            for notice in self._notices.values():
+                self._tasks.start_soon(self._deliver, notice)
+
+    async def _settle(self, reply: Reply, barriers: tuple[str, ...] = ()) -> Reply:
+        """The reply to a message of desired state, when the data path acts on it."""
+        await self._plane.settle()
+        if barriers and isinstance(reply, Applied):
+            return await self._pass_barriers(barriers, reply)
+        return reply
+
+    async def _pass_barriers(self, gpns: tuple[str, ...], applied: Applied) -> Reply:
+        missing: list[str] = []
+
+        async def pass_one(gpn: str) -> None:
+            with trio.move_on_after(self._barrier_timeout) as scope:
+                try:
+                    await self._plane.barrier(gpn)
+                except ProtegoError as error:
+                    missing.append(f"{gpn} ({error})")
+            if scope.cancelled_caught:
+                missing.append(f"{gpn} (no echo within {self._barrier_timeout:g} s)")
+
+        async with trio.open_nursery() as nursery:
+            for gpn in gpns:
+                nursery.start_soon(pass_one, gpn)
+        return (
+            Failed(f"{self._node.name}: barrier not passed by {', '.join(missing)}") if missing else applied
+        )
+
+    async def _deliver(self, notice: Notice) -> None:
+        async with self._slots:
+            key = (type(notice), notice.spi_in)
+            if self._link is None or not self._synced or self._notices.get(key) is not notice:
+                return
+            try:
+                await self._link.call(notice)
+            except Unreachable:
+                return  # it waits for the next Sync
+            except ProtegoError as error:
+                log.warning("notice refused node=%s notice=%r reason=%s", self._node.name, notice, error)
+            if self._notices.get(key) is notice:
+                del self._notices[key]
+
+    def _say(self, state: str, detail: object) -> None:
+        """One line for each change of state; a node that keeps trying stays quiet."""
+        if state != self._said:
+            self._said = state
+            level = logging.INFO if state == "connected" else logging.WARNING
+            log.log(level, "control channel %s node=%s reason=%s", state, self._node.name, detail)
+
+
+async def run_agent(
+    cluster: Cluster, node: Node, plane: DataPlane, *, task_status: trio.TaskStatus[Agent]
+) -> None:
+    """`agent = await nursery.start(run_agent, cluster, node, plane)`; started before it connects."""
+    agent = Agent(cluster, node, plane)
+    task_status.started(agent)
+    await agent.run()

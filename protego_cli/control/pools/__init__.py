@@ -1,0 +1,1 @@
+"""GPNs that come and go: provisioners, join tokens, the elastic controller."""

@@ -1,0 +1,1 @@
+"""What happens to tunnels: the peer's wishes, moves, rekeys, lifetimes, recovery, restarts."""

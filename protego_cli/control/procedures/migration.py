@@ -1,0 +1,594 @@
+"""Moving a tunnel to another GPN by rekeying it, make-before-break; or rekeying it where it is.
+
+T moves from A to B (docs/architecture.md, "Migration, message by message"):
+
+1. Every GIN steers a new SPI to B, B parks its packets; acknowledged.
+2. CREATE_CHILD_SA. *rekey_ms ends*
+3. B holds the SA and seals on it; acknowledged.
+4. Every GEN routes T to B, then passes a barrier to A, which A echoes when all before it is sealed and sent.
+   *distribute_ms ends*
+5. A's Rule goes: what a VTEP still sends straight to A goes on to a GEN.
+6. An empty IKE round trip (ESP and DELETE take different paths), then DELETE of the old SA.
+   *total_ms ends*
+7. The old SA lingers (`Sad.retire`).
+
+While this goes on every SPI that the peer is given lies on B. So when the peer rekeys at the same moment,
+whichever SA wins completes the migration: `_rekey` waits until what the peer began is settled, and starts
+again from the SA that seals then. A failed rekey touches nothing of the old SA: only the new SPI's steering
+and parking are undone. When B goes down after the peer has agreed to the new SA, that SA is placed on A.
+
+A tunnel of several strands (`tunnel.Strand`) moves as a whole: steps 1 and 2 for each, all new SAs on B with
+their Rules, then step 4 for all at once. GENs route by destination alone, and from the first Route that
+changes to the last barrier both GPNs seal for every strand. Meanwhile the peer has to wait with requests of
+its own (TEMPORARY_FAILURE, 2.25). When one strand cannot be rekeyed none moves: the new SAs are deleted.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
+from typing import Final, NamedTuple
+
+import trio
+
+from protego_cli.control.channel.fabric import NodeState
+from protego_cli.control.channel.messages import Migrated
+from protego_cli.control.procedures.driver import Driver, ExchangeError
+from protego_cli.control.procedures.recovery import Recovery
+from protego_cli.control.sas.distribution import DesiredState
+from protego_cli.control.sas.sad import Sad
+from protego_cli.control.sas.tunnel import Asked, Placed, Strand, Tunnel
+from protego_cli.control.state.crash import crash_point
+from protego_cli.control.waiting import holding, passed, together
+from protego_cli.errors import ChildSaNotFound, NotFound, ProtegoError, Refused, TemporaryFailure
+from protego_cli.ike.events import ChildEstablished
+
+log = logging.getLogger(__name__)
+
+Outcome = Callable[[], Awaitable[ChildEstablished]]
+"""Waits for the peer's answer to a request. Raises ExchangeError."""
+
+RETRIES: Final = (0.1, 0.2, 0.4, 0.8, 1.6)  # seconds between rekeys that the peer cannot do now (2.25)
+SETTLING: Final = 15.0  # seconds for what the peer began; above `tunnels.OVERDUE`
+
+
+class Times(NamedTuple):
+    """Seconds since the beginning."""
+
+    rekeyed: float
+    distributed: float
+    total: float
+
+
+class Migrations:
+    def __init__(self, sad: Sad, driver: Driver, recovery: Recovery) -> None:
+        self._sad = sad
+        self._driver = driver
+        self._recovery = recovery
+        self._requested: dict[str, str] = {}  # tunnel -> target, of what the operators asked for
+
+    async def migrate(self, name: str, to: str) -> Migrated:
+        """Move a tunnel as the operator asks. Raises NotFound or Refused, saying why."""
+        tunnel = self.find(name)
+        if name in self._requested:
+            raise Refused(f"{name} is being moved to {self._requested[name]}; ask again when that is done")
+        self._check(tunnel, to)
+        self._requested[name] = to
+        try:
+            async with holding(tunnel.moving):
+                return await self._migrate(tunnel, to)
+        finally:
+            del self._requested[name]
+
+    async def relocate(self, tunnel: Tunnel, source: str, to: str) -> Migrated | None:
+        """Move a tunnel as a policy has decided, behind whatever moves it now. None when it is not on
+        `source` any more, so that there is nothing to do. Raises NotFound or Refused.
+        """
+        async with holding(tunnel.moving):
+            with trio.move_on_after(SETTLING):  # it may be coming up
+                await tunnel.until(lambda: tunnel.sealing is None or tunnel.sealing.standing)
+            sealing = tunnel.sealing
+            if sealing is None or sealing.retiring or sealing.gpn != source:
+                return None
+            return await self._migrate(tunnel, to)
+
+    async def _migrate(self, tunnel: Tunnel, to: str) -> Migrated:
+        """A migration, told in events. The caller holds `moving`."""
+        events, name = self._sad.events, tunnel.id
+        try:
+            source = self._check(tunnel, to).gpn
+            events.emit("migration begun", tunnel=name, node=to, source=source)
+            times = await self._move_all(tunnel, to)
+        except ProtegoError as error:
+            events.emit("migration failed", tunnel=name, node=to, reason=error)
+            raise
+        tunnel.moves.append(trio.current_time())
+        rekey, distribute = times.rekeyed, times.distributed - times.rekeyed
+        events.emit(
+            "migrated",
+            tunnel=name,
+            node=to,
+            source=source,
+            rekey_ms=round(rekey * 1e3, 1),
+            distribute_ms=round(distribute * 1e3, 1),
+            total_ms=round(times.total * 1e3, 1),
+        )
+        return Migrated(
+            tunnel=name,
+            source=source,
+            to=to,
+            method="rekey",
+            rekey_ms=round(rekey * 1e3, 3),
+            distribute_ms=round(distribute * 1e3, 3),
+            total_ms=round(times.total * 1e3, 3),
+        )
+
+    async def renew(self, tunnel: Tunnel, placed: Placed) -> None:
+        """Rekey a sealing SA where it is, or away from there if its GPN is draining. Nothing happens when it
+        does not seal any more.
+        """
+        async with holding(tunnel.moving):
+            await self._renew(tunnel, placed)
+
+    async def renegotiate(self, tunnel: Tunnel, placed: Placed) -> None:
+        """Rekey what of a tunnel is outdated, under its present policy; the IKE_SA first, its keys make those
+        of the CHILD_SA. Nothing happens when this SA does not seal any more.
+        """
+        async with holding(tunnel.moving):
+            if not placed.seals:
+                return
+            config, outdated = tunnel.config, set(tunnel.outdated)
+            if "ike" in outdated:
+                for ike in dict.fromkeys(sa.ike for sa in tunnel.seals):
+                    await self._rekey_ike(tunnel, ike)
+                if tunnel.config == config:
+                    tunnel.outdated.discard("ike")
+            if "child" in outdated:
+                for sealing in tunnel.seals:
+                    await self._renew(tunnel, sealing, anew=True)
+                if tunnel.config == config:
+                    tunnel.outdated.discard("child")
+
+    async def _rekey_ike(self, tunnel: Tunnel, ike: int) -> None:
+        try:
+            rekeyed = await self._driver.rekey_ike(ike)
+        except ExchangeError as error:
+            raise Refused(f"the IKE_SA of {tunnel.id} cannot be rekeyed: {error}") from error
+        initiator = "gateway" if rekeyed.initiator else "peer"
+        self._sad.events.emit("IKE_SA rekeyed", tunnel=tunnel.id, suite=rekeyed.suite, initiator=initiator)
+
+    async def _renew(self, tunnel: Tunnel, placed: Placed, *, anew: bool = False) -> None:
+        if not placed.seals:
+            return
+        if placed.gpn not in self._sad.fabric.connected("gpn"):
+            raise Refused(f"{placed.gpn} is down")
+        to = placed.gpn if tunnel.several else self._sad.seat(tunnel) or placed.gpn
+        times = await self._move(tunnel, placed.strand, to, anew=anew)
+        sealing = placed.strand.sealing
+        self._sad.events.emit(
+            "rekeyed",
+            tunnel=tunnel.id,
+            node=to,
+            spi=sealing.spi if sealing else None,
+            initiator="gateway",
+            total_ms=round(times.total * 1e3, 1),
+        )
+
+    async def rekey(self, tunnel: Tunnel) -> None:
+        """The same for all its sealing SAs, as the operator asks. Raises Refused, saying why."""
+        if tunnel.id in self._requested:
+            raise Refused(f"{tunnel.id} is being moved to {self._requested[tunnel.id]}, which rekeys it")
+        seals = [sa for sa in tunnel.seals if not sa.retiring]
+        if not seals:
+            raise Refused(f"{tunnel.id} is not up, so there is nothing to rekey")
+        for placed in seals:
+            try:
+                await self.renew(tunnel, placed)
+            except ProtegoError as error:
+                self._sad.events.emit(
+                    "rekey failed", tunnel=tunnel.id, node=placed.gpn, spi=placed.spi, reason=error
+                )
+                raise
+
+    async def gather(self, tunnel: Tunnel) -> None:
+        """Move the strands of a tunnel to one GPN: the death of a GPN has parted them. Raises Refused."""
+        async with holding(tunnel.moving):
+            if not tunnel.scattered:
+                return
+            to = self._sad.seat(tunnel)
+            if to is None:
+                raise Refused(f"no GPN could take {tunnel.id}")
+            await self._move_all(tunnel, to)
+
+    # ---- what can be asked
+
+    def find(self, name: str) -> Tunnel:
+        """The tunnel of that name. Raises NotFound."""
+        tunnel = self._sad.tunnels.get(name)
+        if tunnel is None:
+            raise NotFound(f"there is no tunnel {name!r}{_close(name, self._sad.tunnels)}")
+        return tunnel
+
+    def _check(self, tunnel: Tunnel, to: str) -> Placed:
+        """The SA to be moved. Raises NotFound or Refused."""
+        if not find_gpn(self._sad.fabric, to).connected:
+            raise Refused(f"{to} is down")
+        if to in self._sad.seats.draining:
+            raise Refused(f"{to} is draining and takes no tunnels; `protego undrain {to}` changes that")
+        for other in self._sad.fabric.nodes():
+            if other.role in ("gin", "gen") and other.boot is not None and not other.connected:
+                raise Refused(
+                    f"{other.name} is cut off from the GMN and may still pass packets on as it last knew; "
+                    f"nothing is moved until it is back"
+                )
+        sealing = tunnel.sealing
+        if sealing is None or sealing.retiring:
+            raise Refused(f"{tunnel.id} is not up, so there is nothing to move")
+        elsewhere = next((sa for sa in tunnel.seals if sa.gpn != to), None)
+        if elsewhere is None:
+            raise Refused(f"{tunnel.id} is on {to} already")
+        return elsewhere
+
+    # ---- the procedure
+
+    async def _move_all(self, tunnel: Tunnel, to: str) -> Times:
+        """Move a tunnel, with as many strands as it has when nothing that its peer began is open."""
+        await passed(self._sad.gathered)
+        tunnel.target = to
+        try:
+            sealing = await self._settled(tunnel)
+            if tunnel.several:
+                return await self._together(tunnel, to)
+            return await self._rekey_onto(tunnel, sealing.strand, to, anew=False)
+        finally:
+            tunnel.target = None
+            tunnel.changed()
+
+    async def _move(self, tunnel: Tunnel, strand: Strand, to: str, *, anew: bool = False) -> Times:
+        """Rekey one strand of a tunnel, onto a GPN where the others are, too."""
+        await passed(self._sad.gathered)
+        tunnel.target = to
+        try:
+            return await self._rekey_onto(tunnel, strand, to, anew)
+        finally:
+            tunnel.target = None
+
+    async def _rekey_onto(self, tunnel: Tunnel, strand: Strand, to: str, anew: bool) -> Times:
+        start = trio.current_time()
+        spi = self._sad.spis.allocate()
+        try:
+            old, event = await self._rekey(tunnel, strand, to, spi, anew)
+        except ProtegoError:
+            await self._undo(spi, to)
+            raise
+        rekeyed = trio.current_time() - start
+        crash_point("migration.rekeyed")
+        if event is None:
+            await self._undo(spi, to)
+            distributed = await self._completed_by_peer(tunnel, old, to)
+        else:
+            distributed = await self._answered(tunnel, old, event, to)
+        return Times(rekeyed, distributed - start, trio.current_time() - start)
+
+    async def _answered(self, tunnel: Tunnel, old: Placed, event: ChildEstablished, to: str) -> float:
+        """Steps 3 to 7; when the tunnel began to seal on `to`."""
+        if event.ike not in tunnel.ikes:
+            await self._undo(event.child.spi_in, to)
+            raise Refused(f"{tunnel.id} went down meanwhile")
+        new = self._place(tunnel, event, old, to)
+        if event.redundant:  # it opens, should the peer use it, until the engine has deleted it
+            await self._sad.installed(new)
+            return await self._completed_by_peer(tunnel, old, to)
+        new.replaces = old.spi
+        distributed = await self._replace(tunnel, new, old)
+        if new.gpn != to:
+            raise Refused(f"{to} went down meanwhile; {tunnel.id} is on {new.gpn} now, under a new SA")
+        return distributed
+
+    async def _replace(self, tunnel: Tunnel, new: Placed, old: Placed) -> float:
+        crash_point("migration.placed")
+        await passed(self._sad.gathered)
+        distributed = await self._distribute(tunnel, new, old)
+        crash_point("migration.distributed")
+        if old.seals:
+            raise Refused(f"{tunnel.id}: the peer deleted the new SA at once; it stays on {old.gpn}")
+        await self._sad.nodes.let_go(old.gpn)
+        await self._round_trip(tunnel, new)
+        crash_point("migration.round-trip")
+        await self._delete(tunnel, old)
+        new.replaces = None
+        crash_point("migration.deleted")
+        return distributed
+
+    # ---- several strands
+
+    async def _together(self, tunnel: Tunnel, to: str) -> Times:
+        """Move all strands that are not on `to` at once, or none. Raises ProtegoError."""
+        start = trio.current_time()
+        begun = list(tunnel.strands)
+        try:
+            for strand in begun:
+                if strand.sealing is not None and strand.sealing.gpn != to and strand.aside is None:
+                    await self._set_aside(tunnel, strand, to)
+                    crash_point("migration.aside")
+            rekeyed = trio.current_time() - start
+            news = [strand.aside for strand in begun if strand.aside is not None]
+            stay = [sa for sa in tunnel.seals if sa.strand.aside is None]
+            settled = all(strand.successor is None for strand in tunnel.strands)
+            if not news or not settled or any(sa.gpn != to for sa in (*news, *stay)):
+                raise Refused(f"{tunnel.id}: its peer has changed it meanwhile; try again")
+            olds = [new.strand.sealing for new in news]
+            await self._sad.flip_together(tunnel, news)
+        except ProtegoError:
+            await self._take_back(tunnel)
+            raise
+        tunnel.changed()
+        distributed = trio.current_time() - start
+        crash_point("migration.distributed")
+        for gpn in dict.fromkeys(old.gpn for old in olds if old is not None):
+            await self._sad.nodes.let_go(gpn)
+        for new in {new.ike: new for new in news}.values():
+            await self._round_trip(tunnel, new)
+        crash_point("migration.round-trip")
+        for old, new in zip(olds, news, strict=True):
+            if old is not None:
+                await self._delete(tunnel, old)
+            new.replaces = None
+        crash_point("migration.deleted")
+        return Times(rekeyed, distributed, trio.current_time() - start)
+
+    async def _set_aside(self, tunnel: Tunnel, strand: Strand, to: str) -> None:
+        """Rekey one strand onto `to`, where the new SA stands and does not seal yet."""
+        spi = self._sad.spis.allocate()
+        try:
+            old, event = await self._rekey(tunnel, strand, to, spi, anew=False)
+            if event is None:
+                raise Refused(f"{tunnel.id}: a rekey of the peer came between; try again")
+        except ProtegoError:
+            await self._undo(spi, to)
+            raise
+        crash_point("migration.rekeyed")
+        await self._stand_aside(tunnel, old, event, to)
+
+    async def _stand_aside(self, tunnel: Tunnel, old: Placed, event: ChildEstablished, to: str) -> None:
+        if event.ike not in tunnel.ikes:
+            await self._undo(event.child.spi_in, to)
+            raise Refused(f"{tunnel.id} went down meanwhile")
+        new = self._place(tunnel, event, old, to)
+        if not event.redundant:
+            new.replaces = old.spi
+        await self._sad.installed(new)
+        tunnel.stand(new)
+        if event.redundant:  # it opens, should the peer use it, until the engine has deleted it
+            raise Refused(f"{tunnel.id}: a rekey of the peer came between; try again")
+
+    async def _take_back(self, tunnel: Tunnel) -> None:
+        """Delete what stands aside: the tunnel stays where it is."""
+        for strand in tunnel.strands:
+            new = strand.aside
+            if new is None:
+                continue
+            new.replaces = None
+            await self._sad.leave(tunnel, new)
+            await self._delete(tunnel, new)
+        tunnel.changed()
+
+    # ---- after a restart of the GMN
+
+    async def resume_together(
+        self, tunnel: Tunnel, to: str, asked: Sequence[tuple[int, Asked, Outcome]]
+    ) -> None:
+        """Go on with a move of several strands that an earlier life has begun; `asked`: requests whose
+        answers have not been acted on.
+        """
+        async with holding(tunnel.moving):
+            tunnel.target = to
+            try:
+                for spi, request, outcome in asked:
+                    try:
+                        event = await outcome()
+                    except ProtegoError:
+                        await self._undo(spi, request.gpn)
+                        continue
+                    await passed(self._sad.gathered)
+                    old = tunnel.sas.get(request.replaces or 0)
+                    if old is None:
+                        await self._undo(spi, request.gpn)
+                        await self._driver.delete_child(spi)
+                    else:
+                        await self._stand_aside(tunnel, old, event, request.gpn)
+                await passed(self._sad.gathered)
+                await self._together(tunnel, to)
+            except ProtegoError as error:
+                await self._take_back(tunnel)
+                self._sad.events.emit("migration failed", tunnel=tunnel.id, node=to, reason=error)
+            finally:
+                tunnel.target = None
+                tunnel.changed()
+
+    async def resume(self, tunnel: Tunnel, spi: int, asked: Asked, outcome: Outcome) -> None:
+        """Go on with a rekey that an earlier life has begun: `outcome` is the peer's answer to it."""
+        async with holding(tunnel.moving):
+            tunnel.target = asked.gpn
+            try:
+                event = await outcome()
+                old = tunnel.sas.get(asked.replaces or 0) or tunnel.sealing
+                if old is None:
+                    await self._undo(spi, asked.gpn)
+                    await self._driver.delete_child(spi)
+                else:
+                    await self._answered(tunnel, old, event, asked.gpn)
+            except ProtegoError as error:
+                await self._undo(spi, asked.gpn)
+                self._sad.events.emit("migration failed", tunnel=tunnel.id, node=asked.gpn, reason=error)
+            finally:
+                tunnel.target = None
+
+    async def finish(self, tunnel: Tunnel, new: Placed) -> None:
+        """Go on where an earlier life had placed the new SA, at the latest to the DELETE of the old one."""
+        async with holding(tunnel.moving):
+            old = tunnel.sas.get(new.replaces or 0)
+            try:
+                if new.retiring:
+                    return
+                if old is not None and new.strand.sealing in (old, new):
+                    await self._replace(tunnel, new, old)
+                    return
+                tunnel.stand(new)
+                new.replaces = None
+                if new.strand.sealing is None:
+                    await self._sad.flip_whole(tunnel, new)
+            except ProtegoError as error:
+                self._sad.events.emit("migration failed", tunnel=tunnel.id, node=new.gpn, reason=error)
+
+    # ---- its steps
+
+    def _place(self, tunnel: Tunnel, event: ChildEstablished, old: Placed, to: str) -> Placed:
+        """The new SA, with its packets going to where the old one's are known to come from, as long as the
+        path of the IKE_SA is the same.
+        """
+        child = event.child
+        peer = old.peer if (child.path, child.raw) == (old.child.path, old.child.raw) else child.peer
+        return self._sad.place(tunnel, child, event.ike, to, peer, strand=old.strand)
+
+    async def _rekey(
+        self, tunnel: Tunnel, strand: Strand, to: str, spi: int, anew: bool
+    ) -> tuple[Placed, ChildEstablished | None]:
+        """Steps 1 and 2: the SA that is replaced, and what replaces it; None when a rekey of the peer has put
+        the strand on `to`.
+        """
+        first = strand.sealing
+        delays = iter(RETRIES)
+        missing = False  # at the peer, which may be about to say DELETE
+        while True:
+            old = await self._settled(tunnel, strand)
+            if old is not first and old.gpn == to:
+                return first or old, None
+            await self._prepare(tunnel, spi, to, old)
+            if not old.seals or not tunnel.settled:
+                continue
+            try:
+                return old, await self._driver.rekey_child(old.spi, spi, anew=anew)
+            except ExchangeError as error:
+                if error.notify == ChildSaNotFound.notify and missing and old.seals:
+                    return old, await self._create(tunnel, old, spi)
+                missing = error.notify == ChildSaNotFound.notify
+                delay = next(delays, None)
+                if delay is None or not _passes(error, tunnel):
+                    raise Refused(f"{tunnel.id} cannot be rekeyed: {error}") from error
+            with trio.move_on_after(delay):
+                await tunnel.until(lambda old=old: not old.seals)  # type: ignore[misc]
+
+    async def _create(self, tunnel: Tunnel, old: Placed, spi: int) -> ChildEstablished:
+        """The peer has lost the SA without a word: make one from scratch (2.25). Raises Refused."""
+        try:
+            child = old.child
+            selectors = (child.local_ts, child.remote_ts) if tunnel.several else None
+            return await self._driver.create_child(old.ike, spi, selectors)
+        except ExchangeError as error:
+            raise Refused(f"{tunnel.id} has lost its CHILD_SA and gets no other: {error}") from error
+
+    async def _settled(self, tunnel: Tunnel, strand: Strand | None = None) -> Placed:
+        """The sealing SA, of this strand or of any, when nothing that the peer began is open any more. Raises
+        Refused.
+        """
+        if not tunnel.settled:
+            with trio.move_on_after(SETTLING):
+                await tunnel.until(lambda: tunnel.settled)
+        sealing = tunnel.sealing if strand is None else strand.sealing
+        if sealing is None or sealing.retiring:
+            raise Refused(f"{tunnel.id} went down meanwhile")
+        return sealing
+
+    async def _prepare(self, tunnel: Tunnel, spi: int, to: str, old: Placed) -> None:
+        """Step 1. Done already, in a second attempt, it costs nothing. Raises NodeDown."""
+        self._sad.ask(tunnel, spi, to, old.peer, old.spi)
+        await together(partial(self._sad.nodes.holds, to), self._sad.nodes.steered)
+        crash_point("migration.steered")
+
+    async def _undo(self, spi: int, to: str) -> None:
+        """The new SPI was never used, or became an SA: then there is nothing to undo."""
+        self._sad.unask(spi)
+        await together(partial(self._sad.nodes.let_go, to), self._sad.nodes.steered)
+
+    async def _distribute(self, tunnel: Tunnel, new: Placed, old: Placed) -> float:
+        """Steps 3 and 4; when they were done. If the target has gone down, the SA goes elsewhere, back to the
+        old GPN if possible: the peer counts on it by now.
+        """
+        try:
+            if not new.going and not new.strand.flipping.locked():  # whose Rule may be of the same GPN
+                self._sad.nodes.rule(new)  # in one update with the SA
+            await self._sad.nodes.holds(new.gpn)
+            tunnel.stand(new)
+            crash_point("migration.installed")
+            await self._sad.flip(tunnel, new, ours=True)
+        except ProtegoError as error:
+            log.warning("new SA not on its GPN tunnel=%s node=%s reason=%s", tunnel.id, new.gpn, error)
+            tunnel.target = None
+            await self._recovery.settle_floors([new])
+            if new.retiring:
+                raise Refused(f"{tunnel.id} went down meanwhile") from error
+            self._sad.move(tunnel, new, self._sad.seat(tunnel) or old.gpn)
+            await self._sad.nodes.let_go(new.gpn)
+            self._sad.steer(new)
+            tunnel.stand(new)
+            await together(partial(self._sad.flip, tunnel, new), self._sad.nodes.steered)
+        return trio.current_time()
+
+    async def _round_trip(self, tunnel: Tunnel, new: Placed) -> None:
+        """What was sealed on the old SA is on its way; let it arrive before its DELETE."""
+        try:
+            await self._driver.check_alive(new.ike)
+        except ExchangeError as error:
+            if new.ike not in tunnel.ikes:
+                raise Refused(f"{tunnel.id} went down meanwhile: {error}") from error
+            log.warning("round trip failed tunnel=%s reason=%s", tunnel.id, error)
+
+    async def _delete(self, tunnel: Tunnel, old: Placed) -> None:
+        """Step 6, and the beginning of 7."""
+        try:
+            await self._driver.delete_child(old.spi)
+        except ExchangeError as error:
+            log.warning("old SA not deleted tunnel=%s spi=%08x reason=%s", tunnel.id, old.spi, error)
+        self._sad.retire(tunnel, old)
+
+    async def _completed_by_peer(self, tunnel: Tunnel, old: Placed, to: str) -> float:
+        """The peer's own SA won (RFC 7296 2.8.1): wait until it seals, and until the peer has deleted the old
+        one; when it began to seal.
+        """
+        with trio.move_on_after(SETTLING):
+            await tunnel.until(lambda: not old.seals and tunnel.settled)
+        sealing = old.strand.sealing
+        if sealing is None or sealing is old or sealing.gpn != to:
+            raise Refused(f"{tunnel.id}: a rekey of the peer came between and was not completed; try again")
+        sealed = trio.current_time()
+        with trio.move_on_after(SETTLING):
+            await tunnel.until(lambda: old.retiring)
+        return sealed
+
+
+def _passes(error: ExchangeError, tunnel: Tunnel) -> bool:
+    """Whether the reason is one that goes by: the peer is rekeying or deleting by itself (RFC 7296 2.25)."""
+    if error.notify in (TemporaryFailure.notify, ChildSaNotFound.notify):
+        return True
+    return error.notify is None and bool(tunnel.ikes) and not tunnel.settled
+
+
+def find_gpn(fabric: DesiredState, name: str) -> NodeState:
+    """The GPN that an operator named. Raises NotFound or Refused."""
+    nodes = {node.name: node for node in fabric.nodes()}
+    node = nodes.get(name)
+    if node is None:
+        gpns = [other.name for other in nodes.values() if other.role == "gpn"]
+        raise NotFound(f"there is no node {name!r}{_close(name, gpns)}")
+    if node.role != "gpn":
+        raise Refused(f"{name} is a {node.role}; tunnels live on GPNs")
+    return node
+
+
+def _close(name: str, known: Iterable[str]) -> str:
+    """The names that may have been meant, as the end of a sentence."""
+    matches = difflib.get_close_matches(name, list(known), 3, 0.5)
+    return f"; did you mean {' or '.join(matches)}?" if matches else ""

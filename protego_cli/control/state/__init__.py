@@ -1,0 +1,1 @@
+"""What must survive a GMN: stores, and the journal that stores before anything is revealed."""
