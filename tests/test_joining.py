@@ -16,7 +16,6 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from msgspec import structs
 
 from protego_cli.config.model import Cluster, Node, PoolConfig, ProvisionerConfig
-from protego_cli.control import admissions as admissions_module
 from protego_cli.control.channel import pki
 from protego_cli.control.channel.fabric import Fabric
 from protego_cli.control.channel.pki import Identity
@@ -24,6 +23,7 @@ from protego_cli.control.channel.pool_messages import JoinToken
 from protego_cli.control.channel.rpc import connect
 from protego_cli.control.channel.tls import Broken, TlsStream
 from protego_cli.control.operating.events import EventLog
+from protego_cli.control.pools import admissions as admissions_module
 from protego_cli.control.pools.admissions import Admissions
 from protego_cli.control.pools.joining import (
     LIMIT,

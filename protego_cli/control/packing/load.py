@@ -142,12 +142,13 @@ class Rates(NamedTuple):
 class Average:
     """Some rates, exponentially weighted over `window` seconds, true from the first sample on."""
 
-    __slots__ = ("_at", "_since", "_values", "_window")
+    __slots__ = ("_at", "_seen", "_since", "_values", "_window")
 
     def __init__(self, size: int, since: float, window: float = WINDOW) -> None:
         self._window = window
         self._values = [0.0] * size
         self._since = self._at = since
+        self._seen = 0.0  # how much of the whole weight the time since the beginning has
 
     def feed(self, amounts: Sequence[float], interval: float, now: float) -> None:
         """These amounts came in the last `interval` seconds. Several sources add up."""
@@ -157,13 +158,15 @@ class Average:
             value * kept + amount * gained for value, amount in zip(self._values, amounts, strict=True)
         ]
         self._at = now
+        self._seen = -math.expm1((self._since - now) / self._window)
 
     def read(self, now: float) -> list[float]:
         """The rates; where nothing came any more they fade."""
-        seen = -math.expm1((self._since - self._at) / self._window)
-        if seen <= 0:
+        if self._seen <= 0:
             return [0.0] * len(self._values)
-        factor = math.exp(-max(0.0, now - self._at - 1.5 * INTERVAL) / self._window) / seen
+        factor = 1.0 / self._seen
+        if (late := now - self._at - 1.5 * INTERVAL) > 0:
+            factor *= math.exp(-late / self._window)
         return [value * factor for value in self._values]
 
 

@@ -89,9 +89,7 @@ class Seats:
         gpns = (*self.gpns(), *spare)
         if fill != 1.0:
             gpns = tuple(gpn._replace(capacity=fill * gpn.capacity) for gpn in gpns)
-        views = self._views(pinned, now)
-        if moves_per_hour < math.inf:
-            views = (view._replace(movable=view.movable and view.moves < moves_per_hour) for view in views)
+        views = self._views(pinned, now, moves_per_hour)
         return PackingView(now, gpns, views, history, Terms(moves_per_hour=moves_per_hour))
 
     def hot(self, share: float) -> bool:
@@ -141,25 +139,28 @@ class Seats:
                 sums[seat] = sums.get(seat, 0.0) + share
         self._shares, self._sums, self._summed = shares, sums, now
 
-    def _views(self, pinned: Container[str], now: float) -> Iterator[TunnelView]:
+    def _views(self, pinned: Container[str], now: float, most: float) -> Iterator[TunnelView]:
         for tunnel in self._tunnels.values():
             sealing = tunnel.sealing
-            if sealing is None or sealing.retiring:
-                continue
-            yield self.seen(tunnel, now, movable=tunnel.id not in pinned)
+            if sealing is not None and not sealing.retiring:
+                yield self.seen(tunnel, now, pinned, most)
 
-    def seen(self, tunnel: Tunnel, now: float, *, movable: bool = True) -> TunnelView:
-        """One tunnel as a policy sees it."""
-        sealing, seat = tunnel.sealing, tunnel.seat
-        share = self._shares.get(tunnel.id) if now < self._summed + FRESH else None
+    def seen(
+        self, tunnel: Tunnel, now: float, pinned: Container[str] = (), most: float = math.inf
+    ) -> TunnelView:
+        """One tunnel as a policy sees it; not movable where it is pinned, or was moved so often lately."""
+        name, sealing = tunnel.id, tunnel.sealing
+        seat = tunnel.target or (sealing.gpn if sealing else None)
+        share = self._shares.get(name) if now < self._summed + FRESH else None
+        moves = _lately(tunnel, now)
         settled = sealing is not None and sealing.standing and not tunnel.moving.locked()
         return TunnelView(
-            id=tunnel.id,
-            load=self.loads.share(tunnel.id, seat, now) if share is None else share,
-            gpn=seat,
-            moves=_lately(tunnel, now),
-            movable=movable and settled,
-            group=tunnel.config.apart or None,
+            name,
+            self.loads.share(name, seat, now) if share is None else share,
+            seat,
+            moves,
+            settled and moves < most and name not in pinned,
+            tunnel.config.apart or None,
         )
 
 
