@@ -21,6 +21,7 @@ from protego_cli.control.channel.fabric import NodeState
 from protego_cli.control.packing.load import Loads
 from protego_cli.control.packing.packing_view import Terms
 from protego_cli.control.packing.placement import GpnView, Packer, PackingView, TunnelView
+from protego_cli.control.packing.shortfall import Shortfall
 from protego_cli.control.sas.tunnel import Tunnel
 
 FRESH: Final = 1.0  # seconds for which sums of loads are good: as often as GPNs report
@@ -50,6 +51,7 @@ class Seats:
         self._shares: dict[str, float] = {}  # of tunnels
         self._sums: dict[str, float] = {}  # on GPNs
         self._summed = -math.inf
+        self._shortfall = Shortfall()
 
     def choose(self, tunnel: Tunnel) -> str | None:
         """The GPN for a new SA: a migration's target, else where the tunnel is, else what the policy says.
@@ -90,7 +92,12 @@ class Seats:
         if fill != 1.0:
             gpns = tuple(gpn._replace(capacity=fill * gpn.capacity) for gpn in gpns)
         views = self._views(pinned, now, moves_per_hour)
-        return PackingView(now, gpns, views, history, Terms(moves_per_hour=moves_per_hour))
+        terms = Terms(moves_per_hour=moves_per_hour)
+        return PackingView(now, gpns, views, history, terms, self._shortfall.minutes)
+
+    def look(self) -> None:
+        """Take note of how much demand is not served now; to be called every second or so."""
+        self._shortfall.look(self.gpns(), trio.current_time())
 
     def hot(self, share: float) -> bool:
         """Whether some GPN may be beyond this share of its capacity; cheap, whatever the tunnels are."""

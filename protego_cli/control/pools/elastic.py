@@ -85,6 +85,8 @@ class Elastic:
         await self._sad.gathered.wait()
         self._consolidated = trio.current_time()  # loads have to be measured first
         while True:
+            if self.config.mode != "off":
+                self._sad.seats.look()
             if self.config.mode == "on":
                 self._act()
             elif self.config.mode == "dry-run":
