@@ -25,6 +25,7 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks.bench import machine
+from benchmarks.decision import live_decision
 from protego_cli.control.packing.placement import GpnView, Packer, PackingView, TunnelView
 from protego_cli.plugins.manager import load_plugins
 from protego_cli.sim.comparison import Outcome, compare
@@ -219,6 +220,7 @@ def _speed(options: argparse.Namespace, console: Console) -> Iterator[Target]:
         yield Target(f"170 tunnels, 1,440 steps, {name}, s", seconds, 0, 1)
         for question, seconds in decisions(packer):
             yield Target(f"10,000 tunnels on 500 GPNs, {name}.{question}, s", seconds, 0, 0.1)
+        yield Target(f"10,000 tunnels on 500 GPNs, {name} in a GMN, s", live_decision(packer), 0, 0.1)
     large = replace(PRESETS["paper"], tunnels=10_000, mean=50.0)
     for name, packer in packers.items():
         yield Target(f"10,000 tunnels, 1,440 steps, {name}, s", _simulated(large, packer), 0, 60)

@@ -83,12 +83,19 @@ class Bins:
         """GPNs that have room for it and may take it; where it is, is none of them. One that is not used may
         be filled beyond the limit by a single tunnel.
         """
-        room = np.where(self.used(), self.room, self.capacity - self.load + TOLERANCE)
-        fits: Bools = self.accepting & (room >= self.size[tunnel])
+        fits: Bools = self.accepting & (self._open() >= self.size[tunnel])
         fits[self.barred(tunnel)] = False
         if self.at[tunnel] != NOWHERE:
             fits[self.at[tunnel]] = False
         return fits
+
+    def roomiest(self) -> float:
+        """The largest tunnel that any GPN could take, whatever its group."""
+        return float(self._open()[self.accepting].max(initial=-np.inf))
+
+    def _open(self) -> Floats:
+        room: Floats = np.where(self.used(), self.room, self.capacity - self.load + TOLERANCE)
+        return room
 
     def move(self, tunnel: int, to: int) -> None:
         source, size = self.at[tunnel], self.size[tunnel]

@@ -158,10 +158,12 @@ def _leave(bins: Bins, rule: Rule, uneasy: Bools) -> None:
     away = homeless.copy()
     away[~homeless] = uneasy[bins.at[~homeless]]
     waiting = _decreasing(bins, np.flatnonzero(away & bins.movable))
-    moved = True
+    moved, most = True, bins.roomiest()
     while moved:  # what has left a GPN may have made room there
         moved = False
         for tunnel in list(waiting):
+            if bins.size[tunnel] > most:
+                continue
             source = bins.at[tunnel]
             closed = source == NOWHERE or not bins.accepting[source]
             calm = not closed and bins.load[source] <= bins.limit[source]
@@ -171,7 +173,7 @@ def _leave(bins: Bins, rule: Rule, uneasy: Bools) -> None:
             if fits.any():
                 bins.move(tunnel, rule.choose(bins, fits))
                 waiting.remove(tunnel)
-                moved = True
+                moved, most = True, bins.roomiest()
 
 
 def _fewest(bins: Bins) -> int:
