@@ -6,6 +6,7 @@ is never taken for empty.
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -88,6 +89,12 @@ class Bins:
         if self.at[tunnel] != NOWHERE:
             fits[self.at[tunnel]] = False
         return fits
+
+    def copy(self) -> Bins:
+        """Another one in which things can be moved."""
+        other = copy.copy(self)
+        other.at, other.load, other.tunnels = self.at.copy(), self.load.copy(), self.tunnels.copy()
+        return other
 
     def roomiest(self) -> float:
         """The largest tunnel that any GPN could take, whatever its group."""

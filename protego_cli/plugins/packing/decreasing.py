@@ -117,8 +117,9 @@ def plan(view: PackingView, fill: float, rule: Rule) -> list[Move]:
     _relieve(bins, rule)
     used = int(bins.used().sum())
     if used > _fewest(bins):
-        anew = Bins(view, fill)
+        anew = bins.copy()  # relieved: what found a place is at home there
         if _consolidate(anew, rule) and int(anew.used().sum()) < used:
+            _relieve(anew, rule)
             return anew.moves()
     return bins.moves()
 
@@ -130,9 +131,13 @@ def _decreasing(bins: Bins, tunnels: Ints) -> list[int]:
 
 
 def _relieve(bins: Bins, rule: Rule) -> None:
-    _leave(bins, rule, ~bins.accepting | (bins.load > bins.limit))
-    if _crowd(bins):
+    """Until nothing is left to do: what has left a GPN may have made room there."""
+    moved = True
+    while moved:
+        before = bins.at.copy()
         _leave(bins, rule, ~bins.accepting | (bins.load > bins.limit))
+        _crowd(bins)
+        moved = not np.array_equal(before, bins.at)
 
 
 def shelter(bins: Bins, rule: Rule) -> None:

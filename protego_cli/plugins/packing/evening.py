@@ -24,9 +24,13 @@ if TYPE_CHECKING:
 
 def plan(view: PackingView) -> list[Move]:
     evening = _Evening(view)
-    evening.settle()
-    evening.relieve()
-    evening.even_out()
+    moved = True
+    while moved:  # what has left a GPN may have made room there
+        before = evening.bins.at.copy()
+        evening.settle()
+        evening.relieve()
+        evening.even_out()
+        moved = not np.array_equal(before, evening.bins.at)
     return evening.bins.moves()
 
 
@@ -51,7 +55,8 @@ class _Evening:
     def settle(self) -> None:
         closed = np.flatnonzero(~self.bins.accepting).tolist()
         leaving = [tunnel for gpn in closed for _, tunnel in self._there[gpn]]
-        for tunnel in (*self._homeless, *leaving):
+        homeless = [tunnel for tunnel in self._homeless if self.bins.at[tunnel] == NOWHERE]
+        for tunnel in (*homeless, *leaving):
             self._move(tunnel, self._emptiest(tunnel, must=True))
 
     def relieve(self) -> None:

@@ -24,28 +24,31 @@ _RULE: Final = BestFit()
 
 
 def mitigate(view: PackingView) -> list[Move]:
-    return _relieved(view).moves()
-
-
-def plan(view: PackingView) -> list[Move]:
-    bins = _relieved(view)
-    while any(_empty(bins, gpn) for gpn in bins.lightest()):
-        pass
+    bins = Bins(view, FILL)
+    _settle(bins)
     return bins.moves()
 
 
-def _relieved(view: PackingView) -> Bins:
+def plan(view: PackingView) -> list[Move]:
     bins = Bins(view, FILL)
-    shelter(bins, _RULE)
+    _settle(bins)
+    while any(_empty(bins, gpn) for gpn in bins.lightest()):
+        _settle(bins)
+    return bins.moves()
+
+
+def _settle(bins: Bins) -> None:
+    """Shelter and relief, until nothing is left to do: what has left a GPN may have made room there."""
     moved = True
-    while moved:  # what has left a GPN may have made room there
-        hot = np.flatnonzero(bins.accepting & (bins.load > bins.capacity + TOLERANCE))
-        moved = any(_relieve(bins, gpn) for gpn in hot.tolist())
-    return bins
+    while moved:
+        before = bins.at.copy()
+        shelter(bins, _RULE)
+        for gpn in np.flatnonzero(bins.accepting & (bins.load > bins.capacity + TOLERANCE)).tolist():
+            _relieve(bins, gpn)
+        moved = not np.array_equal(before, bins.at)
 
 
-def _relieve(bins: Bins, gpn: int) -> bool:
-    moved = False
+def _relieve(bins: Bins, gpn: int) -> None:
     while (excess := float(bins.load[gpn] - bins.capacity[gpn])) > TOLERANCE:
         tunnels = [each for each in bins.on(gpn).tolist() if bins.movable[each] and bins.size[each] > 0]
         tunnels.sort(key=lambda each: (bins.size[each] < excess, abs(bins.size[each] - excess)))
@@ -53,11 +56,9 @@ def _relieve(bins: Bins, gpn: int) -> bool:
             fits = bins.open_to(tunnel)
             if fits.any():
                 bins.move(tunnel, _RULE.choose(bins, fits))
-                moved = True
                 break
         else:
-            break
-    return moved
+            return
 
 
 def _empty(bins: Bins, gpn: int) -> bool:
