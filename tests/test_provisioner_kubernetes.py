@@ -124,6 +124,16 @@ async def test_a_slow_server_is_not_waited_for(tmp_path: Path, monkeypatch: pyte
         assert await gpns.nodes() == {}
 
 
+async def test_an_answer_that_is_too_long_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with cluster(tmp_path) as (_, gpns):
+        assert await gpns.nodes() == {}
+        monkeypatch.setattr(statefulset, "MAX_ANSWER", 20)
+        with pytest.raises(ProvisionFault, match="more than 20 bytes"):
+            await gpns.nodes()
+        monkeypatch.undo()
+        assert await gpns.nodes() == {}
+
+
 async def test_what_goes_wrong_shows_no_token(tmp_path: Path) -> None:
     async with cluster(tmp_path) as (api, gpns):
         api.faults = [500]

@@ -15,6 +15,7 @@ renewed."""
 
 from __future__ import annotations
 
+import json
 import os
 import ssl
 from collections.abc import Callable, Mapping
@@ -177,21 +178,38 @@ class StatefulSet:
             "Content-Type": _PATCH if method == "PATCH" else "application/json",
         }
         try:
-            answer = await self._client.request(method, path, headers=headers, json=body)
+            async with self._client.stream(method, path, headers=headers, json=body) as answer:
+                said = await _bounded(answer)
         except httpx.TimeoutException:
             raise ProvisionFault(f"{method} {path}: no answer from {self._server} in {TIMEOUT:g} s") from None
         except httpx.HTTPError as error:
             raise ProvisionFault(f"{method} {path}: {self._server} cannot be reached: {error}") from None
         if (answer.status_code == 409 and conflict) or (answer.status_code == 404 and missing):
             return None
+        try:
+            found = json.loads(said)
+        except ValueError:
+            found = None
         if answer.is_success:
-            try:
-                return answer.json()
-            except ValueError:
-                raise ProvisionFault(f"{method} {path}: the answer is no JSON") from None
+            if found is None:
+                raise ProvisionFault(f"{method} {path}: the answer is no JSON")
+            return found
+        reason = found.get("message", "") if isinstance(found, dict) else answer.reason_phrase
         raise ProvisionFault(
-            f"{method} {path}: {answer.status_code} {_reason(answer)}{_hint(answer.status_code)}"
+            f"{method} {path}: {answer.status_code} {str(reason)[:SHOWN]}{_hint(answer.status_code)}"
         )
+
+
+async def _bounded(answer: Any) -> bytes:
+    """The body of an answer. Raises ProvisionFault for one that is too long, of which no more is kept."""
+    body, length = bytearray(), 0
+    async for chunk in answer.aiter_bytes():
+        length += len(chunk)
+        if length <= MAX_ANSWER:
+            body += chunk
+    if length > MAX_ANSWER:
+        raise ProvisionFault(f"the API server's answer has more than {MAX_ANSWER} bytes")
+    return bytes(body)
 
 
 def _hint(status: int) -> str:
@@ -200,15 +218,6 @@ def _hint(status: int) -> str:
     if status == 403:
         return "; its service account needs get and update on statefulsets/scale, and secrets"
     return "; does it exist?" if status == 404 else ""
-
-
-def _reason(answer: Any) -> str:
-    """What the API server says of it: a Status object, as a rule."""
-    try:
-        said = answer.json().get("message", "")
-    except (ValueError, AttributeError):
-        said = answer.reason_phrase
-    return str(said)[:SHOWN]
 
 
 def _count(scale: Any, part: str) -> int:
