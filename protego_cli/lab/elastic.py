@@ -28,8 +28,8 @@ from protego_cli.errors import ProtegoError, UsageError
 from protego_cli.lab import layout, replay
 from protego_cli.lab.children import Child
 from protego_cli.lab.plan import Elastic, Plan
-from protego_cli.lab.receipt import MigrationTimes, Receipt, make_receipt, percentile
-from protego_cli.lab.run import SETTLE, Run
+from protego_cli.lab.receipt import MigrationTimes, Receipt, percentile
+from protego_cli.lab.run import Run
 from protego_cli.lab.schedule import Schedule
 from protego_cli.lab.show import Show
 from protego_cli.plugins.manager import load_plugins
@@ -93,28 +93,13 @@ class ElasticRun(Run):
             f"not up within {self.patience:.0f} s: the fixed nodes and a first GPN of the pool"
         )
 
-    async def _under_load(self, peers: Child, tenants: Child) -> Receipt:
-        scene = self.show.scene
-        await tenants.ask("start")
-        await peers.ask("start")
-        began = trio.current_time()
-        scene.phase, scene.ends = "under load", self.timetable.ends
+    async def _drive(self, watchers: trio.Nursery, tenants: Child, began: float) -> None:
         self.show.say(f"a minute of the trace passes in a second; it ends after {self.timetable.ends:.0f} s")
-        async with trio.open_nursery() as watchers:
-            watchers.start_soon(self._watch_counts, peers, tenants, began)
-            watchers.start_soon(self._watch_status)
-            watchers.start_soon(self._watch_gpns, began)
-            await self._pause_until(began + self.timetable.ends)
-            watchers.cancel_scope.cancel()
-        await peers.ask("stop")
-        await tenants.ask("stop")
-        scene.phase = "waiting for the last packets"
-        self.show.say(f"stopped sending; what is missing in {SETTLE:.0f} s is lost")
-        await trio.sleep(SETTLE)
-        scene.peers, scene.tenants = await peers.ask("look"), await tenants.ask("look")
-        await self._status()
+        watchers.start_soon(self._watch_gpns, began)
+        await self._pause_until(began + self.timetable.ends)
+
+    async def _receipt(self, counted: Receipt) -> Receipt:
         await self._count_events()
-        counted = make_receipt(scene.peers, scene.tenants, self.tunnels, ())
         times = sorted(self.times)
         return msgspec.structs.replace(
             counted,

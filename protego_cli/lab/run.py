@@ -138,13 +138,10 @@ class Run:
         await peers.ask("start")
         began = trio.current_time()
         scene.phase, scene.ends = "under load", self.timetable.ends
-        self.show.say(f"traffic: {self.plan.pps} packets per second, tunnel and direction")
         async with trio.open_nursery() as watchers:
             watchers.start_soon(self._watch_counts, peers, tenants, began)
             watchers.start_soon(self._watch_status)
-            await self._migrate_all(tenants, began)
-            await self._pause_until(began + self.timetable.ends)
-            await trio.sleep_until(self._last_move + self.timetable.stay)  # when ended early
+            await self._drive(watchers, tenants, began)
             watchers.cancel_scope.cancel()
         await peers.ask("stop")
         await tenants.ask("stop")
@@ -153,7 +150,18 @@ class Run:
         await trio.sleep(SETTLE)
         scene.peers, scene.tenants = await peers.ask("look"), await tenants.ask("look")
         await self._status()
-        return make_receipt(scene.peers, scene.tenants, self.tunnels, self.moves)
+        return await self._receipt(make_receipt(scene.peers, scene.tenants, self.tunnels, self.moves))
+
+    async def _drive(self, watchers: trio.Nursery, tenants: Child, began: float) -> None:
+        """What happens under load, to its end."""
+        self.show.say(f"traffic: {self.plan.pps} packets per second, tunnel and direction")
+        await self._migrate_all(tenants, began)
+        await self._pause_until(began + self.timetable.ends)
+        await trio.sleep_until(self._last_move + self.timetable.stay)  # when ended early
+
+    async def _receipt(self, counted: Receipt) -> Receipt:
+        """With what else is known of the run."""
+        return counted
 
     async def _migrate_all(self, tenants: Child, began: float) -> None:
         status = await self._status()

@@ -22,7 +22,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Final, Protocol, TypeVar
+from typing import Final, Protocol, TypeVar, runtime_checkable
 
 from protego_cli.control.packing.deadline import TooLate, within
 from protego_cli.control.packing.packing_view import TOLERANCE, GpnView, Move, PackingView, TunnelView
@@ -68,6 +68,7 @@ class PackingPolicy(Protocol):
         ...
 
 
+@runtime_checkable
 class Mitigating(PackingPolicy, Protocol):
     """A policy that does not wait for the next consolidation where a GPN runs hot."""
 
@@ -113,8 +114,7 @@ class Packer:
 
     def mitigate(self, view: PackingView) -> tuple[Move, ...]:
         """The policy's moves that cannot wait; none of a policy that knows no such. Raises PolicyFault."""
-        mitigate = getattr(self.policy, "mitigate", None)
-        return () if mitigate is None else self._moves(mitigate, view)
+        return self._moves(self.policy.mitigate, view) if isinstance(self.policy, Mitigating) else ()
 
     def _moves(
         self, question: Callable[[PackingView], Iterable[object]], view: PackingView

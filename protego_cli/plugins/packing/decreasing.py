@@ -201,7 +201,7 @@ def _consolidate(bins: Bins, rule: Rule) -> bool:
             gpn,
             left[gpn],
             used[gpn],
-            {*bins.group[bins.on(gpn)].tolist()} - {NOWHERE} if used[gpn] else set(),
+            bins.groups_on(gpn),
         )
         for gpn in np.flatnonzero(bins.accepting).tolist()
     ]
