@@ -119,7 +119,6 @@ def plan(view: PackingView, fill: float, rule: Rule) -> list[Move]:
     if used > _fewest(bins):
         anew = bins.copy()  # relieved: what found a place is at home there
         if _consolidate(anew, rule) and int(anew.used().sum()) < used:
-            _relieve(anew, rule)
             return anew.moves()
     return bins.moves()
 
@@ -131,13 +130,9 @@ def _decreasing(bins: Bins, tunnels: Ints) -> list[int]:
 
 
 def _relieve(bins: Bins, rule: Rule) -> None:
-    """Until nothing is left to do: what has left a GPN may have made room there."""
-    moved = True
-    while moved:
-        before = bins.at.copy()
+    _leave(bins, rule, ~bins.accepting | (bins.load > bins.limit))
+    if _crowd(bins):
         _leave(bins, rule, ~bins.accepting | (bins.load > bins.limit))
-        _crowd(bins)
-        moved = not np.array_equal(before, bins.at)
 
 
 def shelter(bins: Bins, rule: Rule) -> None:
