@@ -137,7 +137,7 @@ async def test_a_change_is_confirmed_when_the_data_path_acts_on_it(cluster: Clus
     async with running_gmn(cluster) as gmn:
         plane = FakePlane()
         agent, _ = await gmn.start("gpn-1", plane)
-        await until(lambda: agent.connected)
+        await until(lambda: ("up", "gpn-1") in gmn.observer.log)
         plane.slow = trio.Event()
         confirmed: list[int] = []
 
