@@ -131,6 +131,16 @@ async def test_a_barrier_returns_with_its_echo(bench: Bench, autojump_clock: Clo
     assert [tag.kind for tag in bench.fabric.tags] == [TagKind.BARRIER]
 
 
+async def test_a_barrier_leaves_in_the_step_that_asks_for_it(bench: Bench, autojump_clock: Clock) -> None:
+    """Behind what was forwarded before that step, and nothing else."""
+    passed = bench.link.barrier("gpn-1")
+    assert [tag.kind for tag in bench.fabric.tags] == [TagKind.BARRIER]
+    bench.echo(bench.fabric.tags[0])
+    started = trio.current_time()
+    await passed
+    assert trio.current_time() == started
+
+
 async def test_a_lost_barrier_is_sent_again_unchanged(bench: Bench, autojump_clock: Clock) -> None:
     bench.fabric.answer = lambda tag: bench.echo(tag) if len(bench.fabric.tags) == 4 else None
     started = trio.current_time()

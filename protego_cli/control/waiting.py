@@ -45,6 +45,8 @@ class holding:  # noqa: N801 - it is used like `trio.Lock` itself
 
 async def together(*calls: Callable[[], Awaitable[object]]) -> None:
     """Make the calls side by side; when all are done, raise the first ProtegoError among them."""
+    if not calls:
+        return
     failures: list[ProtegoError] = []
 
     async def run(call: Callable[[], Awaitable[object]]) -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 
 import trio
 
@@ -149,24 +149,31 @@ class TagLink:
                 noticed()
             before = silent
 
-    async def barrier(self, name: str) -> None:
-        """Return once the GPN has sent on all that was forwarded to it. Raises Unreachable."""
+    def barrier(self, name: str) -> Awaitable[None]:
+        """Send a barrier; over once the GPN has sent on all that was forwarded to it before this call. Raises
+        Unreachable.
+        """
         pulse = self._pulses.get(name)
         if pulse is None:
             raise Unreachable(f"no barrier to {name}: this node does not know that GPN")
         nonce = self._nonce()
         datagram = seal_tag(pulse.gpn.tag_key, Tag(TagKind.BARRIER, nonce), hmac_sha256)
-        echoed = self._barriers[name, nonce] = trio.Event()
+        self._barriers[name, nonce] = trio.Event()
+        self._fabric.send(datagram, TAG_LENGTH, pulse.gpn.address)
+        return self._echoed(pulse.gpn, nonce, datagram)
+
+    async def _echoed(self, gpn: Gpn, nonce: int, datagram: bytes) -> None:
+        echoed = self._barriers[gpn.name, nonce]
         try:
             with trio.move_on_after(BARRIER_TIMEOUT):
-                while not echoed.is_set():
-                    self._fabric.send(datagram, TAG_LENGTH, pulse.gpn.address)
+                while True:
                     with trio.move_on_after(BARRIER_RESEND):
                         await echoed.wait()
+                        return
+                    self._fabric.send(datagram, TAG_LENGTH, gpn.address)
         finally:
-            del self._barriers[name, nonce]
-        if not echoed.is_set():
-            raise Unreachable(f"{name} did not echo a barrier within {BARRIER_TIMEOUT:g} s")
+            del self._barriers[gpn.name, nonce]
+        raise Unreachable(f"{gpn.name} did not echo a barrier within {BARRIER_TIMEOUT:g} s")
 
     def _send_probe(self, pulse: _Pulse) -> None:
         nonce = self._nonce()

@@ -12,7 +12,7 @@ machine on which they cannot be made says so at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack, closing
 
 import trio
@@ -127,11 +127,11 @@ class GenPlane:
         addresses = [HERE] if here else [vtep.address for vtep in vteps]
         self._steering.put_tenant(record.vni, addresses, tenant.heard())
 
-    async def settle(self) -> None:
+    def settle(self) -> None:
         """All acts at once."""
 
-    async def barrier(self, gpn: str) -> None:
-        await self._tags.barrier(gpn)
+    def barrier(self, gpn: str) -> Awaitable[None]:
+        return self._tags.barrier(gpn)
 
     def marks(self, spis: Sequence[int]) -> dict[int, int]:
         """A GEN forwards no ESP."""

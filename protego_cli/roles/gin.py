@@ -14,7 +14,7 @@ waits in the sockets.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
 
@@ -126,8 +126,8 @@ class GinPlane:
                 self._steering.unsteer(spi)
                 self._returns.unsteer(spi)
 
-    async def settle(self) -> None:
-        await self._steering.settle()
+    def settle(self) -> Awaitable[None]:
+        return self._steering.settle()
 
     async def barrier(self, gpn: str) -> None:
         raise Refused(f"a GIN sends no barriers, so none to {gpn}")

@@ -162,7 +162,7 @@ class GpnPlane:
             case "rule", str(tunnel):
                 self._gateway.drop_rule(tunnel)
 
-    async def settle(self) -> None:
+    def settle(self) -> None:
         """All acts at once."""
 
     async def barrier(self, gpn: str) -> None:

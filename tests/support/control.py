@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import msgspec
@@ -86,12 +86,14 @@ class FakePlane:
         del self.records[key]
         self.log.append(("drop", key))
 
-    async def settle(self) -> None:
-        if self.slow is not None:
-            await self.slow.wait()
+    def settle(self) -> Awaitable[None] | None:
+        return None if self.slow is None else self.slow.wait()
 
-    async def barrier(self, gpn: str) -> None:
+    def barrier(self, gpn: str) -> Awaitable[None]:
         self.log.append(("barrier", gpn))
+        return self._echoed()
+
+    async def _echoed(self) -> None:
         if self.echo is not None:
             await self.echo.wait()
 

@@ -4,7 +4,8 @@
 2. `Hello`, `Welcome`; then the GMN's `Sync`, and `Update`s. `desired.Holding` refuses an epoch below the
    highest this process has ever seen and turns the rest into `put` and `drop` of the role's `DataPlane`.
 3. An answer comes when the data path acts on what was told (`settle`), and after the echoes of an Update's
-   barriers; both are awaited beside the link's other traffic.
+   barriers: in the step that read the message where nothing is to be waited for, else beside the link's other
+   traffic. Barriers leave in that step.
 4. A `Report` every second; notices (`notify`) at once. A notice that meets no GMN is kept, one for each
    kind and SPI, and sent after the next Sync.
 5. When the connection goes, the data plane keeps all it has: nothing here ever stops forwarding.
@@ -18,6 +19,7 @@ import logging
 import random
 import secrets
 from collections.abc import Awaitable
+from functools import partial
 from typing import Final, Protocol
 
 import trio
@@ -47,6 +49,7 @@ from protego_cli.control.channel.messages import (
 from protego_cli.control.channel.pki import Identity, client_context
 from protego_cli.control.channel.rpc import SILENCE, Link, connect
 from protego_cli.control.channel.tls import TlsStream
+from protego_cli.control.waiting import together
 from protego_cli.errors import ProtegoError, Refused, Unreachable
 
 log = logging.getLogger(__name__)
@@ -62,7 +65,7 @@ _BACKOFF: Final = (0.1, 2.0)
 
 
 class DataPlane(Protocol):
-    """What a role gives the agent. What is put and dropped acts by the time `settle` returns."""
+    """What a role gives the agent. What is put and dropped acts by the time that `settle` names."""
 
     def welcome(self, welcome: Welcome) -> None:
         """A GMN was reached: its epoch and, for a GIN, the envelope key (a new one when the GMN is)."""
@@ -80,12 +83,12 @@ class DataPlane(Protocol):
         """Forget the record of this key; it was put before."""
         ...
 
-    async def settle(self) -> None:
-        """Return once the data path acts on all that was put and dropped so far."""
+    def settle(self) -> Awaitable[None] | None:
+        """Over once the data path acts on all that was put and dropped so far; None when it does already."""
         ...
 
-    async def barrier(self, gpn: str) -> None:
-        """GEN: send a barrier to a GPN behind all that was forwarded to it; return on its echo.
+    def barrier(self, gpn: str) -> Awaitable[None]:
+        """GEN: send a barrier to a GPN behind all that was forwarded to it; over on its echo.
 
         Cancelled when the echo takes too long. Raises ProtegoError for a GPN that is no neighbour.
         """
@@ -243,9 +246,9 @@ class Agent:
                     self._holding.epoch == request.epoch
                 ):  # a record that was refused keeps the others from nothing
                     self.informed.set()
-                return self._settle(reply)
+                return self._acted(reply)
             case Update():
-                return self._settle(self._holding.update(request), request.barriers)
+                return self._acted(self._holding.update(request), request.barriers)
             case GetMarks():
                 return Marks(self._plane.marks(request.spis))
         return Failed(f"{self._node.name} is a data node: no {type(request).__name__} here")
@@ -257,28 +260,43 @@ class Agent:
             for notice in self._notices.values():
                 self._tasks.start_soon(self._deliver, notice)
 
-    async def _settle(self, reply: Reply, barriers: tuple[str, ...] = ()) -> Reply:
+    def _acted(self, reply: Reply, barriers: tuple[str, ...] = ()) -> Reply | Awaitable[Reply]:
         """The reply to a message of desired state, when the data path acts on it."""
-        await self._plane.settle()
-        if barriers and isinstance(reply, Applied):
-            return await self._pass_barriers(barriers, reply)
-        return reply
+        settling = self._plane.settle()
+        if settling is not None:
+            return self._settle(settling, reply, barriers)
+        return self._pass_barriers(barriers, reply)
 
-    async def _pass_barriers(self, gpns: tuple[str, ...], applied: Applied) -> Reply:
+    async def _settle(self, settling: Awaitable[None], reply: Reply, barriers: tuple[str, ...]) -> Reply:
+        await settling
+        passing = self._pass_barriers(barriers, reply)
+        return passing if isinstance(passing, Reply) else await passing
+
+    def _pass_barriers(self, gpns: tuple[str, ...], reply: Reply) -> Reply | Awaitable[Reply]:
+        if not gpns or not isinstance(reply, Applied):
+            return reply
         missing: list[str] = []
+        echoes: dict[str, Awaitable[None]] = {}
+        for gpn in gpns:
+            try:
+                echoes[gpn] = self._plane.barrier(gpn)
+            except ProtegoError as error:
+                missing.append(f"{gpn} ({error})")
+        return self._await_echoes(echoes, missing, reply)
 
-        async def pass_one(gpn: str) -> None:
+    async def _await_echoes(
+        self, echoes: dict[str, Awaitable[None]], missing: list[str], applied: Applied
+    ) -> Reply:
+        async def await_one(gpn: str, echo: Awaitable[None]) -> None:
             with trio.move_on_after(self._barrier_timeout) as scope:
                 try:
-                    await self._plane.barrier(gpn)
+                    await echo
                 except ProtegoError as error:
                     missing.append(f"{gpn} ({error})")
             if scope.cancelled_caught:
                 missing.append(f"{gpn} (no echo within {self._barrier_timeout:g} s)")
 
-        async with trio.open_nursery() as nursery:
-            for gpn in gpns:
-                nursery.start_soon(pass_one, gpn)
+        await together(*(partial(await_one, gpn, echo) for gpn, echo in echoes.items()))
         return (
             Failed(f"{self._node.name}: barrier not passed by {', '.join(missing)}") if missing else applied
         )
