@@ -84,23 +84,30 @@ async def test_a_value_is_what_it_is_when_it_is_stored(autojump_clock: MockClock
 
 
 async def test_the_engine_is_asked_when_something_is_to_be_revealed(autojump_clock: MockClock) -> None:
-    changes: list[Change] = []
+    class Engine:
+        changed = False
 
-    def take() -> list[Change]:
-        taken = list(changes)
-        changes.clear()
-        return taken
+        def __init__(self) -> None:
+            self.found: list[Change] = []
 
-    store = MemoryStore()
+        def changes(self) -> list[Change]:
+            taken, self.found, self.changed = self.found, [], False
+            return taken
+
+        def change(self, change: Change) -> None:
+            self.found.append(change)
+            self.changed = True
+
+    engine, store = Engine(), MemoryStore()
     log: list[object] = []
     async with committing(store) as journal:
-        journal.changes = take
-        changes.append((b"spi", b"state"))
+        journal.engine = engine
+        engine.change((b"spi", b"state"))
         journal.release(noting(log, dict(store.held)))
         assert log == []
         await journal.stored()
         assert store.held == {b"ike/spi": b"state"}
-        changes.append((b"spi", None))
+        engine.change((b"spi", None))
         await journal.stored()
         assert store.held == {}
 

@@ -100,6 +100,11 @@ class Engine:
 
     # ---- what survives a restart
 
+    @property
+    def changed(self) -> bool:
+        """Whether `changes` has anything to tell."""
+        return bool(self._context.changed)
+
     def changes(self) -> list[tuple[bytes, bytes | None]]:
         """Our IKE SPI and the whole state, or None once it is gone, of every IKE_SA that changed since the
         last call. The state holds its keys. Take and store it before the datagrams of the same call leave:

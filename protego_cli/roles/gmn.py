@@ -102,7 +102,7 @@ async def run(
             wall=time.time() - now,
         )
         engine.restore((state for _, state in journal.found(ENGINE)), now)
-        journal.changes = engine.changes
+        journal.engine = engine
         driver = Driver(
             engine,
             socket,

@@ -57,6 +57,7 @@ class DataNode:
     report: Report | None = None
     known: str | None = None  # the boot that the GMN knows
     on_the_way: int = 0
+    newest: Message | None = None  # of those that were sent
     queue: deque[Message] = field(default_factory=deque)
     pumping: bool = False
     notices: list[Reported] = field(default_factory=list)  # the GMN has not noted yet
@@ -126,6 +127,11 @@ class DataNodes:
             if member.desired.pop(key, None) is not None:
                 member.pending[key] = None
 
+    def push(self, node: str) -> None:
+        member = self.all.get(node)
+        if member is not None and member.linked and member.pending:
+            self._update(member)
+
     async def apply(
         self,
         node: str,
@@ -139,12 +145,17 @@ class DataNodes:
         member = self.all[node]
         if not member.linked:
             raise NodeDown(f"{node}: not connected")
-        if not (member.pending or barriers or member.on_the_way):
+        newest = member.newest
+        if member.pending or barriers or (member.on_the_way and (newest is None or newest.barriers)):
+            newest = self._update(member, barriers)
+        elif not member.on_the_way or newest is None:
             return
+        await self._answer(newest)
+
+    def _update(self, member: DataNode, barriers: Sequence[str] = ()) -> Message:
         changes, member.pending = member.pending, {}
-        self.note("sent", node, *changes)
-        await self._send(member, Message(member.link, changes, barriers))
-        self.note("acknowledged", node, *changes)
+        self.note("sent", member.name, *changes)
+        return self._send(member, Message(member.link, changes, barriers))
 
     def reload(self, cluster: Cluster) -> None:
         """The nodes of another file. Neighbours and tenants are for `tests/test_fabric.py`."""
@@ -184,7 +195,7 @@ class DataNodes:
         node.linked = True
         node.synced = False
         try:
-            await self._send(node, Message(node.link, dict(node.desired), whole=True))
+            await self._answer(self._send(node, Message(node.link, dict(node.desired), whole=True)))
         except NodeDown:
             return
         if self._journal is journal:
@@ -240,17 +251,21 @@ class DataNodes:
             node.linked = node.synced = False
             node.link += 1
             node.on_the_way = 0
+            node.newest = None
 
     # ---- inside
 
-    async def _send(self, node: DataNode, message: Message) -> None:
-        """Return when it is acknowledged. Raises what became of it."""
+    def _send(self, node: DataNode, message: Message) -> Message:
         journal = self._journal
         assert journal is not None
         node.on_the_way += 1
+        node.newest = message
         journal.release(partial(self._post, node, message))
+        return message
+
+    async def _answer(self, message: Message) -> None:
+        """Return when it is acknowledged. Raises what became of it."""
         await message.done.wait()
-        node.on_the_way -= 1
         if message.failure is not None:
             raise message.failure
 
@@ -287,7 +302,10 @@ class DataNodes:
             if not node.linked or node.link != message.link:
                 message.failure = NodeDown(f"{node.name}: gone")
         if journal is self._journal:
+            node.on_the_way -= 1
             message.done.set()
+            if message.failure is None and not message.whole:
+                self.note("acknowledged", node.name, *message.records)
 
     def _arrive(self, node: DataNode, message: Message) -> None:
         if message.whole:

@@ -192,7 +192,7 @@ class World:
             wall=WALL,
         )
         self.engine.restore((state for _, state in self.journal.found(ENGINE)), trio.current_time())
-        self.journal.changes = self.engine.changes
+        self.journal.engine = self.engine
         self.driver = Driver(
             self.engine,
             self.socket,

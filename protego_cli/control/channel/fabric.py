@@ -206,6 +206,11 @@ class Fabric:
         if node not in self._left:
             self._member(node).desire(put, drop)
 
+    def push(self, node: str) -> None:
+        """Let a node hear of what is desired of it, if it is there, without waiting for it."""
+        if (member := self._members.get(node)) is not None:
+            member.push()
+
     async def apply(
         self,
         node: str,

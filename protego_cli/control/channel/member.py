@@ -1,12 +1,15 @@
 """One data node as the GMN knows it: what it should hold, and what it has been sent of that.
 
 1. `desire` changes the desired state and notes what of it the node has yet to hear (`_pending`).
-2. `sync` sends the whole state on a new link; from its sending on, `flush` sends Updates behind it.
-3. `flush` sends all that is pending as one Update and returns when the node has applied it. With nothing
-   pending and nothing on its way there is nothing to send; with something on its way an empty Update is sent,
-   because its answer means that all before it is applied too.
-4. Nothing leaves before what it reveals is stored (`instruct`).
-5. A node that answers `Stale` gets a Sync. One that does not answer within the deadline loses its link: it
+2. `sync` sends the whole state on a new link; from its sending on, Updates go behind it.
+3. `push` sends all that is pending as one Update, in the step that calls it; `flush` also waits until the
+   node has applied all that is desired. While an Update is on its way, what is desired meanwhile gathers for
+   the next one, which leaves when the answer is read: the busier the GMN, the more changes share an Update.
+   Updates with barriers, which take their time, go beside.
+4. A record that the node refuses is the error of those alone who wait for it: when an Update is refused that
+   several wait for, each of them sends its own part again.
+5. Nothing leaves before what it reveals is stored (`instruct`).
+6. A node that answers `Stale` gets a Sync. One that does not answer within the deadline loses its link: it
    comes back, and its Sync makes it whole.
 """
 
@@ -29,11 +32,31 @@ log = logging.getLogger(__name__)
 
 DEADLINE: Final = 1.0  # seconds for an Update; above the agent's time for a barrier
 SYNC_DEADLINE: Final = 10.0
-_UPDATES: Final = 64  # on their way to one node
+_UPDATES: Final = 64  # on their way to one node beside the common one
 
 
 class NodeDown(Unreachable):
     """The node is not connected, or went while it was being waited for. What was desired of it still is."""
+
+
+class _Round:
+    """An Update on its way, or one that gathers, and what came of it for those who wait."""
+
+    __slots__ = ("done", "error", "following", "link", "revision", "stale", "waiting")
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+        self.revision = 0  # once it is sent
+        self.following: _Round | None = None  # it leaves when this one has ended
+        self.done = trio.Event()
+        self.waiting = 0
+        self.error: ProtegoError | None = None
+        self.stale = False  # nothing came of it: a Sync has to come first
+
+    @property
+    def refused(self) -> bool:
+        """Whether the node has taken all of it that it can act on, and that was not all."""
+        return self.error is not None and not isinstance(self.error, NodeDown)
 
 
 class Member:
@@ -49,6 +72,8 @@ class Member:
         self._deadline = deadline
         self._desired: dict[Key, AnyRecord] = {}
         self._pending: dict[Key, AnyRecord | None] = {}  # None: to be dropped
+        self._fresh: dict[Key, None] = {}  # of these, what nobody waits for yet
+        self._common: _Round | None = None  # the Update without barriers that is on its way
         self._refused: set[Key] = set()  # in an Update that failed: not elided when put again
         self._revision = 0  # of what was sent last
         self._applied = 0  # the highest that is known to be applied
@@ -63,9 +88,11 @@ class Member:
         for record in put:
             if self._desired.get(record.key) != record or record.key in self._refused:
                 self._desired[record.key] = self._pending[record.key] = record
+                self._fresh[record.key] = None
         for key in drop:
             if self._desired.pop(key, None) is not None:
                 self._pending[key] = None
+                self._fresh[key] = None
 
     async def sync(self, link: Link) -> None:
         """Send the whole state on a new link, and Updates there from now on. Raises ProtegoError."""
@@ -89,26 +116,92 @@ class Member:
             raise NodeDown(f"{self.node.name}: not connected")
         return self._link
 
+    def push(self) -> None:
+        """Send all that is desired now, if the node is there; nobody waits for it."""
+        if self._pending and self._link is not None and self._link.closed is None:
+            self._join(self._link)
+
     async def flush(self, barriers: tuple[str, ...] = ()) -> None:
         """Return when the node has applied all that is desired now, and has passed the barriers.
 
         Raises NodeDown, or what the node's refusal means.
         """
         link = self.live()
-        async with holding(self._slots):
-            await self._flush(link, barriers)
-
-    async def _flush(self, link: Link, barriers: tuple[str, ...]) -> None:
         while self._pending or barriers or self._applied < self._revision:
             if self.live() is not link:
                 raise NodeDown(f"{self.node.name}: connected anew meanwhile")
-            update = self._next_update(barriers)
-            reply = await self._call(link, update, self._deadline)
-            if not isinstance(reply, Stale):
-                self._applied = max(self._applied, update.revision)
+            if barriers:
+                sent = await self._beside(link, barriers)
+            else:
+                mine, self._fresh = self._fresh, {}
+                sent = await self._wait(self._join(link))
+                if sent.refused and sent.waiting > 1:  # perhaps for what another one wants
+                    self._pending |= {key: self._desired.get(key) for key in mine}
+                    sent = await self._beside(link)
+            if sent.error is not None:
+                raise type(sent.error)(str(sent.error)) from sent.error
+            if not sent.stale:
                 return
-            log.warning("an update was missed, a sync follows node=%s", self.node.name)
-            await self._send_sync(link, update.revision)
+            await self._send_sync(link, sent.revision)
+
+    async def _beside(self, link: Link, barriers: tuple[str, ...] = ()) -> _Round:
+        """An Update of one's own."""
+        async with holding(self._slots):
+            return await self._wait(self._send(_Round(link), barriers))
+
+    async def _wait(self, sent: _Round) -> _Round:
+        sent.waiting += 1
+        await sent.done.wait()
+        return sent
+
+    def _join(self, link: Link) -> _Round:
+        """The Update whose answer tells that all that is desired now is applied."""
+        common = self._common
+        if common is None or common.link is not link:
+            self._common = _Round(link)
+            return self._send(self._common)
+        if common.following is None:
+            if not self._pending and common.revision == self._revision:
+                return common
+            common.following = _Round(link)
+        return common.following
+
+    def _send(self, sent: _Round, barriers: tuple[str, ...] = ()) -> _Round:
+        """Send what is pending; what becomes of it is told in the step in which the answer is read."""
+        update = self._next_update(barriers)
+        sent.revision = update.revision
+
+        def answered(reply: AnyReply | ProtegoError) -> None:
+            if isinstance(reply, ProtegoError):
+                sent.error = self._failed(sent.link, update, reply)
+            elif isinstance(reply, Stale):
+                log.warning("an update was missed, a sync follows node=%s", self.node.name)
+                sent.stale = True
+            else:
+                self._applied = max(self._applied, update.revision)
+            self._end(sent)
+
+        try:
+            sent.link.send(update, answered, self._deadline, self._release)
+        except ProtegoError as error:
+            answered(error)
+        return sent
+
+    def _end(self, sent: _Round) -> None:
+        if sent.refused and not sent.waiting:
+            log.warning("change not confirmed node=%s reason=%s", self.node.name, sent.error)
+        sent.done.set()
+        if self._common is sent:
+            self._common = None
+        following = sent.following
+        if following is None:
+            return
+        if sent.stale or (sent.error is not None and not sent.refused):
+            following.error, following.stale, following.revision = sent.error, sent.stale, sent.revision
+            self._end(following)
+        else:
+            self._common = following
+            self._send(following)
 
     def _next_update(self, barriers: tuple[str, ...]) -> Update:
         self._revision += 1
@@ -116,7 +209,26 @@ class Member:
         drop = tuple(key for key, record in self._pending.items() if record is None)
         self._refused.difference_update(self._pending)
         self._pending.clear()
+        self._fresh.clear()
         return Update(self._epoch, self._revision, put, drop, barriers)
+
+    def _failed(self, link: Link, request: Sync | Update, error: ProtegoError) -> ProtegoError:
+        """A request was not applied, or only in part: what that is for those who wait."""
+        name = self.node.name
+        if isinstance(error, Unanswered):
+            deadline = SYNC_DEADLINE if isinstance(request, Sync) else self._deadline
+            reason = f"withdrawn: {type(request).__name__} not applied within {deadline:g} s"
+            log.warning("node withdrawn node=%s reason=%s", name, reason)
+            link.close(reason)
+            return NodeDown(f"{name}: {reason}")
+        if isinstance(error, LinkClosed):
+            return NodeDown(str(error))
+        if isinstance(request, Sync):
+            link.close(f"the Sync was refused: {error}")
+        else:
+            self._applied = max(self._applied, request.revision)
+            self._refused.update(record.key for record in request.put if record.key in self._desired)
+        return error
 
     async def _send_sync(self, link: Link, stale: int) -> None:
         """Make a node whole that has not applied revision `stale`; one Sync serves all that wait for it."""
@@ -126,26 +238,11 @@ class Member:
             self._revision += 1
             self._synced = revision = self._revision
             self._pending.clear()
+            self._fresh.clear()
             self._refused.clear()
-            records = tuple(self._desired.values())
-            await self._call(link, Sync(self._epoch, revision, records), SYNC_DEADLINE)
+            sync = Sync(self._epoch, revision, tuple(self._desired.values()))
+            try:
+                await link.call(sync, SYNC_DEADLINE, self._release)
+            except ProtegoError as error:
+                raise self._failed(link, sync, error) from error
             self._applied = max(self._applied, revision)
-
-    async def _call(self, link: Link, request: Sync | Update, deadline: float) -> AnyReply:
-        name = self.node.name
-        try:
-            return await link.call(request, deadline, self._release)
-        except Unanswered as error:
-            reason = f"withdrawn: {type(request).__name__} not applied within {deadline:g} s"
-            log.warning("node withdrawn node=%s reason=%s", name, reason)
-            link.close(reason)
-            raise NodeDown(f"{name}: {reason}") from error
-        except LinkClosed as error:
-            raise NodeDown(str(error)) from error
-        except ProtegoError as error:
-            if isinstance(request, Sync):
-                link.close(f"the Sync was refused: {error}")
-            else:
-                self._applied = max(self._applied, request.revision)
-                self._refused.update(record.key for record in request.put if record.key in self._desired)
-            raise

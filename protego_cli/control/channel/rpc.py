@@ -3,7 +3,8 @@
 1. `connect` (node, operator) or `listener.py` (GMN) makes the TLS stream and learns the other's `Identity`.
 2. `Link.run` owns the stream until it closes. A frame is written in the step that makes it; what the kernel
    does not take at once waits in the stream, so that nobody waits for anybody else's socket.
-3. `Link.call` sends a request and waits for its reply; any number may be on their way, up to a bound.
+3. `Link.send` sends a request, and its outcome is told in the step that reads the reply; `Link.call` waits
+   for it. Any number may be on their way, up to a bound. One task keeps the time of all of them.
 4. A request that arrives goes to the handler *from the reading task, in order of arrival*. The handler
    answers with a reply at once, or with an awaitable, which runs as a task of its own in `tasks` (not the
    link's: work begun for a connection is not torn apart when that closes) and whose reply goes out when it
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import ssl
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -42,6 +44,9 @@ from protego_cli.errors import (
 log = logging.getLogger(__name__)
 
 Handler = Callable[[AnyRequest], "Reply | Awaitable[Reply]"]
+
+Answered = Callable[["AnyReply | ProtegoError"], None]
+"""Told what came of a request: the reply, or why there is none. Must not raise."""
 
 OUTSTANDING: Final = 256  # requests on their way, in each direction
 SILENCE: Final = 10.0  # seconds without a complete frame after which the other side counts as gone
@@ -76,11 +81,13 @@ def error_of(failed: Failed) -> ProtegoError:
 
 
 class _Call:
-    __slots__ = ("done", "reply")
+    __slots__ = ("answered", "deadline", "request", "timeout")
 
-    def __init__(self) -> None:
-        self.done = trio.Event()
-        self.reply: AnyReply | None = None  # None when done: the link closed
+    def __init__(self, request: str, timeout: float, answered: Answered) -> None:
+        self.request = request
+        self.timeout = timeout
+        self.answered = answered
+        self.deadline = math.inf  # until it is let out
 
 
 class Link:
@@ -105,6 +112,9 @@ class Link:
         self._frames = FrameBuffer(limit)
         self._silence = silence
         self._scope = trio.CancelScope()
+        self._heard = 0.0  # when the last frame was complete
+        self._look = math.inf  # when `_keep_time` looks at the clock
+        self._sooner = trio.Event()  # it has to look earlier than that
         self._calls: dict[int, _Call] = {}
         self._next_id = 0
         self._serving = 0  # requests of the other side that are not answered yet
@@ -114,9 +124,34 @@ class Link:
 
     async def call(self, request: Request, timeout: float = SILENCE, release: Release = at_once) -> AnyReply:
         """Send a request and return its reply. The request is made, and handed to `release`, before the first
-        await; the time runs from when it is let out.
+        await.
 
         Raises the error that a `Failed` carries, LinkClosed, or Unanswered after `timeout` seconds.
+        """
+        done = trio.Event()
+        outcome: list[AnyReply | ProtegoError] = []
+
+        def answered(found: AnyReply | ProtegoError) -> None:
+            outcome.append(found)
+            done.set()
+
+        identifier = self.send(request, answered, timeout, release)
+        try:
+            await done.wait()
+        finally:
+            self._calls.pop(identifier, None)
+        (found,) = outcome
+        if isinstance(found, ProtegoError):
+            raise found
+        return found
+
+    def send(
+        self, request: Request, answered: Answered, timeout: float = SILENCE, release: Release = at_once
+    ) -> int:
+        """Make a request now and hand it to `release`; `answered` is told its reply, or the error that
+        `call` would raise, once. The time runs from when it is let out.
+
+        Raises LinkClosed, or Refused where too many requests wait.
         """
         if self.closed is not None:
             raise LinkClosed(f"{self.peer.name}: {self.closed}")
@@ -124,28 +159,18 @@ class Link:
             raise Refused(f"{self.peer.name}: {OUTSTANDING} requests wait for their answer already")
         identifier = self._next_id
         self._next_id += 1
-        call = self._calls[identifier] = _Call()
+        call = self._calls[identifier] = _Call(type(request).__name__, timeout, answered)
         frame = encode(identifier, request)
-        scope = trio.CancelScope()
 
         def let_out() -> None:
-            scope.deadline = trio.current_time() + timeout
             if self.closed is None:
+                call.deadline = trio.current_time() + timeout
+                if call.deadline < self._look:
+                    self._sooner.set()
                 self._stream.send(frame)
 
         release(let_out)
-        try:
-            with scope:
-                await call.done.wait()
-        finally:
-            self._calls.pop(identifier, None)
-        if isinstance(call.reply, Failed):
-            raise error_of(call.reply)
-        if call.reply is not None:
-            return call.reply
-        if self.closed is not None:
-            raise LinkClosed(f"{self.peer.name}: {self.closed}")
-        raise Unanswered(f"{self.peer.name}: no answer to {type(request).__name__} within {timeout:g} s")
+        return identifier
 
     def close(self, reason: str) -> None:
         """Close at once; `run` returns. Idempotent: the first reason stands."""
@@ -157,34 +182,54 @@ class Link:
 
     async def run(self) -> None:
         """Serve the connection until either side closes it; never raises for what the other side does."""
+        self._heard = trio.current_time()
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._write)
+                    nursery.start_soon(self._keep_time)
                     nursery.start_soon(self._read)
         finally:
             self.close("cancelled")
-            for call in self._calls.values():
-                call.done.set()
+            calls, self._calls = self._calls, {}
+            for call in calls.values():
+                call.answered(LinkClosed(f"{self.peer.name}: {self.closed}"))
             self._stream.close()
 
     async def _read(self) -> None:
         try:
-            with trio.move_on_after(self._silence) as silence:
-                while data := await self._stream.receive():
-                    for frame in self._frames.feed(data):
-                        self._dispatch(frame.id, frame.message)
-                        if self.closed is not None:
-                            return
-                        silence.deadline = trio.current_time() + self._silence
-                self.close("the connection was closed")
-                return
-            self.close(f"silent for {self._silence:g} s")
+            while data := await self._stream.receive():
+                for frame in self._frames.feed(data):
+                    self._dispatch(frame.id, frame.message)
+                    if self.closed is not None:
+                        return
+                    self._heard = trio.current_time()
+            self.close("the connection was closed")
         except Broken as error:
             self.close(str(error))
         except Malformed as error:
             log.warning("control link closed node=%s reason=%s", self.peer.name, error)
             self.close(str(error))
+
+    async def _keep_time(self) -> None:
+        """End the calls that are not answered in time, and the link when the other side is silent. It looks
+        when the first of these may be due, so many calls that are answered cost one look.
+        """
+        while True:
+            now = trio.current_time()
+            if self._heard + self._silence <= now:
+                self.close(f"silent for {self._silence:g} s")
+            for identifier, call in list(self._calls.items()):
+                if call.deadline <= now:
+                    del self._calls[identifier]
+                    call.answered(
+                        Unanswered(f"{self.peer.name}: no answer to {call.request} within {call.timeout:g} s")
+                    )
+            deadlines = (call.deadline for call in self._calls.values())
+            self._look = min(self._heard + self._silence, min(deadlines, default=math.inf))
+            self._sooner = trio.Event()
+            with trio.move_on_at(self._look):
+                await self._sooner.wait()
 
     def _dispatch(self, identifier: int, message: AnyRequest | AnyReply) -> None:
         if isinstance(message, Reply):
@@ -192,8 +237,7 @@ class Link:
                 raise Malformed("a reply to a request never made")
             call = self._calls.pop(identifier, None)  # None: the caller has stopped waiting
             if call is not None:
-                call.reply = message
-                call.done.set()
+                call.answered(error_of(message) if isinstance(message, Failed) else message)
             return
         if self._serving >= OUTSTANDING:
             raise Malformed(f"more than {OUTSTANDING} requests at once")

@@ -24,7 +24,7 @@ from protego_cli.control.packing.placement import evacuate
 from protego_cli.control.procedures.migration import find_gpn
 from protego_cli.control.sas.sad import Sad
 from protego_cli.control.sas.tunnel import Tunnel
-from protego_cli.control.waiting import holding, passed, together
+from protego_cli.control.waiting import holding, passed
 from protego_cli.errors import Refused
 
 DRAIN: Final = "drain"
@@ -153,7 +153,7 @@ class Drains:
         for tunnel, placed in self._sad.on(node):
             if placed.retiring:
                 await tunnel.until(lambda t=tunnel, p=placed: p.spi not in t.sas)  # type: ignore[misc]
-        await together(partial(self._sad.nodes.let_go, node), self._sad.nodes.steered)
+        await self._sad.nodes.cleared(node)
 
 
 def _leaving(tunnel: Tunnel, node: str) -> bool:

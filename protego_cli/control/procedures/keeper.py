@@ -21,7 +21,7 @@ from protego_cli.control.procedures.driver import Driver, ExchangeError
 from protego_cli.control.procedures.tunnels import Tunnels
 from protego_cli.control.sas.sad import Sad
 from protego_cli.control.sas.tunnel import Placed, Tunnel
-from protego_cli.control.waiting import passed, together
+from protego_cli.control.waiting import passed
 from protego_cli.crypto.algorithms import RandomSource
 from protego_cli.errors import ProtegoError, Refused
 from protego_cli.ike.events import ChildEstablished
@@ -118,7 +118,7 @@ class Keeper:
         sad.ask(tunnel, spi, gpn, (peer, path.remote_port))
 
         async def dial() -> ChildEstablished:
-            await together(partial(sad.nodes.holds, gpn), sad.nodes.steered)
+            await sad.nodes.placed(gpn)
             return await self._driver.initiate(tunnel.id, path, spi)
 
         await self._answered(tunnel, spi, gpn, dial)
@@ -146,7 +146,7 @@ class Keeper:
                 raise Refused("the IKE_SA was closed at once")
         except ProtegoError as error:
             sad.unask(spi)
-            await together(partial(sad.nodes.let_go, gpn), sad.nodes.steered)
+            await sad.nodes.cleared(gpn)
             if isinstance(error, ExchangeError) and error.ike is not None:
                 await self._driver.close(error.ike)
             raise

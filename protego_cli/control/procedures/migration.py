@@ -505,13 +505,13 @@ class Migrations:
     async def _prepare(self, tunnel: Tunnel, spi: int, to: str, old: Placed) -> None:
         """Step 1. Done already, in a second attempt, it costs nothing. Raises NodeDown."""
         self._sad.ask(tunnel, spi, to, old.peer, old.spi)
-        await together(partial(self._sad.nodes.holds, to), self._sad.nodes.steered)
+        await self._sad.nodes.placed(to)
         crash_point("migration.steered")
 
     async def _undo(self, spi: int, to: str) -> None:
         """The new SPI was never used, or became an SA: then there is nothing to undo."""
         self._sad.unask(spi)
-        await together(partial(self._sad.nodes.let_go, to), self._sad.nodes.steered)
+        await self._sad.nodes.cleared(to)
 
     async def _distribute(self, tunnel: Tunnel, new: Placed, old: Placed) -> float:
         """Steps 3 and 4; when they were done. If the target has gone down, the SA goes elsewhere, back to the

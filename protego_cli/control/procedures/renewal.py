@@ -81,7 +81,9 @@ class Renewals:
         """Rekey what of a tunnel has new terms. Until its peer accepts them, the old ones hold."""
         begun = bool(tunnel.outdated)
         tunnel.outdated.update(terms)
-        if not begun:
+        if _decided(tunnel) and tunnel.sealing is None:
+            tunnel.outdated.clear()
+        elif not begun:
             self._tasks.start_soon(self._renegotiate, tunnel)
 
     async def _renegotiate(self, tunnel: Tunnel) -> None:

@@ -395,7 +395,7 @@ class Tunnels:
         loads.report(gpn, report.cpu, passed, now, overflow=report.counters.get("gpn_drop_overflow", 0))
         for coming in self._offers.report(gpn, report.offered, now):
             loads.offer(*coming, now)
-        self._sad.tell(self._sad.limits.report(gpn, passed, now))
+        self._sad.nodes.tell(self._sad.limits.report(gpn, passed, now))
 
     def first_packet(self, gpn: str, event: FirstPacket) -> None:
         """The peer uses a new SA: so may we (RFC 7296 2.8)."""

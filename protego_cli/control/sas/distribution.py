@@ -38,6 +38,8 @@ class DesiredState(Protocol):
 
     def desire(self, node: str, put: Iterable[AnyRecord] = (), drop: Iterable[Key] = ()) -> None: ...
 
+    def push(self, node: str) -> None: ...
+
     async def apply(
         self,
         node: str,
@@ -139,6 +141,25 @@ class Distribution:
         """Wait until every GIN that is there steers as desired."""
         await self._all(self._gins)
 
+    async def placed(self, gpn: str) -> None:
+        """`holds` and `steered`, side by side. Raises NodeDown."""
+        self.tell(self._gins)
+        await self._fabric.apply(gpn)
+        await self._all(self._gins)
+
+    async def cleared(self, gpn: str) -> None:
+        """`let_go` and `steered`, side by side."""
+        await self._all((gpn, *self._gins))
+
+    def tell(self, nodes: Iterable[str]) -> None:
+        """Let nodes hear of what is desired of them, without waiting for it."""
+        for node in nodes:
+            self._fabric.push(node)
+
+    def gone(self, gpns: Iterable[str]) -> None:
+        """These GPNs and the GINs hear of what they need no more."""
+        self.tell((*gpns, *self._gins))
+
     async def routed(self, behind: str | None = None) -> None:
         """Wait until every GEN that is there routes as desired, and all that went to the GPN `behind` before
         has been sealed and sent.
@@ -181,12 +202,9 @@ class Distribution:
         await self._all([node.name for node in self._fabric.nodes() if node.connected])
 
     async def _all(self, nodes: Sequence[str]) -> None:
-        if len(nodes) == 1:
-            await self._tolerantly(nodes[0])
-            return
-        async with trio.open_nursery() as nursery:
-            for node in nodes:
-                nursery.start_soon(self._tolerantly, node)
+        self.tell(nodes)
+        for node in nodes:
+            await self._tolerantly(node)
 
     async def _tolerantly(self, node: str) -> None:
         try:

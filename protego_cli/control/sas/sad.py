@@ -12,9 +12,10 @@ An SA stands on its GPN and is steered there, acknowledged, before a peer may he
 
 from __future__ import annotations
 
+import heapq
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
@@ -34,13 +35,14 @@ from protego_cli.control.sas.spis import SpiAllocator
 from protego_cli.control.sas.stored import ASKED, SA, TUNNEL, store_sa, store_tunnel
 from protego_cli.control.sas.tunnel import Asked, Placed, Strand, Tunnel
 from protego_cli.control.state.journal import Journal
-from protego_cli.control.waiting import holding, passed, together
+from protego_cli.control.waiting import holding, passed
 from protego_cli.errors import ProtegoError, Refused
 from protego_cli.ike.events import ChildSa
 
 log = logging.getLogger(__name__)
 
 SEAT_WAIT: Final = 3.0  # seconds to wait for a GPN to connect; below a peer's first retransmission
+TOGETHER: Final = 0.05  # seconds for which an SA may linger longer, so that one Update serves several
 RETIRING: Final = (
     32  # SAs of one tunnel that linger at a time; a peer that rekeys without end loses the oldest
 )
@@ -90,6 +92,7 @@ class Sad:
         self.seats.loads.window = cluster.elastic.window
         self.limits = Limits(cluster, fabric)
         self._membership = trio.Event()
+        self._lingering: list[tuple[float, int, Tunnel, Placed]] = []  # a heap, by when they are forgotten
 
     def _keep(self, tunnel: Tunnel) -> Tunnel:
         """In the journal, for as long as it is there."""
@@ -221,7 +224,7 @@ class Sad:
         self._enter(tunnel, placed, strand)
         if placed.retiring:
             self._load[placed.gpn] -= 1
-            self._tasks.start_soon(self._linger_on, tunnel, placed)
+            self._let_linger(tunnel, placed)
         else:
             self.ageing(tunnel, placed)
 
@@ -275,12 +278,7 @@ class Sad:
 
     def limit(self, tunnel: Tunnel) -> None:
         """Hold the tunnel and its tenant to their limits on the GPNs where their SAs lie now."""
-        self.tell(self.limits.settle(tunnel, trio.current_time()))
-
-    def tell(self, gpns: Iterable[str]) -> None:
-        """Let GPNs hear of what is desired of them, without waiting for it."""
-        for gpn in gpns:
-            self._tasks.start_soon(self.nodes.let_go, gpn)
+        self.nodes.tell(self.limits.settle(tunnel, trio.current_time()))
 
     def move(self, tunnel: Tunnel, placed: Placed, gpn: str) -> None:
         """Place an SA elsewhere; `steer` follows when it stands there. What its old GPN may have opened must
@@ -288,7 +286,7 @@ class Sad:
         """
         self.nodes.drop_sa(placed)
         self.nodes.unrule(placed)
-        self._tasks.start_soon(self.nodes.let_go, placed.gpn)
+        self.nodes.tell((placed.gpn,))
         self._load[placed.gpn] -= 1
         self._load[gpn] += 1
         placed.gpn = gpn
@@ -304,7 +302,7 @@ class Sad:
 
     async def installed(self, placed: Placed) -> None:
         """Wait until the SA is on its GPN and steered there. Raises NodeDown."""
-        await together(lambda: self.nodes.holds(placed.gpn), self.nodes.steered)
+        await self.nodes.placed(placed.gpn)
 
     # ---- sealing
 
@@ -484,14 +482,25 @@ class Sad:
         if len(lingering) > RETIRING:
             self.forget(tunnel, lingering[0])
         tunnel.changed()
-        self._tasks.start_soon(self._linger_on, tunnel, placed)
+        self._let_linger(tunnel, placed)
 
-    async def _linger_on(self, tunnel: Tunnel, placed: Placed) -> None:
-        ends = placed.ends or 0.0
-        await trio.sleep(min(max(0.0, ends - self.events.clock()), self._linger))
-        self.forget(tunnel, placed)
-        await self.nodes.let_go(placed.gpn)
-        await self.nodes.steered()
+    def _let_linger(self, tunnel: Tunnel, placed: Placed) -> None:
+        left = min(max(0.0, (placed.ends or 0.0) - self.events.clock()), self._linger)
+        if not self._lingering:
+            self._tasks.start_soon(self._forget_in_time)
+        heapq.heappush(self._lingering, (trio.current_time() + left, placed.spi, tunnel, placed))
+
+    async def _forget_in_time(self) -> None:
+        """One task for all that linger, and one Update for those that end within `TOGETHER`."""
+        lingering = self._lingering
+        while lingering:
+            await trio.sleep_until(lingering[0][0] + TOGETHER)
+            now, gpns = trio.current_time(), set[str]()
+            while lingering and lingering[0][0] <= now:
+                _, _, tunnel, placed = heapq.heappop(lingering)
+                self.forget(tunnel, placed)
+                gpns.add(placed.gpn)
+            self.nodes.gone(gpns)
 
     def forget(self, tunnel: Tunnel, placed: Placed) -> None:
         """Take the SA from every node; they hear of it with their next update. Idempotent."""

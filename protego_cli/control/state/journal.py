@@ -19,7 +19,7 @@ A commit that fails ends `run` with EnvironmentFault, and with it the GMN: nothi
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, ClassVar, Final, Protocol
 
@@ -49,6 +49,17 @@ class Mark(Protocol):
 
 def nothing(*, binding: bool = True) -> None:
     """The `Mark` of an object that nobody keeps."""
+
+
+class Changing(Protocol):
+    """The part of the IKE engine that the journal needs."""
+
+    @property
+    def changed(self) -> bool: ...
+
+    def changes(self) -> list[Change]:
+        """By their own keys."""
+        ...
 
 
 class Durable:
@@ -106,11 +117,10 @@ class Journal:
     def __init__(self, store: Store, found: Mapping[bytes, bytes], offload: Offload | None = None) -> None:
         """`found` is what the store holds; `offload` calls the store, which may block."""
         self._offload = offload or Blocking()
-        self.changes: Callable[[], Sequence[Change]] = tuple  # of the engine: its own key, and the state
+        self.engine: Changing | None = None
         self._store = store
         self._found = dict(found)
         self._marked: dict[bytes, Worth] = {}
-        self._pending: dict[bytes, bytes | None] = {}
         self._reveals: list[Callable[[], None]] = []
         self._busy = False  # a commit is under way
         self._bound = False  # something binding is marked, or an instruction waits
@@ -149,7 +159,8 @@ class Journal:
 
     def release(self, reveal: Callable[[], None]) -> None:
         """Call `reveal`, which must not raise, once all that has changed until now is stored."""
-        if not (self._reveals or self._busy or self._marked or self._pull()):
+        changed = self._marked or (self.engine is not None and self.engine.changed)
+        if not (changed or self._reveals or self._busy):
             reveal()
         else:
             self._wait(reveal)
@@ -186,6 +197,7 @@ class Journal:
             if not self._wanted.is_set():
                 with trio.move_on_after(LINGER):
                     await self._wanted.wait()
+            await trio.lowlevel.checkpoint()  # what others have to say in this turn goes with it
             self._changed, self._wanted = trio.Event(), trio.Event()
             await self._commit()
 
@@ -203,19 +215,11 @@ class Journal:
             reveal()
         crash_point("journal.revealed")
 
-    def _pull(self) -> bool:
-        """Take over what the engine has changed; whether there is anything to store."""
-        for spi, state in self.changes():
-            self._pending[_key(ENGINE, spi)] = state
-        return bool(self._pending)
-
     def _take(self) -> list[Change]:
-        self._pull()
-        changes, self._pending = self._pending, {}
+        changes = self.engine.changes() if self.engine is not None else []
+        taken = [(_key(ENGINE, spi), state) for spi, state in changes]
         marked, self._marked = self._marked, {}
-        for key, worth in marked.items():
-            changes[key] = worth()
-        return list(changes.items())
+        return taken + [(key, worth()) for key, worth in marked.items()]
 
 
 def _key(kind: str, identifier: bytes) -> bytes:

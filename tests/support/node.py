@@ -1,0 +1,40 @@
+"""A data node at the level of messages, to test the GMN's side of the control channel."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from protego_cli.control.channel.messages import AnyRequest, Applied, Hello, Marks, Reply, Sync, Update
+
+
+class Node:
+    """It answers as told and keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[AnyRequest] = []
+        self.answer: Callable[[AnyRequest], Reply | Awaitable[Reply]] = self.apply
+
+    def __call__(self, request: AnyRequest) -> Reply | Awaitable[Reply]:
+        self.asked.append(request)
+        return self.answer(request)
+
+    @staticmethod
+    def apply(request: AnyRequest) -> Reply:
+        return Applied(request.revision) if isinstance(request, Sync | Update) else Marks({})
+
+    @staticmethod
+    async def never(request: AnyRequest) -> Reply:
+        await trio.sleep_forever()
+        raise AssertionError
+
+    def updates(self) -> list[Update]:
+        return [request for request in self.asked if isinstance(request, Update)]
+
+    def syncs(self) -> list[Sync]:
+        return [request for request in self.asked if isinstance(request, Sync)]
+
+
+def hello(boot: str = "one", epoch: int = 0, *, raw_esp: bool = False) -> Hello:
+    return Hello(boot, "0", epoch, raw_esp)
