@@ -11,7 +11,7 @@ from benchmarks.gpn import GATEWAY_MAC, VNI, VTEP_MAC, inner, remote, tenant
 from benchmarks.loads import Load, Packet
 from protego_cli.counters import Counters
 from protego_cli.net.egress import MuxEgress
-from protego_cli.net.pump import drain
+from protego_cli.net.pump import drain_trains
 from protego_cli.net.steering import Gpn
 from protego_cli.net.tagging import TagLink
 from protego_cli.net.udp import Batch, UdpSocket
@@ -37,12 +37,16 @@ def measure(load: Load, effort: Effort) -> Cost:
         def build(_: int, packet: Packet) -> bytes:
             return frame + inner(tenant(), remote(packet.sa), packet.size)
 
-        def handle(batch: Batch) -> None:
-            for rest in tags.take(batch):
-                steering.forward(rest)
+        def handle(train: list[Batch]) -> None:
+            for batch in train:
+                if tags.concerns(batch):
+                    for rest in tags.take(batch):
+                        steering.forward(rest)
+                else:
+                    steering.forward(batch)
 
         def empty() -> None:
-            while drain(fabric, handle):
+            while drain_trains(fabric, handle):
                 pass
 
         return forwarding.forward(

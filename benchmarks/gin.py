@@ -11,7 +11,7 @@ from benchmarks.bench import Case, Cost, Effort
 from benchmarks.loads import Load, Packet
 from protego_cli.counters import Counters
 from protego_cli.net.ingress import MuxIngress
-from protego_cli.net.pump import drain
+from protego_cli.net.pump import drain_trains
 from protego_cli.net.steering import Gpn
 from protego_cli.net.udp import UdpSocket
 from protego_cli.net.vip import VipPort
@@ -35,7 +35,7 @@ def measure(load: Load, effort: Effort) -> Cost:
             return struct.pack("!II", SPI, number) + bytes(packet.size - 8)
 
         def empty() -> None:
-            while drain(vip, port.receive_natt):
+            while drain_trains(vip, port.receive_natt_train):
                 pass
 
         return forwarding.forward(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given
@@ -12,8 +13,9 @@ from protego_cli.config.model import Rate
 from protego_cli.counters import Counters
 from protego_cli.net import egress
 from protego_cli.net.egress import MuxEgress, fields, uniform
+from protego_cli.net.gso import segments
 from protego_cli.net.steering import HERE, Gpn
-from protego_cli.net.udp import Address, Batch
+from protego_cli.net.udp import LONG, Address, Batch
 from tests.support.datagrams import vxlan
 from tests.support.senders import RecordingSender
 
@@ -51,6 +53,10 @@ class Gen(NamedTuple):
 
 @pytest.fixture
 def gen() -> Gen:
+    return _world()
+
+
+def _world() -> Gen:
     fabric, counters = RecordingSender(), Counters()
     kept: list[Kept] = []
     steering = MuxEgress(
@@ -250,8 +256,78 @@ addresses = st.sampled_from(["10.2.0.1", "10.2.1.1", "10.2.0.2", "2001:db8::1", 
 @given(st.lists(addresses, min_size=1, max_size=5), st.sampled_from([ACME, GLOBEX]), st.integers(62, 130))
 def test_a_batch_is_uniform_if_its_packets_agree(found: list[str], last: int, size: int) -> None:
     packets = [packet(address, length=size) for address in found] + [packet(found[0], last, 62)]
-    rows = [fields(memoryview(each)) for each in packets]
-    assert uniform(memoryview(b"".join(packets)), size, len(packets)) == (len(set(rows)) == 1)
+    rows = [fields(memoryview(each), len(each)) for each in packets]
+    assert uniform(memoryview(b"".join(packets)), size, len(packets), rows[0]) == (len(set(rows)) == 1)
+
+
+ODD = st.sampled_from(
+    [packet("10.2.0.9"), packet("10.3.0.1"), packet("10.2.0.1", GLOBEX), bytes(120), bytes((0, 0, 0, 1)) * 30]
+)
+COMING = st.tuples(
+    st.sampled_from(["10.2.0.1", "10.2.0.9", "2001:db8:2::1", "10.9.0.1"]),
+    st.integers(LONG + 1, LONG + 2),
+    st.integers(20, 120),  # bytes of the last
+    st.integers(1, 3),  # times
+    st.lists(st.tuples(st.integers(0, LONG + 2), ODD), max_size=1),
+    st.sampled_from([VTEP, VTEP, ("10.20.0.6", 51111), GPN1.address]),
+)
+CHANGES = "route", "no route", "tenant", "gpn"
+
+
+@given(st.lists(st.one_of(COMING, st.sampled_from(CHANGES)), max_size=12))
+def test_batches_that_come_again_and_again_go_as_each_of_their_packets_would(steps: list[Any]) -> None:
+    worlds = [_world(), _world()]
+    for step in steps:
+        for gen, singly in zip(worlds, (False, True), strict=True):
+            if isinstance(step, str):
+                _change(gen.steering, step)
+                continue
+            destination, count, last, times, odd, source = step
+            packets = [packet(destination)] * count
+            for place, other in odd:
+                packets[place % count] = other
+            packets[-1] = packets[-1][:last]
+            gen.fabric.sent.clear()
+            for some in times * ([[each] for each in packets] if singly else [packets]):
+                gen.receive(*some, source=source)
+        whole, one_by_one = worlds
+        assert whole.counters.nonzero() == one_by_one.counters.nonzero()
+        assert _by_flow(whole.fabric) == _by_flow(one_by_one.fabric)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_a_change_makes_of_batches_that_came_again_and_again(change: str) -> None:
+    fresh, gen = _world(), _world()
+    batch = [packet("10.2.0.9")] * 44
+    for _ in range(3):
+        gen.receive(*batch)
+    before = gen.fabric.sent.pop()
+    gen.fabric.sent.clear()
+    for one in (fresh, gen):
+        _change(one.steering, change)
+        one.receive(*batch)
+    assert gen.fabric.sent == fresh.fabric.sent != [before]
+
+
+def _by_flow(fabric: RecordingSender) -> dict[tuple[Address, bytes], list[bytes]]:
+    """What was sent, in order, of each flow to each destination."""
+    found: dict[tuple[Address, bytes], list[bytes]] = {}
+    for data, size, dest, _ in fabric.sent:
+        for segment in map(bytes, segments(memoryview(data), size)):
+            found.setdefault((dest, segment[4:8] + segment[20:22] + segment[38:62]), []).append(segment)
+    return found
+
+
+def _change(steering: MuxEgress, what: str) -> None:
+    match what:
+        case "route":
+            steering.put_route("acme/hq", ACME, ["10.2.0.0/24"], "gpn-2")
+        case "no route":
+            steering.drop_route("acme/hq")
+        case "tenant":
+            steering.put_tenant(ACME, ["10.20.0.6"])
+        case "gpn":
+            steering.put_gpn(replace(GPN1, address=("10.10.0.29", 4789)))
 
 
 def test_what_stays_keeps_its_tos(gen: Gen) -> None:

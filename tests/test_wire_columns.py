@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protego_cli.wire.columns import alike
+from protego_cli.wire.columns import alike, likeness
 
 SPANS = st.lists(st.sampled_from([(0, 8), (2, 4), (4, 10), (10, 12)]), min_size=1, max_size=3).map(tuple)
 
@@ -24,3 +24,22 @@ def test_like_a_look_at_each(
     rows = {tuple(bytes(packet[start:stop]) for start, stop in spans) for packet in packets}
     buffer = memoryview(b"".join(packets))
     assert alike(buffer, size, count, spans) == (len(rows) == 1)
+
+
+@given(st.integers(12, 31), st.integers(1, 6), SPANS, st.integers(0, 9), st.data())
+def test_a_likeness_tells_whether_others_have_the_same(
+    size: int, count: int, spans: tuple[tuple[int, int], ...], less: int, data: st.DataObject
+) -> None:
+    """Also of rows that are too short to have it."""
+    reach = max(stop for _, stop in spans)
+    row = bytearray(bytes(range(size)) * count)
+    same = likeness(memoryview(row), size, count, spans)
+    before = bytes(row)
+    for _ in range(data.draw(st.integers(0, 2))):
+        row[data.draw(st.integers(0, len(row) - 1))] = 99
+    other = memoryview(row)[: len(row) - less]
+    places = [
+        place * size + at for place in range(count) for start, stop in spans for at in range(start, stop)
+    ]
+    reaches = len(other) >= (count - 1) * size + reach
+    assert same(other) == (reaches and all(row[at] == before[at] for at in places))

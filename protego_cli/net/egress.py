@@ -3,7 +3,8 @@
 1. The fields that decide are the VXLAN header, the EtherType and the inner destination. Nearly always all
    packets of a batch agree in them, which a few C calls tell, and the batch goes on whole; else its packets
    are sorted by them.
-2. A bounded cache of flows answers what 3 and 4 decided before; any change of the tables empties it.
+2. A bounded cache of flows answers what 3 and 4 decided before, and another, of the looks of long batches,
+   1 as well; any change of the tables empties both.
 3. The source must be a VTEP of that VNI (RFC 7348), or a GPN that passes on what a VTEP sent to it. What asks
    for the gateway's own addresses, or is sent to one, is the role's to answer; and where the VTEP is in this
    node, all that GPNs send is the role's to deliver.
@@ -18,6 +19,7 @@
 from __future__ import annotations
 
 import ipaddress
+import struct
 import time
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -28,19 +30,20 @@ from protego_cli.errors import Malformed
 from protego_cli.esp.limits import Bucket, Limits, admit_below
 from protego_cli.net.gso import grouped, segments
 from protego_cli.net.steering import HERE, Gpn, Offered, Own, Sender
-from protego_cli.net.udp import Address, Batch
-from protego_cli.wire.columns import alike
+from protego_cli.net.udp import LONG, Address, Batch
+from protego_cli.wire.columns import Spans, alike, likeness
 from protego_cli.wire.prefixes import Network, PrefixTable
 from protego_cli.wire.tags import is_tag
-from protego_cli.wire.vxlan import ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, FRAME_LENGTH, parse
+from protego_cli.wire.vxlan import ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, FRAME_LENGTH, I_FLAG, parse
 
 MAX_FLOWS = 1 << 16
+MAX_FAMILIAR = 1 << 10
 IPV4_BYTES = 4
 
-# Where that lies which all packets of one flow have in common: VXLAN header, EtherType, inner destination;
-# and how long a packet must be to have it all.
-_V4_SPANS, _V4_LENGTH = ((0, 8), (20, 22), (38, 42)), 42
-_V6_SPANS, _V6_LENGTH = ((0, 8), (20, 22), (46, 62)), 62
+# Where that lies which decides: flags and VNI, EtherType, inner destination; and what reads it.
+_V4_SPANS, _V4_LENGTH = ((0, 2), (4, 8), (20, 22), (38, 42)), 42
+_V6_SPANS, _V6_LENGTH = ((0, 2), (4, 8), (20, 22), (46, 62)), 62
+_V4_FIELDS, _V6_FIELDS = struct.Struct("8s12x2s16x4s"), struct.Struct("8s12x2s24x16s")
 
 Fields = tuple[bytes, bytes, bytes]
 """VXLAN header, EtherType, inner destination (empty where the packet is too short to have one)."""
@@ -90,6 +93,17 @@ Flow = _Way | _Own | str
 """What becomes of packets that agree in all that decides; text is the counter of the reason of a drop."""
 
 
+class _Familiar(NamedTuple):
+    """Batches of one flow that have come again and again."""
+
+    alike: Callable[[memoryview], bool]
+    flow: Flow
+
+
+_Shape = tuple[Address, int, int, bytes]
+"""Source, packet size, packets, and four bytes that flows differ in."""
+
+
 class MuxEgress:
     """`steering.Egress` in user space."""
 
@@ -97,7 +111,7 @@ class MuxEgress:
         self, fabric: Sender, counters: Counters, own: Own, clock: Callable[[], float] = time.monotonic
     ) -> None:
         """`own` gets what stays here."""
-        self._fabric = fabric
+        self._send = fabric.send
         self._counters = counters
         self._own = own
         self._clock = clock
@@ -108,6 +122,7 @@ class MuxEgress:
         self._routes: dict[str, _Route] = {}
         self._tables: dict[int, PrefixTable[tuple[str, str]]] = {}  # by VNI: tunnel and GPN
         self._flows: dict[tuple[str | Address, Fields], Flow] = {}
+        self._familiar: dict[_Shape, _Familiar | None] = {}
         self._tallies: dict[str, _Tally] = {}
         self._active: list[_Tally] = []  # those of which that is not so
 
@@ -120,18 +135,18 @@ class MuxEgress:
         address = self._gpns.pop(name, None)
         if address is not None:
             self._returning.pop(address, None)
-        self._flows.clear()
+        self._forget()
 
     def put_tenant(self, vni: int, vteps: Iterable[str], own: Iterable[bytes] = ()) -> None:
         addresses = frozenset(own)
         resolves = any(len(address) == IPV4_BYTES for address in addresses)
         known = frozenset(vteps)
         self._tenants[vni] = _Tenant(known, addresses, resolves, HERE in known)
-        self._flows.clear()
+        self._forget()
 
     def drop_tenant(self, vni: int) -> None:
         self._tenants.pop(vni, None)
-        self._flows.clear()
+        self._forget()
 
     def put_route(self, tunnel: str, vni: int, prefixes: Iterable[str], gpn: str) -> None:
         before = self._routes.get(tunnel)
@@ -147,7 +162,7 @@ class MuxEgress:
 
     def limit(self, of: str | int, ceiling: Rate | None) -> None:
         if self._limits.put(of, ceiling, self._clock()):
-            self._flows.clear()
+            self._forget()
 
     def offered(self) -> list[Offered]:
         active, self._active = self._active, []
@@ -161,30 +176,60 @@ class MuxEgress:
 
     def forward(self, batch: Batch) -> None:
         view, size, source, tos = batch
-        origin: str | Address = source if source in self._returning else source[0]
         count = -(-len(view) // size) if size else 1
-        if uniform(view, size, count):
-            self._pass_on(origin, fields(view[:size]), view, size, count, tos)
-        else:
-            rows = [fields(segment) for segment in segments(view, size)]
-            for row, part, packets in grouped(view, size, rows):
-                self._pass_on(origin, row, part, size, packets, tos)
+        if count <= LONG:
+            self._sort(batch, count)
+            return
+        shape = source, size, count, bytes(view[38:42])
+        familiar = self._familiar.get(shape)
+        if familiar is not None and familiar.alike(view):
+            self._pass_on(familiar.flow, view, size, count, tos)
+            return
+        flow = self._sort(batch, count)
+        if flow is not None and familiar is None:
+            self._remember(shape, flow, view)
 
-    def _pass_on(
-        self, origin: str | Address, row: Fields, data: memoryview | bytes, size: int, count: int, tos: int
-    ) -> None:
-        """Packets of one flow."""
+    def _sort(self, batch: Batch, count: int) -> Flow | None:
+        """Pass on the packets of a batch; their flow, where they have but one."""
+        view, size, source, tos = batch
+        origin: str | Address = source if source in self._returning else source[0]
+        row = fields(view, size)
+        if count == 1 or uniform(view, size, count, row):
+            flow = self._find(origin, row)
+            self._pass_on(flow, view, size, count, tos)
+            return flow
+        rows = [fields(segment, len(segment)) for segment in segments(view, size)]
+        for row, part, packets in grouped(view, size, rows):
+            self._pass_on(self._find(origin, row), part, size, packets, tos)
+        return None
+
+    def _remember(self, shape: _Shape, flow: Flow, view: memoryview) -> None:
+        """Know such a batch the next time, if this is the second."""
+        if shape in self._familiar:
+            _, size, count, _ = shape
+            self._familiar[shape] = _Familiar(likeness(view, size, count, _spans(view[20:22])[0]), flow)
+        else:
+            if len(self._familiar) >= MAX_FAMILIAR:
+                self._familiar.clear()
+            self._familiar[shape] = None
+
+    def _forget(self) -> None:
+        """The tables are not what they were."""
+        self._flows.clear()
+        self._familiar.clear()
+
+    def _find(self, origin: str | Address, row: Fields) -> Flow:
         flow = self._flows.get((origin, row))
         if flow is None:
             flow = self._decide(origin, row)
             if len(self._flows) >= MAX_FLOWS:
                 self._flows.clear()
             self._flows[origin, row] = flow
-        if isinstance(flow, str):
-            self._counters[flow] += count
-        elif isinstance(flow, _Own):
-            self._own(flow.vni, flow.vtep, memoryview(data), size, tos)
-        else:
+        return flow
+
+    def _pass_on(self, flow: Flow, data: memoryview | bytes, size: int, count: int, tos: int) -> None:
+        """Packets of one flow."""
+        if isinstance(flow, _Way):
             dest, limits, tally = flow
             if limits:
                 admitted = admit_below(limits, max(size - FRAME_LENGTH, 1), count, self._clock())
@@ -197,13 +242,12 @@ class MuxEgress:
             if tally.told:
                 tally.told = False
                 self._active.append(tally)
-            self._send(data, size, dest, count, tos)
-
-    def _send(self, data: memoryview | bytes, size: int, dest: Address, count: int, tos: int) -> None:
-        if self._fabric.send(data, size, dest, tos=tos):
-            self._counters["gen_forwarded"] += count
+            sent = self._send(data, size, dest, tos=tos)
+            self._counters["gen_forwarded" if sent else "gen_drop_send"] += count
+        elif isinstance(flow, _Own):
+            self._own(flow.vni, flow.vtep, memoryview(data), size, tos)
         else:
-            self._counters["gen_drop_send"] += count
+            self._counters[flow] += count
 
     def _decide(self, origin: str | Address, row: Fields) -> Flow:
         """Where a flow goes, that it stays here, or why it is dropped."""
@@ -243,20 +287,29 @@ class MuxEgress:
                 )
             else:
                 self._tables.pop(vni, None)
-        self._flows.clear()
+        self._forget()
 
 
-def uniform(view: memoryview, size: int, count: int) -> bool:
-    """Whether all packets of a batch are certainly of one flow."""
-    if count == 1:
-        return True
-    spans, length = (_V6_SPANS, _V6_LENGTH) if view[20:22] == ETHERTYPE_IPV6 else (_V4_SPANS, _V4_LENGTH)
+def uniform(view: memoryview, size: int, count: int, first: Fields) -> bool:
+    """Whether all packets of a batch are certainly of one flow, that of the first."""
+    header, ethertype, destination = first
+    spans, length = _spans(ethertype)
+    if not (destination and header[0] & I_FLAG):  # beside that flag, reserved bits mean nothing
+        return False
     return len(view) - (count - 1) * size >= length and alike(view, size, count, spans)
 
 
-def fields(packet: memoryview) -> Fields:
-    """The deciding fields of one packet, whatever its length."""
-    ethertype = bytes(packet[20:22])
-    start, stop = (46, 62) if ethertype == ETHERTYPE_IPV6 else (38, 42)
-    destination = bytes(packet[start:stop]) if len(packet) >= stop else b""
-    return bytes(packet[:8]), ethertype, destination
+def _spans(ethertype: bytes | memoryview) -> tuple[Spans, int]:
+    """Where that lies which decides, and how long a packet must be to have it all."""
+    return (_V6_SPANS, _V6_LENGTH) if ethertype == ETHERTYPE_IPV6 else (_V4_SPANS, _V4_LENGTH)
+
+
+def fields(view: memoryview, size: int) -> Fields:
+    """The deciding fields of a packet of that size, whatever that is, and whatever follows it."""
+    row: Fields
+    if size >= _V4_LENGTH and (row := _V4_FIELDS.unpack_from(view))[1] != ETHERTYPE_IPV6:
+        return row
+    if size >= _V6_LENGTH:
+        row = _V6_FIELDS.unpack_from(view)
+        return row
+    return bytes(view[: min(size, 8)]), bytes(view[20 : min(size, 22)]), b""

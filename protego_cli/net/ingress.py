@@ -134,10 +134,8 @@ class MuxIngress:
         if source != steered.peer:
             data = _tagged(steered.target.key, data, size, source)
             size += ORIGIN_LENGTH
-        if self._send(data, size, dest, tos=tos):
-            self._counters["gin_esp_forwarded"] += count
-        else:
-            self._counters["gin_drop_send"] += count
+        sent = self._send(data, size, dest, tos=tos)
+        self._counters["gin_esp_forwarded" if sent else "gin_drop_send"] += count
         return True
 
     def marks(self, spis: Iterable[int]) -> dict[int, int]:

@@ -113,6 +113,10 @@ class TagLink:
         if pulse is not None and self._sources.get(pulse.gpn.address) is pulse:
             del self._sources[pulse.gpn.address]
 
+    def concerns(self, batch: Batch) -> bool:
+        """Whether there may be tags in a batch: it comes from a GPN."""
+        return batch.source in self._sources
+
     def take(self, batch: Batch) -> Iterable[Batch]:
         """Handle the tags in a batch and give back the rest."""
         pulse = self._sources.get(batch.source)

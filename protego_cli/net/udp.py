@@ -154,42 +154,56 @@ class UdpSocket:
         if self._held is not None or self._empty:
             first = self.receive()
             return [] if first is None else [first]
+        try:
+            length, control, _, source = self._recvmsg_into(self._whole, CONTROL_BYTES)
+        except BlockingIOError:
+            return []
+        except OSError as error:
+            if error.errno in TRANSIENT:
+                return []
+            raise
+        size, tos = length, 0
+        for level, kind, data in control:
+            if kind == UDP_GRO and level == _UDP:
+                size = _INT.unpack(data)[0]
+            elif kind == _TOS and level == _IP:
+                tos = data[0]
+        if length > LONG * size:
+            return [_batch((self._buffer[:length], size, source, tos))]
+        return self._gathered(length, size, source, tos)
+
+    def _gathered(self, end: int, size: int, source: Address, tos: int) -> list[Batch]:
+        """A short batch with those that wait behind it."""
         train: list[Batch] = []
         receive, buffer = self._recvmsg_into, self._buffer
-        start = end = size = tos = room = (
-            0  # of the batch being gathered; more of its size may join in `room`
-        )
-        source: Address | None = None
+        start = 0  # of the batch being gathered; more of its size may join in `room`
+        room = segments_per_send(size) * size - end if size and end % size == 0 else 0
         while end < TRAIN_BYTES and len(train) < TRAIN_BATCHES - 1:
             try:
-                length, control, _, sender = receive(
-                    (buffer[end : end + RECEIVE_BYTES],) if end else self._whole, CONTROL_BYTES
-                )
+                length, control, _, sender = receive((buffer[end : end + RECEIVE_BYTES],), CONTROL_BYTES)
             except OSError as error:
                 if error.errno != errno.EAGAIN and error.errno not in TRANSIENT:
                     raise
-                self._empty = end > 0
+                self._empty = True
                 break
             segment, mark = length, 0
             for level, kind, data in control:
-                if level == _UDP and kind == UDP_GRO:
+                if kind == UDP_GRO and level == _UDP:
                     segment = _INT.unpack(data)[0]
-                elif level == _IP and kind == _TOS:
+                elif kind == _TOS and level == _IP:
                     mark = data[0]
             joins = 0 < length <= room and sender == source and mark == tos
             if joins and (segment == size or segment == length < size):
                 end += length
                 room = room - length if length % size == 0 else 0
                 continue
-            if source is not None:
-                train.append(_batch((buffer[start:end], size, source, tos)))
+            train.append(_batch((buffer[start:end], size, source, tos)))
             start, size, source, tos = end, segment, sender, mark
             end += length
             room = segments_per_send(size) * size - length if size and length % size == 0 else 0
             if length > LONG * size:
                 break
-        if source is not None:
-            train.append(_batch((buffer[start:end], size, source, tos)))
+        train.append(_batch((buffer[start:end], size, source, tos)))
         return train
 
     def _merged(self, first: Batch) -> Batch:

@@ -2,8 +2,8 @@
 
 On the NAT traversal port (RFC 3948 2):
 1. One byte of 0xFF is a keepalive: absorbed. Anything else shorter than ESP can be: dropped.
-2. Nearly always all packets of a batch have one SPI, which is told in C, and the batch goes on whole; else
-   its packets are put apart by SPI, their order kept. Sequence numbers are read for the highest.
+2. Nearly always all packets of a batch have one SPI, which is told in C, as is the highest number among them
+   (`wire/heads.py`), and the batch goes on whole; else its packets are put apart by SPI, their order kept.
 3. Zero is the non-ESP marker: IKE, without the marker, to the relay. A steered SPI goes to the steering. A
    reserved SPI would be a tag, and tags never come from outside; any other SPI is not ours.
 
@@ -14,16 +14,15 @@ well, but for IKE. Any SA's packets may have either form (RFC 7296 2.23).
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from protego_cli.counters import Counters
 from protego_cli.net.gso import column, grouped, segments
 from protego_cli.net.steering import Ingress
 from protego_cli.net.udp import Address, Batch
-from protego_cli.wire.columns import alike
+from protego_cli.wire.heads import one_spi
 from protego_cli.wire.tags import MAX_RESERVED_SPI
 
-_SPI = ((0, 4),)
 NON_ESP_MARKER = bytes(4)
 MAX_SEQUENCE = (1 << 32) - 1
 MIN_ESP = 16  # SPI, sequence number and the least that can follow them
@@ -45,6 +44,11 @@ class VipPort:
         self._ike = ike
         self._forward = esp.forward
         self._counters = counters
+
+    def receive_natt_train(self, train: Iterable[Batch]) -> None:
+        """Batches on the NAT traversal port."""
+        for batch in train:
+            self.receive_natt(batch)
 
     def receive_natt(self, batch: Batch) -> None:
         """A batch on the NAT traversal port."""
@@ -74,9 +78,9 @@ class VipPort:
         elif tail:
             self._short(view[-tail:], tail)
             view = view[:-tail]
-        if alike(view, size, count, _SPI):
-            spi = int.from_bytes(view[:4])
-            highest = max(column(size, count, 4).unpack_from(view, 4))
+        head = one_spi(view, size, count)
+        if head is not None:
+            spi, highest = head
             if not (spi and self._forward(spi, view, size, count, highest, source, tos)):
                 other(spi, view, size, count, source)
             return

@@ -36,7 +36,7 @@ from protego_cli.errors import Refused
 from protego_cli.net import answers
 from protego_cli.net.answers import Answers
 from protego_cli.net.attachment import Attachments, Spec
-from protego_cli.net.pump import pump
+from protego_cli.net.pump import pump_trains
 from protego_cli.net.steering import HERE, Egress, Gpn, SteeringBackend, choose
 from protego_cli.net.tagging import TagLink
 from protego_cli.net.udp import Batch, UdpSocket
@@ -62,13 +62,17 @@ class GenPlane:
     async def serve(self, noticed: Callable[[], None]) -> None:
         """The data path, for ever; `noticed` is called when a GPN has fallen silent or come back."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(pump, self.vxlan, self._receive)
+            nursery.start_soon(pump_trains, self.vxlan, self._receive)
             nursery.start_soon(self._tags.probe, noticed)
             nursery.start_soon(self._attachments.serve, self._steering.forward)
 
-    def _receive(self, batch: Batch) -> None:
-        for rest in self._tags.take(batch):
-            self._steering.forward(rest)
+    def _receive(self, train: Sequence[Batch]) -> None:
+        for batch in train:
+            if self._tags.concerns(batch):
+                for rest in self._tags.take(batch):
+                    self._steering.forward(rest)
+            else:
+                self._steering.forward(batch)
 
     def _keep(self, vni: int, vtep: str | None, view: memoryview, size: int, tos: int) -> None:
         """What the steering leaves here (`steering.Own`)."""

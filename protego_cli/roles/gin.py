@@ -25,7 +25,7 @@ from protego_cli.control.channel.agent import Agent
 from protego_cli.control.channel.messages import AnyRecord, Key, Neighbour, Report, Steer, Welcome
 from protego_cli.counters import Counters
 from protego_cli.errors import EnvironmentFault, Refused
-from protego_cli.net.pump import pump
+from protego_cli.net.pump import pump, pump_trains
 from protego_cli.net.raw import RawSocket
 from protego_cli.net.relay import IkeRelay
 from protego_cli.net.returns import Returns
@@ -75,7 +75,7 @@ class GinPlane:
             nursery.start_soon(self._tags.probe, noticed)
             nursery.start_soon(self._tend)
             for sock in self.natt:
-                nursery.start_soon(pump, sock, self._port(sock.address).receive_natt)
+                nursery.start_soon(pump_trains, sock, self._port(sock.address).receive_natt_train)
             for raw in self.raw:
                 nursery.start_soon(pump, raw, self._port(raw.address).receive_raw)
             for sock in self._ike:

@@ -7,7 +7,10 @@ of each takes two.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
+from operator import itemgetter
+from typing import Literal
 
 Buffer = bytes | bytearray | memoryview
 Spans = tuple[tuple[int, int], ...]
@@ -35,3 +38,16 @@ def _columns(size: int, count: int, spans: Spans) -> tuple[int, tuple[tuple[slic
     places = [place // width for start, stop in spans for place in range(start, stop, width)]
     columns = tuple((slice(at, at + last, step), slice(at + step, None, step)) for at in places)
     return (count - 1) * size + max(stop for _, stop in spans), columns
+
+
+def likeness(data: Buffer, size: int, count: int, spans: Spans) -> Callable[[Buffer], bool]:
+    """What tells whether as many datagrams of that size have in `spans` what these have, in two thirds of the
+    time of `alike`: for whoever sees such rows again and again.
+    """
+    end, columns = _columns(size, count, spans)
+    whole = [slice(column.start, None, column.step) for column, _ in columns]
+    take: Callable[[memoryview], tuple[memoryview, ...]] = itemgetter(*whole, slice(0, 0))  # never just one
+    width: Literal["B", "H"] = "B" if size % 2 else "H"
+    found = take(memoryview(data)[:end].cast(width))
+    copies = tuple([memoryview(column.tobytes()).cast(width) for column in found])
+    return lambda row: len(row) >= end and take(memoryview(row)[:end].cast(width)) == copies

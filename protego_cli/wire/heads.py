@@ -1,0 +1,71 @@
+"""What a row of ESP packets, side by side in one buffer, begin with: SPI and sequence number (RFC 4303 2).
+
+What a GIN asks about a row is told in C, by columns as in `columns.py`: whether all have one SPI, and which
+number is the highest. Nearly always the numbers follow on one another, as in whatever a sender sends at once,
+which one comparison of their lower halves with a piece of 0, 1, 2, ... tells; then it is the last.
+"""
+
+from __future__ import annotations
+
+import struct
+from functools import cache, lru_cache
+
+from protego_cli.wire.columns import Buffer, alike
+
+HEAD_LENGTH = 8
+_HEAD = struct.Struct("!II")
+_SPI = ((0, 4),)
+
+
+def one_spi(data: Buffer, size: int, count: int) -> tuple[int, int] | None:
+    """SPI and highest sequence number of `count` packets of `size` bytes; None where they have several SPIs.
+
+    The last may be shorter, but must have a number.
+    """
+    spi, number = _HEAD.unpack_from(data)
+    if count == 1:
+        return spi, number
+    if size % 4:  # none that anybody has sealed
+        return (spi, _highest(data, size, count)) if alike(data, size, count, _SPI) else None
+    end, spis, following, upper, upper_following, lower = _columns(size, count)
+    row = memoryview(data)[:end]
+    words = row.cast("I")
+    if words[spis] != words[following]:
+        return None
+    halves, start = row.cast("H"), number & 0xFFFF
+    if halves[lower] == _ramp()[start : start + count] and halves[upper] == halves[upper_following]:
+        return spi, number + count - 1
+    return spi, _highest(data, size, count)
+
+
+@lru_cache(maxsize=4096)
+def _columns(size: int, count: int) -> tuple[int, slice, slice, slice, slice, slice]:
+    words, halves = size // 4, size // 2
+    last = count - 1
+    return (
+        last * size + HEAD_LENGTH,
+        slice(0, last * words, words),
+        slice(words, None, words),
+        slice(2, 2 + last * halves, halves),
+        slice(2 + halves, None, halves),
+        slice(3, None, halves),
+    )
+
+
+@cache
+def _ramp() -> memoryview:
+    """All that the lower half of a number can be, in ascending order, as on the wire."""
+    ramp = bytearray(2 << 16)
+    ramp[1::2] = bytes(range(256)) * 256
+    ramp[::2] = b"".join([bytes((upper,)) * 256 for upper in range(256)])
+    return memoryview(bytes(ramp)).cast("H")
+
+
+def _highest(data: Buffer, size: int, count: int) -> int:
+    numbers: tuple[int, ...] = _numbers(size, count).unpack_from(data, 4)
+    return max(numbers)
+
+
+@lru_cache(maxsize=1024)
+def _numbers(size: int, count: int) -> struct.Struct:
+    return struct.Struct("!" + f"I{size - 4}x" * (count - 1) + "I")
