@@ -55,7 +55,7 @@ def at_port(cluster: Cluster, port: int) -> Cluster:
 
 async def until(condition: Callable[[], object]) -> None:
     """Wait until `condition()` holds."""
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         while not condition():  # noqa: ASYNC110 - what is waited for knows nothing of the test
             await trio.sleep(0.002)
 
