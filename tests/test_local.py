@@ -118,13 +118,7 @@ def _command_lines() -> Iterator[str]:
 
 def test_ctrl_c_ends_early_with_a_receipt(tmp_path: Path) -> None:
     arguments = options(duration=60, tenants=1, gpns=2, migrations=200)
-    with subprocess.Popen(
-        [*PROGRAM, "--json", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "TMPDIR": str(tmp_path)},
-    ) as process:
+    with started(tmp_path, "--json", *arguments, stderr=subprocess.PIPE) as process:
         wait_for(process, "moved from")
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=30)
@@ -135,13 +129,7 @@ def test_ctrl_c_ends_early_with_a_receipt(tmp_path: Path) -> None:
 
 def test_a_node_that_dies_fails_the_run_at_once_and_no_process_is_left(tmp_path: Path) -> None:
     arguments = options(duration=60, tenants=1, gpns=2, migrations=0)
-    with subprocess.Popen(
-        [*PROGRAM, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "TMPDIR": str(tmp_path)},
-    ) as process:
+    with started(tmp_path, *arguments) as process:
         wait_for(process, "traffic:")
         (directory,) = tmp_path.iterdir()
         nodes = processes_of(directory)
@@ -156,13 +144,7 @@ def test_a_node_that_dies_fails_the_run_at_once_and_no_process_is_left(tmp_path:
 
 def test_children_do_not_outlive_a_killed_orchestrator(tmp_path: Path) -> None:
     arguments = options(duration=60, tenants=1, gpns=2, migrations=0)
-    with subprocess.Popen(
-        [*PROGRAM, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "TMPDIR": str(tmp_path)},
-    ) as process:
+    with started(tmp_path, *arguments) as process:
         wait_for(process, "traffic:")
         (directory,) = tmp_path.iterdir()
         descriptors = [os.pidfd_open(pid) for pid in processes_of(directory)]
@@ -196,6 +178,17 @@ def test_two_runs_never_share_addresses() -> None:
     finally:
         for _, holder in claims:
             holder.close()
+
+
+def started(tmp: Path, *arguments: str, stderr: int = subprocess.STDOUT) -> subprocess.Popen[str]:
+    """A run whose temporary files are in a directory of the test."""
+    return subprocess.Popen(
+        [*PROGRAM, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+        env={**os.environ, "TMPDIR": str(tmp)},
+    )
 
 
 def wait_for(process: subprocess.Popen[str], text: str) -> None:

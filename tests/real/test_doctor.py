@@ -10,48 +10,16 @@ from typing import Any
 
 import pytest
 
+from tests.support.clusters import changed, write_cluster
 from tests.support.netns import Namespace, namespaces, veth, wait_until
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
 
 NODES = ("gmn-1", "gin-1", "gen-1", "gpn-1")
-CLUSTER = """\
-[cluster]
-name = "clinic"
-vips = ["203.0.113.10"]
-ingress = "nftables"
-
-[nodes.gmn-1]
-role = "gmn"
-address = "10.10.0.1"
-
-[nodes.gin-1]
-role = "gin"
-address = "10.10.0.2"
-
-[nodes.gen-1]
-role = "gen"
-address = "10.10.0.3"
-
-[nodes.gpn-1]
-role = "gpn"
-address = "10.10.0.11"
-
-[tenants.acme]
-vni = 1001
-gateway_mac = "02:50:00:00:10:01"
-attach = { kind = "vxlan", vteps = [
-  { prefix = "10.1.0.0/24", address = "10.20.0.5", mac = "02:00:00:00:00:05" },
-] }
-
-[tenants.acme.tunnels.hq]
-peer = "198.51.100.7"
-local_id = "203.0.113.10"
-remote_id = "198.51.100.7"
-auth = { kind = "psk", file = "acme-hq.psk" }
-local_ts = ["10.1.0.0/24"]
-remote_ts = ["10.2.0.0/24"]
-"""
+CLUSTER = changed(
+    ('name = "demo"', 'name = "clinic"\ningress = "nftables"'),
+    ('[nodes.gpn-2]\nrole = "gpn"\naddress = "10.10.0.12"\n', ""),
+)
 
 
 def doctor(space: Namespace, file: Path, *node: str) -> list[dict[str, Any]]:
@@ -70,8 +38,7 @@ def faults(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def test_its_commands_alone_make_a_machine_fit(tmp_path: Path) -> None:
-    file = tmp_path / "cluster.toml"
-    file.write_text(CLUSTER)
+    file = write_cluster(tmp_path, CLUSTER)
     with namespaces("clinic", "lan") as (space, lan):
         veth(space, "eth0", "10.20.0.1/24", lan, "eth0", "10.20.0.5/24")
         space.run("sysctl", "-qw", "net.ipv4.ip_forward=0", "net.ipv4.conf.all.rp_filter=1")

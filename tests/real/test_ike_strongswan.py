@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +27,7 @@ from protego_cli.wire.notifies import NotifyType
 from protego_cli.wire.selectors import TrafficSelector
 from tests.support.ike_live import LiveSite, live_site
 from tests.support.ike_pairs import GATEWAY_POLICY, SPI, TUNNEL, crowd
-from tests.support.netns import CommandFailed, namespaces, veth, wait_until
+from tests.support.netns import namespaces, veth, wait_until
 from tests.support.network import DEFAULTS
 from tests.support.site import PEER, PSK, VIP, swanctl_conf
 from tests.support.strongswan import StrongSwan, strongswan
@@ -58,22 +58,6 @@ def meeting(
             yield site, swan
 
 
-def during(site: LiveSite, command: Callable[[], object]) -> str:
-    """Serve while a swanctl command runs; what it said when it failed, or nothing."""
-    failures: list[str] = []
-
-    def call() -> None:
-        try:
-            command()
-        except CommandFailed as failure:
-            failures.append(str(failure))
-
-    thread = threading.Thread(target=call)
-    thread.start()
-    site.run(lambda: not thread.is_alive(), "end of the swanctl command", timeout=30)
-    return "".join(failures)
-
-
 def finish(site: LiveSite, token: int) -> Any:
     """Serve until the token has its outcome."""
     site.run(
@@ -91,12 +75,12 @@ def same_child(site: LiveSite, swan: StrongSwan) -> bool:
 
 def test_strongswan_dials_and_both_sides_rekey(tmp_path: Path) -> None:
     with meeting(tmp_path) as (site, swan):
-        assert not during(site, swan.initiate)
+        assert not site.during(swan.initiate)
         assert same_child(site, swan)
         assert site.child.local_ts == (TrafficSelector.from_prefix("10.1.0.0/24"),)
         first = site.child.spi_in
 
-        assert not during(site, swan.rekey_child)
+        assert not site.during(swan.rekey_child)
         site.run(lambda: len(site.children) == 1 and first not in site.children, "rekey by strongSwan")
         assert site.child.suite == "aes256gcm16-x25519"
         assert same_child(site, swan)
@@ -109,14 +93,14 @@ def test_strongswan_dials_and_both_sides_rekey(tmp_path: Path) -> None:
         assert same_child(site, swan)
 
         handle = site.ike
-        assert not during(site, lambda: swan.swanctl("--rekey", "--ike", "gateway"))
+        assert not site.during(lambda: swan.swanctl("--rekey", "--ike", "gateway"))
         site.run(lambda: "IKE_SA deleted" in swan.log, "rekey of the IKE_SA")
         assert site.ike == handle
         assert isinstance(finish(site, site.rekey(NEW_SPI, NEWER_SPI)), ChildEstablished)
         assert isinstance(finish(site, site.delete(NEW_SPI)), ChildDeleted)
         assert same_child(site, swan)
 
-        during(site, swan.terminate)
+        site.during(swan.terminate)
         assert [event.reason for event in site.of(IkeClosed)] == ["the peer deleted it"]
         assert not site.counters.nonzero()
 
@@ -135,7 +119,7 @@ def test_we_dial_rekey_and_close(tmp_path: Path) -> None:
 
 def test_without_perfect_forward_secrecy(tmp_path: Path) -> None:
     with meeting(tmp_path, esp="aes256gcm16") as (site, swan):
-        assert not during(site, swan.initiate)
+        assert not site.during(swan.initiate)
         old = site.child.spi_in
         assert isinstance(finish(site, site.rekey(old, NEW_SPI)), ChildEstablished)
         assert isinstance(finish(site, site.delete(old)), ChildDeleted)
@@ -145,7 +129,7 @@ def test_without_perfect_forward_secrecy(tmp_path: Path) -> None:
 
 def test_crossing_rekeys_leave_one_child(tmp_path: Path) -> None:
     with meeting(tmp_path) as (site, swan):
-        assert not during(site, swan.initiate)
+        assert not site.during(swan.initiate)
         old = site.child.spi_in
         site.hold = True
         thread = threading.Thread(target=swan.rekey_child)
@@ -183,7 +167,7 @@ def test_rekeys_of_everything_from_either_side(tmp_path: Path, dialler: str, esp
         if dialler == "gateway":
             assert isinstance(finish(site, site.dial(TUNNEL, PEER, SPI)), ChildEstablished)
         else:
-            assert not during(site, swan.initiate)
+            assert not site.during(swan.initiate)
         handle, spis = site.ike, iter(range(0x40000000, 0x50000000))
 
         def fresh(before: int) -> None:
@@ -198,13 +182,13 @@ def test_rekeys_of_everything_from_either_side(tmp_path: Path, dialler: str, esp
             assert isinstance(finish(site, site.rekey(before, next(spis))), ChildEstablished)
             fresh(before)
             seen = len(site.of(IkeRekeyed))
-            assert not during(site, swan.rekey_ike)
+            assert not site.during(swan.rekey_ike)
             site.run(
                 lambda seen=seen: len(site.of(IkeRekeyed)) > seen and one_of_each(site, swan),  # type: ignore[misc]
                 "strongSwan's new IKE_SA alone",
             )
             before = site.child.spi_in
-            assert not during(site, swan.rekey_child)
+            assert not site.during(swan.rekey_child)
             fresh(before)
         assert site.child.suite == esp
         assert (site.ike, len(site.of(IkeRekeyed))) == (handle, 4)
@@ -215,7 +199,7 @@ def test_rekeys_of_everything_from_either_side(tmp_path: Path, dialler: str, esp
 
 def test_new_children_from_either_side(tmp_path: Path) -> None:
     with meeting(tmp_path) as (site, swan):
-        assert not during(site, swan.initiate)
+        assert not site.during(swan.initiate)
         first = site.child.spi_in
         assert isinstance(finish(site, site.create(NEW_SPI)), ChildEstablished)
         theirs = [f"{child.spi_out:08x}" for child in site.children.values()]
@@ -223,7 +207,7 @@ def test_new_children_from_either_side(tmp_path: Path) -> None:
         for spi_in in (NEW_SPI, first):
             assert isinstance(finish(site, site.delete(spi_in)), ChildDeleted)
         assert not site.children
-        assert not during(site, swan.initiate)  # in the same IKE_SA
+        assert not site.during(swan.initiate)  # in the same IKE_SA
         site.run(lambda: one_of_each(site, swan), "a CHILD_SA of strongSwan's asking")
         assert len(site.of(IkeEstablished)) == 1
 
@@ -236,7 +220,7 @@ def test_rekeys_that_cross_leave_one_of_each(tmp_path: Path, what: str) -> None:
     """Ours leaves when strongSwan's is in our socket, unread: so they cross, every time."""
     with meeting(tmp_path) as (site, swan):
         site.tidy = True
-        assert not during(site, swan.initiate)
+        assert not site.during(swan.initiate)
         site.run(lambda: one_of_each(site, swan), "the beginning")
         asked = "generating CREATE_CHILD_SA request"
         postponed = 0
@@ -278,12 +262,12 @@ def test_other_groups_first(tmp_path: Path, ours: str) -> None:
         "esp": f"aes256gcm16-{'-'.join(order)}",
     }
     with meeting(tmp_path, policy, **conf) as (site, swan):
-        assert not during(site, swan.initiate)
+        assert not site.during(swan.initiate)
         assert (
             "peer didn't accept key exchange method" in swan.log or "peer didn't accept DH group" in swan.log
         )
         first = site.child.spi_in
-        assert not during(site, swan.rekey_child)
+        assert not site.during(swan.rekey_child)
         site.run(lambda: len(site.children) == 1 and first not in site.children, "rekey by strongSwan")
         assert site.child.suite == f"aes256gcm16-{ours}"
 
@@ -301,7 +285,7 @@ def test_we_are_asked_for_another_group(tmp_path: Path) -> None:
 
 def test_wrong_psk(tmp_path: Path) -> None:
     with meeting(tmp_path, psk="not the same") as (site, swan):
-        assert "AUTHENTICATION_FAILED" in during(site, swan.initiate)
+        assert "AUTHENTICATION_FAILED" in site.during(swan.initiate)
         (failed,) = site.of(NegotiationFailed)
         assert (failed.tunnel, failed.notify) == (TUNNEL, 24)
         outcome = finish(site, site.dial(TUNNEL, PEER, SPI))
@@ -310,20 +294,20 @@ def test_wrong_psk(tmp_path: Path) -> None:
 
 def test_nothing_in_common_for_the_child(tmp_path: Path) -> None:
     with meeting(tmp_path, esp="aes128gcm16", remote_ts="10.9.0.0/24") as (site, swan):
-        assert "NO_PROPOSAL_CHOSEN" in during(site, swan.initiate)
+        assert "NO_PROPOSAL_CHOSEN" in site.during(swan.initiate)
         (failed,) = site.of(NegotiationFailed)
         assert failed.notify == 14
         assert "aes256gcm16" in failed.detail
         assert site.of(IkeEstablished)
         swan.load(swanctl_conf(**WIDE | {"remote_ts": "10.9.0.0/24"}))
-        during(site, swan.terminate)
-        assert "TS_UNACCEPT" in during(site, swan.initiate)
+        site.during(swan.terminate)
+        assert "TS_UNACCEPT" in site.during(swan.initiate)
         assert site.of(NegotiationFailed)[-1].notify == 38
 
 
 def test_nothing_in_common_for_ike(tmp_path: Path) -> None:
     with meeting(tmp_path, ike="aes128-sha256-ecp384") as (site, swan):
-        assert "NO_PROPOSAL_CHOSEN" in during(site, swan.initiate)
+        assert "NO_PROPOSAL_CHOSEN" in site.during(swan.initiate)
         (failed,) = site.of(NegotiationFailed)
         assert "ENCR aes256gcm16 against aes128" in failed.detail
         outcome = finish(site, site.dial(TUNNEL, PEER, SPI))
@@ -333,6 +317,6 @@ def test_nothing_in_common_for_ike(tmp_path: Path) -> None:
 def test_cookie(tmp_path: Path) -> None:
     with meeting(tmp_path, settings={"half_open_max": 10}) as (site, swan):
         crowd(site, 1)
-        assert not during(site, swan.initiate)
+        assert not site.during(swan.initiate)
         assert "COOKIE" in swan.log
         assert same_child(site, swan)

@@ -8,8 +8,7 @@ kernel-libipsec knows no extended sequence numbers: what we offer falls back.
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -19,7 +18,7 @@ from protego_cli.esp.peer import PeerTunnel
 from protego_cli.ike.events import ChildEstablished, ChildSa, IkeEstablished
 from tests.support.ike_live import LiveSite, live_site
 from tests.support.ike_pairs import GATEWAY_POLICY, TUNNEL
-from tests.support.netns import CommandFailed, Namespace, namespaces, veth
+from tests.support.netns import Namespace, namespaces, veth
 from tests.support.network import REGISTRY
 from tests.support.site import PEER, PSK, VIP, swanctl_conf
 from tests.support.strongswan import StrongSwan, strongswan
@@ -90,30 +89,14 @@ def gateway_for(space: Namespace, swan: StrongSwan, ike: str, esp: str) -> Itera
     swan.load(swanctl_conf(local_ts="10.2.0.0/24", remote_ts="10.1.0.0/24", ike=ike, esp=esp))
     with live_site(space, VIP, [policy]) as site:
         yield Gateway(site)
-        during(site, swan.terminate)
-
-
-def during(site: LiveSite, command: Callable[[], object]) -> str:
-    """Serve while a command runs; what it said when it failed, or nothing."""
-    failures: list[str] = []
-
-    def call() -> None:
-        try:
-            command()
-        except CommandFailed as failure:
-            failures.append(str(failure))
-
-    thread = threading.Thread(target=call)
-    thread.start()
-    site.run(lambda: not thread.is_alive(), "end of the command", timeout=30)
-    return "".join(failures)
+        site.during(swan.terminate)
 
 
 def pinged(gateway: Gateway, customer: Namespace) -> int:
     """How many pings of every length up to a few blocks came back through the tunnel, of ten."""
     for size in range(56, 66):
         command = ("ping", "-c", "1", "-W", "2", "-s", str(size), "-I", THERE, HERE)
-        assert not during(gateway.site, lambda command=command: customer.run(*command))
+        assert not gateway.site.during(lambda command=command: customer.run(*command))
     return gateway.pings
 
 
@@ -126,7 +109,7 @@ def test_every_algorithm(
     with gateway_for(space, swan, ike, esp) as gateway:
         site = gateway.site
         if dialler == "strongswan":
-            assert not during(site, swan.initiate)
+            assert not site.during(swan.initiate)
         else:
             token = site.dial(TUNNEL, PEER, OURS)
             site.run(lambda: site.outcome(token) is not None, "CHILD_SA")

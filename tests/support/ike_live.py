@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import selectors
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 from protego_cli.config.model import IkeSettings
 from protego_cli.ike.events import Path, Policy
-from tests.support.netns import Namespace, inside
+from tests.support.netns import CommandFailed, Namespace, inside
 from tests.support.network import DEFAULTS, Network, Site
 
 NON_ESP_MARKER = bytes(4)
@@ -42,6 +43,21 @@ class LiveSite(Site):
                 self.engine.handle_timer(self.now)
                 self.settle()
                 self.flush()
+
+    def during(self, command: Callable[[], object]) -> str:
+        """Serve while a command runs that waits for us; what it said when it failed, or nothing."""
+        failures: list[str] = []
+
+        def call() -> None:
+            try:
+                command()
+            except CommandFailed as failure:
+                failures.append(str(failure))
+
+        thread = threading.Thread(target=call)
+        thread.start()
+        self.run(lambda: not thread.is_alive(), "end of the command", timeout=30)
+        return "".join(failures)
 
     def _receive(self, port: int) -> None:
         data, (address, remote_port) = self.sockets[port].recvfrom(65535)
