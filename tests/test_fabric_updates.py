@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,54 @@ async def test_of_those_who_share_an_update_only_who_wants_the_bad_record_fails(
         plane.bad.clear()
         await gmn.fabric.apply("gpn-1", put=[Park(302)])
         assert ("park", 302) in plane.records
+
+
+async def test_a_bad_record_that_left_with_the_barriers_of_another_fails_who_wants_it(
+    cluster: Cluster,
+) -> None:
+    async with running_gmn(cluster) as gmn:
+        plane, _ = await gmn.join("gpn-1")
+        plane.bad.add(("park", 301))
+        plane.slow = trio.Event()
+        outcome: dict[str, bool] = {}
+
+        async def apply(name: str, *parks: Park, barriers: tuple[str, ...] = ()) -> None:
+            try:
+                await gmn.fabric.apply("gpn-1", put=parks, barriers=barriers)
+            except Refused:
+                outcome[name] = False
+            else:
+                outcome[name] = True
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(apply, "first", Park(300))
+            await until(lambda: ("park", 300) in plane.records)
+            nursery.start_soon(apply, "bad", Park(301))
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            nursery.start_soon(partial(apply, "barrier", barriers=("gpn-2",)))
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            plane.slow.set()
+        assert outcome == {"first": True, "bad": False, "barrier": False}
+
+
+async def test_who_has_nothing_of_its_own_fails_with_the_update_it_waits_for(cluster: Cluster) -> None:
+    async with running_gmn(cluster) as gmn:
+        plane, _ = await gmn.join("gpn-1")
+        plane.bad.add(("park", 300))
+        gmn.fabric.desire("gpn-1", put=[Park(300)])
+        gmn.fabric.push("gpn-1")
+        failed = []
+
+        async def apply() -> None:
+            try:
+                await gmn.fabric.apply("gpn-1")
+            except Refused as error:
+                failed.append(str(error))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(apply)
+            nursery.start_soon(apply)
+        assert len(failed) == 2
 
 
 @pytest.mark.parametrize("end", ["cut", "late", "stale"])

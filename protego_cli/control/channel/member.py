@@ -7,7 +7,7 @@
    the next one, which leaves when the answer is read: the busier the GMN, the more changes share an Update.
    Updates with barriers, which take their time, go beside.
 4. A record that the node refuses is the error of those alone who wait for it: when an Update is refused that
-   several wait for, each of them sends its own part again.
+   several wait for, each of them sends its own part again, and fails if it has none of its own.
 5. Nothing leaves before what it reveals is stored (`instruct`).
 6. A node that answers `Stale` gets a Sync. One that does not answer within the deadline loses its link: it
    comes back, and its Sync makes it whole.
@@ -135,7 +135,7 @@ class Member:
             else:
                 mine, self._fresh = self._fresh, {}
                 sent = await self._wait(self._join(link))
-                if sent.refused and sent.waiting > 1:  # perhaps for what another one wants
+                if mine and self._doubtful(sent, mine):
                     self._pending |= {key: self._desired.get(key) for key in mine}
                     sent = await self._beside(link)
             if sent.error is not None:
@@ -143,6 +143,12 @@ class Member:
             if not sent.stale:
                 return
             await self._send_sync(link, sent.revision)
+
+    def _doubtful(self, sent: _Round, mine: Iterable[Key]) -> bool:
+        """Whether these keys were refused, or only others in the same Update, is not known."""
+        if sent.error is None and not sent.stale:  # they may have left before, with another one's barriers
+            return not self._refused.isdisjoint(mine)
+        return sent.refused and sent.waiting > 1
 
     async def _beside(self, link: Link, barriers: tuple[str, ...] = ()) -> _Round:
         """An Update of one's own."""
