@@ -19,6 +19,8 @@ from typing import NamedTuple
 
 import cryptography
 
+from protego_cli.counters import Counters
+from protego_cli.net.bundles import unbundled
 from protego_cli.net.udp import UdpSocket
 
 
@@ -141,5 +143,6 @@ def _stretch(side: Side, sink: UdpSocket) -> float:
 
 
 def _arrivals(sink: UdpSocket) -> Iterator[int]:
-    while (batch := sink.receive()) is not None:
-        yield -(-len(batch.view) // batch.size)
+    counters = Counters()
+    while train := sink.receive_train():
+        yield from (-(-len(view) // size) for view, size, *_ in unbundled(train, counters, "gpn_drop_tag"))

@@ -10,6 +10,7 @@ from benchmarks.bench import Case, Cost, Effort
 from benchmarks.gpn import GATEWAY_MAC, VNI, VTEP_MAC, inner, remote, tenant
 from benchmarks.loads import Load, Packet
 from protego_cli.counters import Counters
+from protego_cli.net.bundles import Bundler
 from protego_cli.net.egress import MuxEgress
 from protego_cli.net.pump import drain_trains
 from protego_cli.net.steering import Gpn
@@ -25,7 +26,9 @@ def measure(load: Load, effort: Effort) -> Cost:
             stack.enter_context(closing(UdpSocket.bind(f"127.0.0.{host}", 0))) for host in (5, 12, 21)
         )
         counters = Counters()
-        steering = MuxEgress(fabric, counters, lambda vni, origin, view, size, tos: None)
+        bundler = Bundler(fabric, counters, "gen_forwarded", "gen_drop_send")
+        bundler.take(gpn_socket.address, True)
+        steering = MuxEgress(bundler, counters, lambda vni, origin, view, size, tos: None)
         gpn = Gpn("gpn-1", gpn_socket.address, bytes(32))
         steering.put_gpn(gpn)
         steering.put_tenant(VNI, [vtep.address[0]])
@@ -37,13 +40,14 @@ def measure(load: Load, effort: Effort) -> Cost:
         def build(_: int, packet: Packet) -> bytes:
             return frame + inner(tenant(), remote(packet.sa), packet.size)
 
-        def handle(train: list[Batch]) -> None:
-            for batch in train:
-                if tags.concerns(batch):
-                    for rest in tags.take(batch):
-                        steering.forward(rest)
-                else:
-                    steering.forward(batch)
+        def receive(batch: Batch) -> None:
+            if tags.concerns(batch):
+                for rest in tags.take(batch):
+                    steering.forward(rest)
+            else:
+                steering.forward(batch)
+
+        handle = bundler.over(receive)
 
         def empty() -> None:
             while drain_trains(fabric, handle):

@@ -10,6 +10,7 @@ from benchmarks import forwarding
 from benchmarks.bench import Case, Cost, Effort
 from benchmarks.loads import Load, Packet
 from protego_cli.counters import Counters
+from protego_cli.net.bundles import Bundler
 from protego_cli.net.ingress import MuxIngress
 from protego_cli.net.pump import drain_trains
 from protego_cli.net.steering import Gpn
@@ -26,7 +27,9 @@ def measure(load: Load, effort: Effort) -> Cost:
             stack.enter_context(closing(UdpSocket.bind(f"127.0.0.{host}", 0))) for host in (7, 10, 11, 21)
         )
         counters = Counters()
-        steering = MuxIngress(fabric, counters)
+        bundler = Bundler(fabric, counters, "gin_esp_forwarded", "gin_drop_send")
+        bundler.take(gpn.address, True)
+        steering = MuxIngress(bundler, counters)
         steering.put_gpn(Gpn("gpn-1", gpn.address, bytes(32)))
         steering.steer(SPI, "gpn-1", peer.address)
         port = VipPort(lambda message, source: None, steering, counters)
@@ -34,8 +37,10 @@ def measure(load: Load, effort: Effort) -> Cost:
         def build(number: int, packet: Packet) -> bytes:
             return struct.pack("!II", SPI, number) + bytes(packet.size - 8)
 
+        handle = bundler.over(port.receive_natt)
+
         def empty() -> None:
-            while drain_trains(vip, port.receive_natt_train):
+            while drain_trains(vip, handle):
                 pass
 
         return forwarding.forward(

@@ -68,6 +68,26 @@ async def test_esp_goes_to_its_gpn(world: World) -> None:
     await world.counted(gin_esp_forwarded=1 if world.in_kernel else 44)  # it sees the batch as one packet
 
 
+async def test_short_batches_leave_together_once_the_gpn_has_echoed_a_bundle(mux_world: World) -> None:
+    gpn, packets = mux_world.gpn, [esp(SPI, seq, 100 + 4 * (seq % 3)) for seq in range(30)]
+    rounds, took = 0, len(packets)
+    while took >= len(packets):
+        mux_world.peer.say(mux_world.vip, *packets)
+        before, heard = gpn.datagrams, 0
+        while heard < len(packets):
+            data, _ = await gpn.hear()
+            if int.from_bytes(data[:4]) == TagKind.PROBE:
+                probe = open_tag(TAG_KEY, data, hmac_sha256)
+                gpn.say(mux_world.fabric, seal_tag(TAG_KEY, probe.echo(), hmac_sha256))
+            else:
+                assert data == packets[heard]
+                heard += 1
+        rounds, took = rounds + 1, gpn.datagrams - before
+        await trio.sleep(0.01)
+    assert rounds > 1, "not before"
+    await mux_world.counted(gin_esp_forwarded=30 * rounds)
+
+
 async def test_what_is_steered_anew_goes_the_new_way_at_once(world: World) -> None:
     for number in range(1, 41):
         gpn, name = (world.gpn, "gpn-1") if number % 2 else (world.gpn2, "gpn-2")

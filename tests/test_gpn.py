@@ -37,6 +37,7 @@ from protego_cli.wire.vxlan import ETHERTYPE_IPV4, build_frame_header
 from tests.support.datagrams import station
 from tests.support.esp_packets import ipv4
 from tests.support.esp_reference import padded, seal
+from tests.test_wire_bundle import bundle
 
 VNI, SPI_IN, SPI_OUT = 1001, 0xC0FFEE01, 0xC0FFEE02
 KEY_IN, KEY_OUT, TAG_KEY = bytes(range(36)), bytes(range(100, 136)), bytes(range(32))
@@ -130,6 +131,30 @@ async def test_a_tenants_packets_reach_the_peer_from_the_vip(world: World) -> No
         expected = seal(KEY_OUT, SPI_OUT, number, padded(OUT, 4))
         assert await world.peer.hear() == (expected, (VIP, world.esp[1]))
     await world.until(gpn_sealed=44)
+
+
+async def test_bundles_are_what_is_in_them(world: World) -> None:
+    """In their order, with what came before and comes behind; a malformed one stops nothing."""
+    world.establish()
+    probe = seal_tag(TAG_KEY, Tag(TagKind.PROBE, 7), hmac_sha256)
+    sizes = len(esp(1)), len(probe)
+    world.gin.say(
+        world.esp,
+        esp(1),
+        bundle((sizes[0], esp(2) + esp(3)), (sizes[0], esp(4)), (sizes[1], probe)),
+        bundle((sizes[0], esp(5)))[:-9],
+        esp(6),
+    )
+    for _ in range(5):
+        assert await world.vtep.hear() == (FRAME_IN, world.vxlan)
+    data, source = await world.gin.hear()
+    assert (open_tag(TAG_KEY, data, hmac_sha256), source) == (Tag(TagKind.PROBE_ECHO, 7), world.esp)
+    size = len(FRAME_OUT)
+    world.gen.say(world.vxlan, bundle((size, FRAME_OUT * 2), (size, FRAME_OUT)))
+    for number in range(1, 4):
+        expected = seal(KEY_OUT, SPI_OUT, number, padded(OUT, 4))
+        assert await world.peer.hear() == (expected, (VIP, world.esp[1]))
+    await world.until(gpn_opened=5, gpn_sealed=3, gpn_drop_tag=1)
 
 
 async def test_parked_packets_leave_the_moment_the_keys_arrive(world: World) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import trio
@@ -12,9 +12,11 @@ import trio.testing
 from protego_cli.counters import Counters
 from protego_cli.crypto.mac import hmac_sha256
 from protego_cli.errors import Unreachable
+from protego_cli.net.bundles import Bundler
 from protego_cli.net.steering import Gpn
 from protego_cli.net.tagging import TagLink
 from protego_cli.net.udp import Address, Batch, Buffer
+from protego_cli.wire.bundle import parse
 from protego_cli.wire.tags import Tag, TagKind, open_tag, seal_tag
 
 Clock = trio.testing.MockClock
@@ -220,3 +222,69 @@ async def test_packets_beside_tags_and_other_sources_are_left_to_others(
     assert [bytes(rest.view) for rest in bench.link.take(mixed)] == [packet, packet]
     assert bench.receive(tag, source=("10.10.0.99", 4789)) == [tag]
     assert bench.counters.nonzero() == {}
+
+
+class BundlingFabric:
+    """The network to one GPN that takes bundles, or does not."""
+
+    def __init__(self) -> None:
+        self.takes = True
+        self.echo: Callable[[bytes], None] = lambda tag: None
+
+    def send(
+        self, data: Buffer, size: int, dest: Address, *, source: str | None = None, tos: int = 0
+    ) -> bool:
+        self.echo(bytes(data))
+        return True
+
+    def send_parts(self, parts: Sequence[Buffer], dest: Address, *, tos: int = 0) -> bool:
+        if self.takes:
+            ((part, _),) = parse(memoryview(b"".join(parts)))
+            self.echo(bytes(part))
+        return True
+
+    def room(self, dest: Address) -> int:
+        return 1472
+
+
+class RecordingBundler(Bundler):
+    """Knows whether the GPN takes bundles."""
+
+    takes = False
+
+    def take(self, gpn: Address, takes: bool) -> None:
+        assert gpn == GPN.address
+        self.takes = takes
+
+
+async def test_a_gpn_takes_bundles_while_it_echoes_what_comes_in_them(autojump_clock: Clock) -> None:
+    fabric, counters = BundlingFabric(), Counters()
+    bundler = RecordingBundler(fabric, counters, "gen_forwarded", "gen_drop_send")
+    link = TagLink(fabric, counters, "gen_drop_tag", bundler=bundler)
+
+    def echo(datagram: bytes) -> None:
+        answer = seal_tag(KEY, open_tag(KEY, datagram, hmac_sha256).echo(), hmac_sha256)
+        assert not list(link.take(Batch(memoryview(answer), len(answer), GPN.address)))
+
+    fabric.echo = echo
+    link.put_gpn(GPN)
+    assert not bundler.takes
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(link.probe, lambda: None)
+        await trio.sleep(0.3)
+        assert bundler.takes
+        fabric.takes = False  # started anew, in an older version
+        await trio.sleep(0.3)
+        assert bundler.takes, "one may be lost"
+        await trio.sleep(0.6)
+        assert not bundler.takes
+        assert link.silent() == ()
+        await trio.sleep(5)
+        assert link.silent() == (), "it echoes all others"
+        fabric.takes = True
+        await trio.sleep(0.3)
+        assert bundler.takes
+        link.drop_gpn("gpn-1")
+        assert not bundler.takes
+        nursery.cancel_scope.cancel()
+    assert counters.nonzero() == {}

@@ -13,7 +13,7 @@ import trio
 import trio.testing
 
 from protego_cli.errors import EnvironmentFault
-from protego_cli.net.gso import segments
+from protego_cli.net.gso import MAX_BYTES, segments
 from protego_cli.net.udp import TRAIN_BATCHES, UDP_SEGMENT, Batch, UdpSocket
 
 
@@ -304,3 +304,22 @@ def test_a_long_batch_comes_alone_and_a_train_has_an_end(pair: tuple[UdpSocket, 
     found = trains(right)
     assert [len(train) for train in found] == [1, TRAIN_BATCHES, 100 - TRAIN_BATCHES]
     assert [size for train in found[1:] for _, size in train] == list(range(100, 200))
+
+
+def test_a_datagram_put_together_of_parts(pair: tuple[UdpSocket, UdpSocket]) -> None:
+    left, right = pair
+    for tos in (0, 0xB8):
+        assert left.send_parts([b"one", memoryview(b"two"), b""], right.address, tos=tos)
+        assert right.receive() == Batch(memoryview(b"onetwo"), 6, left.address, tos)
+        assert right.receive() is None
+    assert not left.send_parts([bytes(40_000)] * 2, right.address)
+
+
+def test_what_arrives_in_one_piece(pair: tuple[UdpSocket, UdpSocket]) -> None:
+    left, right = pair
+    assert left.room(right.address) == MAX_BYTES, "loopback"
+    assert left.room(("255.255.255.255", 9)) == 0
+    assert left.send_parts([bytes(left.room(right.address))], right.address)
+    batch = right.receive()
+    assert batch is not None
+    assert batch.size == MAX_BYTES

@@ -111,7 +111,7 @@ class MuxEgress:
         self, fabric: Sender, counters: Counters, own: Own, clock: Callable[[], float] = time.monotonic
     ) -> None:
         """`own` gets what stays here."""
-        self._send = fabric.send
+        self._fabric = fabric
         self._counters = counters
         self._own = own
         self._clock = clock
@@ -242,7 +242,7 @@ class MuxEgress:
             if tally.told:
                 tally.told = False
                 self._active.append(tally)
-            sent = self._send(data, size, dest, tos=tos)
+            sent = self._fabric.send(data, size, dest, tos=tos)
             self._counters["gen_forwarded" if sent else "gen_drop_send"] += count
         elif isinstance(flow, _Own):
             self._own(flow.vni, flow.vtep, memoryview(data), size, tos)

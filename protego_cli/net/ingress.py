@@ -61,7 +61,7 @@ class MuxIngress:
     def __init__(
         self, fabric: Sender, counters: Counters, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._send = fabric.send
+        self._fabric = fabric
         self._counters = counters
         self._clock = clock
         self._targets: dict[str, _Target] = {}
@@ -134,7 +134,7 @@ class MuxIngress:
         if source != steered.peer:
             data = _tagged(steered.target.key, data, size, source)
             size += ORIGIN_LENGTH
-        sent = self._send(data, size, dest, tos=tos)
+        sent = self._fabric.send(data, size, dest, tos=tos)
         self._counters["gin_esp_forwarded" if sent else "gin_drop_send"] += count
         return True
 

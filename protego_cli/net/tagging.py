@@ -4,6 +4,8 @@ Probes: five a second to each GPN; it echoes each behind the packets it received
 when several probes in a row, the first more than a second old, have no echo: a node that was itself stopped
 for a while has sent none, and blames nobody.
 
+Bundled probes: one beside each probe, in a bundle. A GPN that echoes them takes bundles (`bundles.py`).
+
 Barriers: sent behind everything forwarded so far. The echo says that the GPN has sent all of that on. A
 barrier or its echo may be lost like any datagram, so the same one is sent again every 20 ms.
 
@@ -25,6 +27,7 @@ from protego_cli.counters import Counters
 from protego_cli.crypto.algorithms import RandomSource
 from protego_cli.crypto.mac import hmac_sha256
 from protego_cli.errors import Malformed, Unreachable
+from protego_cli.net.bundles import Bundler
 from protego_cli.net.gso import column, segments
 from protego_cli.net.steering import Gpn, Sender
 from protego_cli.net.udp import Address, Batch
@@ -34,6 +37,7 @@ PROBE_INTERVAL = 0.2
 SILENCE = 1.0  # of a GPN, in seconds
 SILENT_PROBES = 4  # without echo, at the least
 MAX_PROBES = 16  # whose echo is still recognised
+BUNDLED_PROBES = 3  # in a row without echo, and a GPN takes no bundles
 BARRIER_RESEND = 0.02
 BARRIER_TIMEOUT = 2.0
 
@@ -50,13 +54,15 @@ def _untagged(view: memoryview, size: int) -> bool:
 class _Pulse:
     """What is known of one GPN's heartbeat."""
 
-    __slots__ = ("gpn", "probes", "rtt", "since")
+    __slots__ = ("bundled", "gpn", "missed", "probes", "rtt", "since")
 
     def __init__(self, gpn: Gpn) -> None:
         self.gpn = gpn
         self.probes: dict[int, float] = {}  # nonce -> time sent, of the latest ones without echo
         self.since: float | None = None  # when the first of the probes without echo was sent
         self.rtt: float | None = None
+        self.bundled: int | None = None  # nonce of the last bundled probe, until it is echoed
+        self.missed = 0  # bundled probes without echo
 
     def sent(self, nonce: int, now: float) -> None:
         if len(self.probes) >= MAX_PROBES:
@@ -87,15 +93,18 @@ class TagLink:
         dropped: str,
         returned: Callable[[bytes, Address, int], None] | None = None,
         *,
+        bundler: Bundler | None = None,
         random: RandomSource = os.urandom,
         clock: Callable[[], float] = trio.current_time,
     ) -> None:
         """`dropped`: the counter of tags that are malformed, forged or foreign; `returned` takes the packet,
-        outer source and TOS of a RETURN, where there may be any."""
+        outer source and TOS of a RETURN, where there may be any; `bundler` learns which GPNs take bundles.
+        """
         self._fabric = fabric
         self._counters = counters
         self._dropped = dropped
         self._returned = returned
+        self._bundler = bundler
         self._random = random
         self._clock = clock
         self._pulses: dict[str, _Pulse] = {}
@@ -112,6 +121,8 @@ class TagLink:
         pulse = self._pulses.pop(name, None)
         if pulse is not None and self._sources.get(pulse.gpn.address) is pulse:
             del self._sources[pulse.gpn.address]
+            if self._bundler is not None:
+                self._bundler.take(pulse.gpn.address, False)
 
     def concerns(self, batch: Batch) -> bool:
         """Whether there may be tags in a batch: it comes from a GPN."""
@@ -184,6 +195,17 @@ class TagLink:
         pulse.sent(nonce, self._clock())
         datagram = seal_tag(pulse.gpn.tag_key, Tag(TagKind.PROBE, nonce), hmac_sha256)
         self._fabric.send(datagram, TAG_LENGTH, pulse.gpn.address)
+        if self._bundler is not None:
+            self._send_bundled(self._bundler, pulse)
+
+    def _send_bundled(self, bundler: Bundler, pulse: _Pulse) -> None:
+        if pulse.bundled is not None:
+            pulse.missed += 1
+            if pulse.missed >= BUNDLED_PROBES:
+                bundler.take(pulse.gpn.address, False)
+        pulse.bundled = self._nonce()
+        probe = seal_tag(pulse.gpn.tag_key, Tag(TagKind.PROBE, pulse.bundled), hmac_sha256)
+        bundler.alone(pulse.gpn.address, probe)
 
     def _echo(self, pulse: _Pulse, datagram: memoryview, tos: int) -> None:
         try:
@@ -192,6 +214,9 @@ class TagLink:
             self._counters[self._dropped] += 1
             return
         if tag.kind is TagKind.PROBE_ECHO:
+            if self._bundler is not None and tag.nonce == pulse.bundled:
+                pulse.bundled, pulse.missed = None, 0
+                self._bundler.take(pulse.gpn.address, True)
             pulse.echoed(tag.nonce, self._clock())
         elif tag.kind is TagKind.BARRIER_ECHO:
             # A barrier that was sent twice is echoed twice: the second echo finds nobody, which is no fault.

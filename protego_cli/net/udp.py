@@ -20,6 +20,7 @@ import select
 import socket
 import struct
 import sys
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -40,11 +41,13 @@ UDP_GRO = 104
 IP_PKTINFO = 8
 IP_MTU_DISCOVER = 10
 IP_PMTUDISC_OMIT = 5
+IP_MTU = 14
 SO_SNDBUFFORCE = 32
 SO_RCVBUFFORCE = 33
 SO_MEMINFO = 55
 MEMINFO_DROPS = 8  # index of the drop count among the 32-bit words of SO_MEMINFO
 
+HEADERS_BYTES = 28  # of IPv4 and UDP
 RECEIVE_BYTES = 1 << 16  # no UDP payload, merged or not, is longer
 BUFFER_BYTES = 2 * RECEIVE_BYTES  # a batch merged here, and behind it room for whatever comes next
 TRAIN_BYTES = 1 << 15  # a train is not waited for beyond so many
@@ -276,7 +279,7 @@ class UdpSocket:
         try:
             self._sendmsg((data,), control, 0, dest)
         except BlockingIOError:
-            fault = self._send_when_writable(data, control, dest)
+            fault = self._send_when_writable((data,), control, dest)
         except OSError as error:
             fault = error.errno or errno.EIO
         else:
@@ -286,6 +289,30 @@ class UdpSocket:
             and self._without_segmentation(fault, size, dest)
             and self._send_in_parts(memoryview(data), size, dest, source, tos)
         )
+
+    def send_parts(self, parts: Sequence[Buffer], dest: Address, *, tos: int = 0) -> bool:
+        """Send one datagram, put together of these. False when the kernel refused it."""
+        key = 0, None, tos
+        control = self._control.get(key)
+        if control is None:
+            control = self._make_control(key)
+        try:
+            self._sendmsg(parts, control, 0, dest)
+        except BlockingIOError:
+            return not self._send_when_writable(parts, control, dest)
+        except OSError:
+            return False
+        return True
+
+    def room(self, dest: Address) -> int:
+        """How long a datagram to there may be without fragments, as far as this machine knows."""
+        try:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as path:
+                path.connect(dest)
+                mtu = path.getsockopt(socket.IPPROTO_IP, IP_MTU)
+        except OSError:
+            return 0
+        return min(mtu - HEADERS_BYTES, MAX_BYTES)
 
     def fileno(self) -> int:
         """For whoever waits on many sockets at once."""
@@ -301,11 +328,11 @@ class UdpSocket:
     def close(self) -> None:
         close(self._sock)
 
-    def _send_when_writable(self, data: Buffer, control: Control, dest: Address) -> int:
+    def _send_when_writable(self, parts: Sequence[Buffer], control: Control, dest: Address) -> int:
         """Try once more when the full send buffer has room, or after a moment; 0 or the errno."""
         wait_writable(self._sock)
         try:
-            self._sendmsg((data,), control, 0, dest)
+            self._sendmsg(parts, control, 0, dest)
         except OSError as error:
             return error.errno or errno.EIO
         return 0

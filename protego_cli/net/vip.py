@@ -14,7 +14,7 @@ well, but for IKE. Any SA's packets may have either form (RFC 7296 2.23).
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from protego_cli.counters import Counters
 from protego_cli.net.gso import column, grouped, segments
@@ -44,11 +44,6 @@ class VipPort:
         self._ike = ike
         self._forward = esp.forward
         self._counters = counters
-
-    def receive_natt_train(self, train: Iterable[Batch]) -> None:
-        """Batches on the NAT traversal port."""
-        for batch in train:
-            self.receive_natt(batch)
 
     def receive_natt(self, batch: Batch) -> None:
         """A batch on the NAT traversal port."""

@@ -36,6 +36,7 @@ from protego_cli.errors import Refused
 from protego_cli.net import answers
 from protego_cli.net.answers import Answers
 from protego_cli.net.attachment import Attachments, Spec
+from protego_cli.net.bundles import Bundler
 from protego_cli.net.pump import pump_trains
 from protego_cli.net.steering import HERE, Egress, Gpn, SteeringBackend, choose
 from protego_cli.net.tagging import TagLink
@@ -55,24 +56,24 @@ class GenPlane:
         self._answers = Answers(self.vxlan, self.counters)
         self._attachments = Attachments(self.counters, stack)
         self._attached: set[int] = set()  # VNIs whose VTEP is here
-        self._steering: Egress = backend.egress(self.vxlan, self.counters, self._keep)
-        self._tags = TagLink(self.vxlan, self.counters, "gen_drop_tag")
+        self._bundler = Bundler(self.vxlan, self.counters, "gen_forwarded", "gen_drop_send")
+        self._steering: Egress = backend.egress(self._bundler, self.counters, self._keep)
+        self._tags = TagLink(self.vxlan, self.counters, "gen_drop_tag", bundler=self._bundler)
         self._cpu = CpuMeter()
 
     async def serve(self, noticed: Callable[[], None]) -> None:
         """The data path, for ever; `noticed` is called when a GPN has fallen silent or come back."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(pump_trains, self.vxlan, self._receive)
+            nursery.start_soon(pump_trains, self.vxlan, self._bundler.over(self._receive))
             nursery.start_soon(self._tags.probe, noticed)
             nursery.start_soon(self._attachments.serve, self._steering.forward)
 
-    def _receive(self, train: Sequence[Batch]) -> None:
-        for batch in train:
-            if self._tags.concerns(batch):
-                for rest in self._tags.take(batch):
-                    self._steering.forward(rest)
-            else:
-                self._steering.forward(batch)
+    def _receive(self, batch: Batch) -> None:
+        if self._tags.concerns(batch):
+            for rest in self._tags.take(batch):
+                self._steering.forward(rest)
+        else:
+            self._steering.forward(batch)
 
     def _keep(self, vni: int, vtep: str | None, view: memoryview, size: int, tos: int) -> None:
         """What the steering leaves here (`steering.Own`)."""

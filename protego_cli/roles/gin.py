@@ -25,6 +25,7 @@ from protego_cli.control.channel.agent import Agent
 from protego_cli.control.channel.messages import AnyRecord, Key, Neighbour, Report, Steer, Welcome
 from protego_cli.counters import Counters
 from protego_cli.errors import EnvironmentFault, Refused
+from protego_cli.net.bundles import Bundler
 from protego_cli.net.pump import pump, pump_trains
 from protego_cli.net.raw import RawSocket
 from protego_cli.net.relay import IkeRelay
@@ -55,7 +56,8 @@ class GinPlane:
         ports, gmn = node.ports, cluster.nodes_of("gmn")[0]
         self.fabric = bind(node.address, ports.fabric)
         door = Door(f"{cluster.name}.{node.name}", cluster.vips, ports.natt)
-        self._steering: Ingress = backend.ingress(self.fabric, self.counters, door)
+        self._bundler = Bundler(self.fabric, self.counters, "gin_esp_forwarded", "gin_drop_send")
+        self._steering: Ingress = backend.ingress(self._bundler, self.counters, door)
         stack.callback(self._steering.close)
         merge = not self._steering.in_kernel
         self.natt = [bind(vip, ports.natt, merge) for vip in cluster.vips]
@@ -65,7 +67,7 @@ class GinPlane:
         self._relay.attach(self.natt, self._ike)
         self._returns = Returns(self.natt, self.raw, self.counters)
         returned = self._port(self.natt[0].address).receive_returned
-        self._tags = TagLink(self.fabric, self.counters, "gin_drop_tag", returned)
+        self._tags = TagLink(self.fabric, self.counters, "gin_drop_tag", returned, bundler=self._bundler)
         self._cpu = CpuMeter()
 
     async def serve(self, noticed: Callable[[], None]) -> None:
@@ -75,7 +77,8 @@ class GinPlane:
             nursery.start_soon(self._tags.probe, noticed)
             nursery.start_soon(self._tend)
             for sock in self.natt:
-                nursery.start_soon(pump_trains, sock, self._port(sock.address).receive_natt_train)
+                receive = self._bundler.over(self._port(sock.address).receive_natt)
+                nursery.start_soon(pump_trains, sock, receive)
             for raw in self.raw:
                 nursery.start_soon(pump, raw, self._port(raw.address).receive_raw)
             for sock in self._ike:

@@ -43,6 +43,7 @@ from protego_cli.esp.gateway import Gateway, Neighbour
 from protego_cli.esp.outbox import Port, Send
 from protego_cli.esp.pairs import SaEntry
 from protego_cli.esp.tenants import Vtep
+from protego_cli.net.bundles import unbundled
 from protego_cli.net.pump import pump_trains
 from protego_cli.net.raw import RawSocket
 from protego_cli.net.steering import Sender
@@ -103,10 +104,12 @@ class GpnPlane:
 
     def receive_esp(self, train: Sequence[Batch]) -> None:
         """Batches on the ESP port."""
+        train = unbundled(train, self.counters, "gpn_drop_tag")
         self._act(self._gateway.receive_esp_train(train, time.time()))
 
     def receive_vxlan(self, train: Sequence[Batch]) -> None:
         """Batches on the VXLAN port."""
+        train = unbundled(train, self.counters, "gpn_drop_tag")
         self._act(self._gateway.receive_vxlan_train(train, time.time()))
 
     def _act(self, sends: list[Send]) -> None:

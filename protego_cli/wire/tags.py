@@ -14,7 +14,8 @@ address and the first 16 bytes of the packet (its ESP header: the rest is authen
 
 Kinds: PROBE and PROBE_ECHO (the heartbeat), BARRIER and BARRIER_ECHO (all before it has been sent on),
 ORIGIN (a packet follows whose outer source differs from the one steered), RETURN (a packet follows that a
-GIN's kernel passed on by another packet's SPI; again with its outer source).
+GIN's kernel passed on by another packet's SPI; again with its outer source). What begins with a 7 is no tag,
+but a bundle (`bundle.py`).
 
 This layer has no cryptography: the callers pass `mac` in, which is `crypto.mac.hmac_sha256`.
 """

@@ -29,7 +29,7 @@ from protego_cli.esp.peer import PeerTunnel
 from protego_cli.ike.events import Path
 from protego_cli.ike.protect import NotAuthentic, Opener, Sealer
 from protego_cli.net import answers
-from protego_cli.wire import envelope, ike, inner, payloads, tags, vxlan
+from protego_cli.wire import bundle, envelope, ike, inner, payloads, tags, vxlan
 from protego_cli.wire.checksum import checksum
 from protego_cli.wire.proposals import Proposal, Transform
 from protego_cli.wire.selectors import TrafficSelector
@@ -133,6 +133,11 @@ def _codecs() -> list[Target]:
             "tag",
             lambda data: tags.open_tag(GIN_KEY, data, hmac_sha256),
             [tags.seal_tag(GIN_KEY, TAG, hmac_sha256)],
+        ),
+        codec(
+            "bundle",
+            lambda data: bundle.parse(memoryview(data)),
+            [bytes(8).join(bundle.build((3, 8), 8)), bytes(69).join(bundle.build((4, 64, 5, 5), 69))],
         ),
         codec(
             "envelope",

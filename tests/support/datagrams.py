@@ -9,6 +9,8 @@ from contextlib import contextmanager
 
 import trio
 
+from protego_cli.counters import Counters
+from protego_cli.net.bundles import unbundled
 from protego_cli.net.gso import segments
 from protego_cli.net.udp import Address, UdpSocket
 
@@ -30,11 +32,12 @@ def vxlan(destination: str, vni: int, length: int = 120, ethertype: int | None =
 
 
 class Station:
-    """A UDP socket that says and hears single datagrams."""
+    """A UDP socket that says and hears single datagrams, those in bundles, too."""
 
     def __init__(self, sock: UdpSocket) -> None:
         self._sock = sock
         self._heard: list[tuple[bytes, Address, int]] = []
+        self.datagrams = 0  # that came, bundles undivided
         self.address = sock.address
 
     def say(self, dest: Address, *datagrams: bytes, tos: int = 0) -> None:
@@ -57,9 +60,10 @@ class Station:
                 batch = self._sock.receive()
                 if batch is None:
                     await self._sock.wait_readable()
-                else:
-                    parts = segments(batch.view, batch.size)
-                    self._heard += [(bytes(part), batch.source, batch.tos) for part in parts]
+                    continue
+                self.datagrams += -(-len(batch.view) // batch.size) if batch.size else 1
+                for view, size, source, tos in unbundled([batch], Counters(), "gpn_drop_tag"):
+                    self._heard += [(bytes(part), source, tos) for part in segments(view, size)]
             return self._heard.pop(0)
 
 

@@ -11,7 +11,7 @@ import heapq
 import itertools
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from random import Random
@@ -20,7 +20,9 @@ from unittest import mock
 
 import trio
 
+from protego_cli.counters import Counters
 from protego_cli.net import tagging
+from protego_cli.net.bundles import unbundled
 from protego_cli.net.gso import MAX_SEGMENTS, segments
 from protego_cli.net.udp import Address, Batch, Buffer
 from protego_cli.roles import gen, gin, gpn
@@ -70,6 +72,13 @@ class Socket:
         for segment in segments(memoryview(data), size):
             self._net.send(self, bytes(segment), origin, dest)
         return True
+
+    def send_parts(self, parts: Sequence[Buffer], dest: Address, *, tos: int = 0) -> bool:
+        data = b"".join(parts)
+        return self.send(data, len(data), dest, tos=tos)
+
+    def room(self, dest: Address) -> int:
+        return 1472
 
     def receive(self) -> Batch | None:
         """What waits and is alike, as one batch."""
@@ -158,7 +167,11 @@ class Net:
 
     def perish(self, data: bytes, dest: Address) -> None:
         """It reaches nobody."""
-        self.lost += is_packet(data, dest)
+        datagram = Batch(memoryview(data), len(data), dest)
+        parts = unbundled([datagram], Counters(), "gpn_drop_tag")
+        self.lost += sum(
+            is_packet(bytes(part), dest) for each in parts for part in segments(each.view, each.size)
+        )
 
     def send(self, socket: Socket, data: bytes, source: Address, dest: Address) -> None:
         now, random = trio.current_time(), self._random
