@@ -12,13 +12,19 @@ from protego_cli.crypto.mac import hmac_sha256
 from protego_cli.errors import NoAdditionalSas
 from protego_cli.ike.events import Path
 from protego_cli.wire.envelope import Envelope, seal_envelope
-from tests.support.gmn_world import KEY, TUNNEL, VIP, world
+from tests.support.gmn_world import KEY, TUNNEL, VIP, World, world
 
 PEER = "198.51.100.7"
 
 
 def sealed(data: bytes = b"x" * 40, key: bytes = KEY) -> bytes:
     return seal_envelope(key, Envelope(VIP, 4500, PEER, 4500, data), hmac_sha256)
+
+
+async def rekey_child(w: World, spi_in: int, new_spi: int) -> None:
+    request = w.driver.prepare_rekey(spi_in, new_spi)
+    request.let_go()
+    await request.outcome()
 
 
 @pytest.mark.parametrize(
@@ -48,6 +54,28 @@ async def test_an_envelope_reaches_the_engine(autojump_clock: MockClock) -> None
         await trio.testing.wait_all_tasks_blocked()
         assert w.counters["gmn_ike_in"] == 1
         assert sum(count for name, count in w.counters.items() if name.startswith("ike_drop")) == 1
+
+
+async def test_a_request_that_is_prepared_is_stored_and_waits(autojump_clock: MockClock) -> None:
+    """Let go it leaves in that step; withdrawn it leaves no trace."""
+    async with world() as w:
+        await w.up()
+        await w.settle()
+        w.log.clear()
+        ike = next(iter(w.tunnel.ikes))
+        for _ in range(2):
+            before = len(w.store.commits)
+            withdrawn = w.driver.prepare_alive(ike)
+            await w.settle(1)
+            assert len(w.store.commits) > before
+            withdrawn.withdraw()
+        request = w.driver.prepare_alive(ike)
+        await w.settle()
+        assert w.log == []
+        request.let_go()
+        assert w.log == [("wire", "gmn", "INFORMATIONAL", False)]
+        await request.outcome()
+        assert not w.driver._commands
 
 
 async def test_an_answer_leaves_through_the_gin_that_its_peer_came_by(autojump_clock: MockClock) -> None:
@@ -107,10 +135,10 @@ async def test_a_command_that_fails_says_why(autojump_clock: MockClock) -> None:
         await w.up()
         w.peer.refuse = lambda: NoAdditionalSas("none")
         with pytest.raises(ExchangeError) as caught:
-            await w.driver.rekey_child(w.peer.newest.spi_out, 0x12345678)
+            await rekey_child(w, w.peer.newest.spi_out, 0x12345678)
         assert caught.value.notify == 35
         with pytest.raises(ExchangeError, match="no CHILD_SA") as caught:
-            await w.driver.rekey_child(1, 2)
+            await rekey_child(w, 1, 2)
         assert caught.value.notify is None
 
 

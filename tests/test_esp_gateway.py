@@ -210,6 +210,28 @@ def test_what_no_tunnel_here_takes_goes_on_to_a_gen(w: World) -> None:
     assert w.counters.nonzero() == {"gpn_drop_no_rule": 1}
 
 
+@pytest.mark.parametrize("most", [1, 64])
+def test_a_tunnel_that_leaves_takes_packets_from_gens_alone(w: World, most: int) -> None:
+    """Those that a VTEP sends straight here go the way of all others, until the rule says otherwise."""
+    spi = w.sa().spi_in
+    w.gateway.put_rule("acme/hq", spi, direct=False)
+    sent = datagrams(w.receive_vxlan_train(*[vxlan(OUT)] * 3, most=most, source=VTEP))
+    assert sent == [(GEN, vxlan(OUT))] * 3
+    assert len(datagrams(w.receive_vxlan_train(*[vxlan(OUT)] * 3, most=most))) == 3
+    assert w.gateway.usage()[0].packets_out == 3
+    w.gateway.drop_rule("acme/hq")
+    w.gateway.put_rule("acme/hq", spi)
+    w.receive_vxlan(vxlan(OUT), source=VTEP)
+    assert w.gateway.usage()[0].packets_out == 4
+
+
+def test_without_a_gen_it_is_sealed_all_the_same(w: World) -> None:
+    w.gateway.put_rule("acme/hq", w.sa().spi_in, direct=False)
+    w.gateway.drop_neighbour("gen-1")
+    w.receive_vxlan(vxlan(OUT), source=VTEP)
+    assert w.gateway.usage()[0].packets_out == 1
+
+
 def test_without_a_gen_it_is_dropped(w: World) -> None:
     w.gateway.drop_rule("acme/hq")
     w.gateway.drop_neighbour("gen-1")

@@ -18,6 +18,7 @@ import trio.testing
 from trio._core import _run as scheduler
 from trio.testing import MockClock
 
+from protego_cli.control.channel.messages import Park, Steer
 from protego_cli.control.state import crash
 from protego_cli.errors import ChildSaNotFound, TemporaryFailure
 from protego_cli.ike.events import ExchangeFailed, IkeClosed, NegotiationFailed
@@ -212,6 +213,31 @@ async def test_killed_at_any_time_again_and_again(autojump_clock: MockClock, see
             await trio.sleep(source.uniform(0, 3))
             await w.gmn_returns()
         await settled(w)
+        await still_works(w)
+
+
+@pytest.mark.parametrize("late", ["gin-1", "gin-2", "gpn-2"])
+async def test_a_rekey_that_was_stored_leaves_no_new_life_before_the_nodes_know_its_spi(
+    autojump_clock: MockClock, late: str
+) -> None:
+    """The request is stored while the nodes are told: the GMN dies between the two, and a node with it."""
+    async with world(delay=(0.02, 0.02)) as w:
+        await w.up()
+        await w.settle(1.0)
+        w.log.clear()
+        killing(w, lambda name: name == "journal.after-commit")
+        await migrate(w)
+        await w.gmn_ended()
+        (spi,) = (int.from_bytes(key[6:]) for key in w.store.held if key.startswith(b"asked/"))
+        w.nodes.kill(late)
+        w.tasks.start_soon(w.gmn_returns)
+        await trio.sleep(4.5)
+        assert not any(entry[0] == "wire" for entry in w.log)
+        await w.nodes.start(late)
+        await settled(w)
+        sent = w.log.index(("wire", "gmn", "CREATE_CHILD_SA", False))
+        put = [entry[2] for entry in w.log[:sent] if entry[:2] == ("put", late)]
+        assert any(isinstance(record, Park | Steer) and record.spi == spi for record in put)
         await still_works(w)
 
 

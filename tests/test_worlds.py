@@ -14,8 +14,9 @@ import pytest
 import trio
 
 from protego_cli.control.channel.messages import Park
-from protego_cli.control.procedures.migration import Migrations
+from protego_cli.control.procedures.parting import Parting
 from protego_cli.control.sas.ranges import SealingRange, SealingRanges
+from protego_cli.control.sas.tunnel import Placed
 from protego_cli.esp.replay import ReplayWindow
 from protego_cli.net.egress import MuxEgress
 from protego_cli.roles.gen import GenPlane
@@ -60,10 +61,15 @@ def no_barrier(patch: pytest.MonkeyPatch) -> None:
 
 
 def no_round_trip(patch: pytest.MonkeyPatch) -> None:
-    async def round_trip(self: Migrations, tunnel: object, new: object) -> None:
-        await trio.lowlevel.checkpoint()
+    begin = Parting.begin
 
-    patch.setattr(Migrations, "_round_trip", round_trip)
+    def at_once(self: Parting, *olds: Placed) -> None:
+        for trip in self._trips.values():
+            trip.withdraw()
+        self._trips.clear()
+        begin(self, *olds)
+
+    patch.setattr(Parting, "begin", at_once)
 
 
 def no_parking(patch: pytest.MonkeyPatch) -> None:

@@ -193,11 +193,13 @@ class Gateway:
             self._retired[identity] = pair.used
             self._link(pair.entry.vni, self._named.get(spi_in))
 
-    def put_rule(self, rule: str, spi_in: int) -> None:
+    def put_rule(self, rule: str, spi_in: int, *, direct: bool = True) -> None:
         """Seal on this SA, from when it is here, the packets of the tunnel, or of one of its lineages of
-        CHILD_SAs, that the rule is named after: `tunnel` or `tunnel#n`.
+        CHILD_SAs, that the rule is named after: `tunnel` or `tunnel#n`. Not `direct`: what VTEPs send
+        straight here goes on to a GEN.
         """
         self.drop_rule(rule)
+        self._outbound.divert(rule, not direct)
         self._rules[rule] = spi_in
         self._named[spi_in] = rule
         if (pair := self._pairs.get(spi_in)) is not None:
@@ -205,6 +207,7 @@ class Gateway:
 
     def drop_rule(self, rule: str) -> None:
         spi_in = self._rules.pop(rule, 0)
+        self._outbound.divert(rule, False)
         if self._named.get(spi_in) == rule:
             del self._named[spi_in]
         if (before := self._pairs.get(spi_in)) is not None:

@@ -4,7 +4,8 @@
    frames of a batch agree in it, which columns compared in C tell. Each distinct combination is judged once
    and remembered as a flow, until a table changes.
 2. The source must be a GEN or a VTEP of that VNI; the VNI and the selectors find the tunnel ruled to seal
-   here. What a VTEP sent straight here and no tunnel here takes, ARP too, goes on to a GEN, unchanged.
+   here. What a VTEP sent straight here and no tunnel here takes, ARP too, goes on to a GEN, unchanged; also
+   what a tunnel takes that is leaving and `divert`ed.
 3. A virtual link may have left inner checksums and segmentation to a card (`wire/offload.py`); one strided
    look at the checksum fields tells.
 4. Where the VXLAN packet's ECN field says so, the inner one is changed, or the packet dropped (RFC 6040).
@@ -84,6 +85,7 @@ class Outbound:
         self._oversize = Oversize(counters, tenants, outbox)
         self._gens: tuple[Address, ...] = ()
         self._ruled: dict[int, dict[str, Pair]] = {}  # by VNI, then tunnel
+        self._diverted: set[str] = set()  # tunnels that take packets from GENs alone
         self._by_packet: set[bytes] = set()  # VNIs, as on the wire, whose selectors look at ports
         self._flows: dict[tuple[str, int, Row], Flow | str] = {}  # by origin, frame size, and what decides
 
@@ -109,6 +111,12 @@ class Outbound:
         else:
             self._by_packet.add(vni.to_bytes(3))
         self._flows.clear()
+
+    def divert(self, tunnel: str, diverted: bool) -> None:
+        """Let what VTEPs send straight here for this tunnel go on to a GEN, or no longer."""
+        if diverted != (tunnel in self._diverted):
+            (self._diverted.add if diverted else self._diverted.discard)(tunnel)
+            self._flows.clear()
 
     def receive(self, view: memoryview, size: int, source: Address, now: float, tos: int = 0) -> None:
         """VXLAN frames of one size, that came with this TOS. `now` is wall-clock time."""
@@ -231,29 +239,31 @@ class Outbound:
             return "gpn_drop_inner"
         if frame[20:22] != (ETHERTYPE_IPV4 if inner.version == 4 else ETHERTYPE_IPV6):
             return "gpn_drop_inner"
-        pair = self._tunnel(vni, inner, packet)
+        tunnel, pair = self._tunnel(vni, inner, packet)
+        if origin and self._gens and (pair == "gpn_drop_no_rule" or tunnel in self._diverted):
+            return RETURN
         if isinstance(pair, str):
-            return RETURN if origin and self._gens and pair == "gpn_drop_no_rule" else pair
+            return pair
         tail = trailer(inner.length, inner.version, pair.outbound.block)
         oversize = inner.length > pair.limit(inner.version)
         flags = mss.flags_at(packet) if pair.mss else 0
         flags += FRAME_LENGTH if flags else 0
         return Flow(pair, inner.length, tail, offload.mark(frame), ecn.tos(packet), oversize, flags)
 
-    def _tunnel(self, vni: int, inner: Inner, packet: memoryview) -> Pair | str:
+    def _tunnel(self, vni: int, inner: Inner, packet: memoryview) -> tuple[str, Pair | str]:
         """Who seals: of the tunnels that take the packet, the one most exact about its destination."""
         destination = inner.addresses[len(inner.addresses) // 2 :]
         verdict, narrowest = "gpn_drop_no_rule", (1 << 128) + 1
-        best: Pair | None = None
-        for _, pair in sorted(self._ruled.get(vni, {}).items()):  # of equals, the lower tunnel id has it
+        best: tuple[str, Pair] | None = None
+        for tunnel, pair in sorted(self._ruled.get(vni, {}).items()):  # of equals, the lower tunnel id has it
             selectors = pair.outbound.selectors
             breadth = selectors.breadth(destination)
             if breadth is None:
                 continue
             verdict = "gpn_drop_selector_out"
             if breadth < narrowest and selectors.admit(inner, packet):
-                best, narrowest = pair, breadth
-        return best or verdict
+                best, narrowest = (tunnel, pair), breadth
+        return best or ("", verdict)
 
     def _pass_on(
         self, flow: Flow | str, view: memoryview, size: int, count: int, now: float, tos: int

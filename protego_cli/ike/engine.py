@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from protego_cli.config.model import IkeSettings
 from protego_cli.counters import Counters
@@ -68,6 +68,7 @@ class Engine:
             wall=wall,
         )
         self._timers = _Timers()
+        self._held: dict[int, tuple[IkeSa, Exchange]] = {}  # by token
 
     def set_policies(self, policies: Iterable[Policy]) -> None:
         """Replace all tunnels. IKE_SAs that stand go on, under their tunnel's new policy if it has one.
@@ -201,6 +202,9 @@ class Engine:
 
     # ---- commands
 
+    # What is asked for `held` is made now, so that the next `changes` have it, and leaves with `let_go`. That
+    # or `withdraw` has to follow: till then our other requests of the IKE_SA wait.
+
     def initiate(self, tunnel: str, path: Path, spi_in: int, now: float) -> int:
         """IKE_SA_INIT and IKE_AUTH: IkeEstablished and then ChildEstablished, or ExchangeFailed."""
         context = self._context
@@ -224,7 +228,9 @@ class Engine:
             return self._failed(token, "no such IKE_SA")
         return self._start(sa, CreateChild(token, spi_in, selectors), token, now)
 
-    def rekey_child(self, spi_in: int, new_spi: int, now: float, *, anew: bool = False) -> int:
+    def rekey_child(
+        self, spi_in: int, new_spi: int, now: float, *, anew: bool = False, held: bool = False
+    ) -> int:
         """ChildEstablished or ExchangeFailed; the old CHILD_SA stays until it is deleted. `anew`: with the
         proposals and selectors of the tunnel's policy, rather than with what was negotiated.
         """
@@ -232,7 +238,8 @@ class Engine:
         sa = self._context.by_child.get(spi_in)
         if sa is None:
             return self._failed(token, f"no CHILD_SA {spi_in:08x}")
-        return self._start(sa, RekeyChild(token, sa.children[spi_in], new_spi, anew=anew), token, now)
+        exchange = RekeyChild(token, sa.children[spi_in], new_spi, anew=anew)
+        return self._start(sa, exchange, token, now, held=held)
 
     def delete_child(self, spi_in: int, now: float) -> int:
         """ChildDeleted, at once when the peer has deleted it already, or ExchangeFailed."""
@@ -254,13 +261,46 @@ class Engine:
             return self._failed(token, "no such IKE_SA")
         return self._start(sa, RekeyIke(token, sa.local_spi), token, now)
 
-    def check_alive(self, ike: int, now: float) -> int:
+    def check_alive(self, ike: int, now: float, *, held: bool = False) -> int:
         """Alive or ExchangeFailed."""
         token = self._context.number()
         sa = self._context.by_handle.get(ike)
         if sa is None:
             return self._failed(token, "no such IKE_SA")
-        return self._start(sa, CheckAlive(token), token, now)
+        return self._start(sa, CheckAlive(token), token, now, held=held)
+
+    def hold(self, tokens: Collection[int]) -> None:
+        """Hold back again requests of an earlier engine that `restore` has found outstanding."""
+        for sa in self._context.by_spi.values():
+            exchange, token = sa.current, sa.current.token if sa.current else None
+            if exchange is not None and token is not None and token in tokens:
+                exchange.held = True
+                self._held[token] = sa, exchange
+                sa.sender.hold()
+                self._timers.set(sa)
+
+    def let_go(self, token: int, now: float) -> None:
+        """Send what was made `held`: now, or as soon as its turn comes."""
+        sa, exchange = self._release(token)
+        if exchange is not None:
+            exchange.held = False
+            if sa is not None and sa.current is exchange:
+                sa.let_go(now)  # of what is stored nothing changes
+                self._timers.set(sa)
+
+    def withdraw(self, token: int, now: float) -> None:
+        """Never send what was made `held`, nor tell of an outcome."""
+        sa, exchange = self._release(token)
+        if sa is not None and exchange is not None:
+            sa.withdraw(exchange, now)
+            self._settle()
+
+    def _release(self, token: int) -> tuple[IkeSa | None, Exchange | None]:
+        """What was held, and the IKE_SA where it waits or is outstanding, unless it has failed meanwhile."""
+        sa, exchange = self._held.pop(token, (None, None))
+        while sa is not None and sa.current is not exchange and exchange not in sa.queue:
+            sa = sa.heir
+        return sa, exchange
 
     def close(self, ike: int, now: float) -> int:
         """DELETE of the IKE_SA; IkeClosed follows. What waits for its turn fails, what is under way ends."""
@@ -287,9 +327,12 @@ class Engine:
             sa.decide(ticket, error, now)
             self._settle()
 
-    def _start(self, sa: IkeSa, exchange: Exchange, token: int, now: float) -> int:
+    def _start(self, sa: IkeSa, exchange: Exchange, token: int, now: float, *, held: bool = False) -> int:
         if closing(sa):
             return self._failed(token, "the IKE_SA is being closed", sa.name)
+        if held:
+            exchange.held = True
+            self._held[token] = sa, exchange
         sa.start(exchange, now)
         self._settle()
         return token

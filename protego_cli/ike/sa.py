@@ -2,6 +2,7 @@
 
 Flow of a request of ours: `start` queues an exchange; `pump` takes the next one when the window is free and
 the law allows its type, builds, seals and sends it; the response comes through `ike.inbound` to the exchange.
+One that is `held` is built and sealed, and leaves with `let_go`, or never by `withdraw`.
 Flow of a request of the peer: `ike.inbound` verifies it and calls the exchange's `answer` function, which
 calls `respond` at once, or `offer`s tickets and responds when the driver has accepted them.
 Flow of a lifetime: at its soft limit the IKE_SA is rekeyed, which makes its `successor`, and it gives way; at
@@ -363,8 +364,26 @@ class IkeSa:
             if self.handshake is not None and exchange.type is ExchangeType.IKE_SA_INIT:
                 self.handshake.request = data
             self.sender.begin(data, now)
-            self.context.send(self.path, data)
+            if exchange.held:
+                self.sender.hold()
+            else:
+                self.context.send(self.path, data)
         self.context.touched[self] = None
+
+    def let_go(self, now: float) -> None:
+        """Send the request that was held."""
+        data = self.sender.let_go(now)
+        if data is not None:
+            self.context.send(self.path, data)
+
+    def withdraw(self, exchange: Exchange, now: float) -> None:
+        """It was held, and will never be sent: its message ID is free again."""
+        if self.current is exchange:
+            self.current = None
+            self.sender.cancel()
+            self.pump(now)
+        elif exchange in self.queue:
+            self.queue.remove(exchange)
 
     def abort(self, reason: str) -> None:
         """The peer broke the protocol: say so once, without waiting for an answer, and forget it."""

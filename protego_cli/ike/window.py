@@ -82,6 +82,16 @@ class SendWindow:
         self._tries = self._settings.retransmit_tries
         self.deadline = now + self._settings.retransmit_first
 
+    def hold(self) -> None:
+        """What is outstanding has not been sent, and is not to be."""
+        self.deadline = None
+
+    def let_go(self, now: float) -> bytes | None:
+        """The bytes to send of what was held."""
+        if self._datagram is not None:
+            self.begin(self._datagram, now)
+        return self._datagram
+
     def expects(self, message_id: int) -> bool:
         """Whether a response with this ID answers what is outstanding."""
         return self._datagram is not None and message_id == self._id

@@ -146,7 +146,7 @@ class GpnPlane:
                 case Sa():
                     self._act(gateway.put_sa(self._entry(record), time.time()))
                 case Rule():
-                    gateway.put_rule(record.tunnel, record.spi_in)
+                    gateway.put_rule(record.tunnel, record.spi_in, direct=record.direct)
         except ValueError as error:
             raise Refused(f"{record.key[0]} {record.key[1]}: {error}") from error
 

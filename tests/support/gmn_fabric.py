@@ -260,7 +260,7 @@ class DataNodes:
         assert journal is not None
         node.on_the_way += 1
         node.newest = message
-        journal.release(partial(self._post, node, message))
+        journal.instruct(partial(self._post, node, message))
         return message
 
     async def _answer(self, message: Message) -> None:

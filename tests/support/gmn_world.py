@@ -518,7 +518,7 @@ class World:
                     if isinstance(record, Route):
                         for gpn in {other.gpn for other in routes if _meet(record, other)}:
                             self._check_rule(gpn, record.tunnel)
-                    elif isinstance(record, Rule):
+                    elif isinstance(record, Rule) and record.direct:
                         self._check_rule(node.name, record.tunnel)
 
     def _check_inbound(self, spi: int) -> None:

@@ -150,6 +150,7 @@ class Rule(Record, frozen=True):
 
     tunnel: str  # of its strands but the first: TENANT/TUNNEL#N (docs/architecture.md)
     spi_in: int
+    direct: bool = True  # also those that VTEPs send straight here, which else go on to a GEN
 
     @property
     def key(self) -> tuple[str, int | str]:

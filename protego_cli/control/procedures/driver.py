@@ -7,16 +7,17 @@
    each through the GIN that its peer came by, or any that is connected, and none before what it reveals is
    stored (`release`).
 3. The timer sleeps until the engine's next deadline and is woken when that comes nearer.
-4. Commands (`initiate`, `rekey_child`, ...) start an exchange and wait for its one outcome.
+4. Commands (`initiate`, `rekey_ike`, ...) start an exchange and wait for its one outcome. `prepare_...` makes
+   a `Request`, which is stored while its caller waits for something else, and leaves when he lets it go.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
-from typing import Final, Protocol, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 
 import trio
 
@@ -73,10 +74,15 @@ class IkeEngine(Protocol):
     def handle_timer(self, now: float) -> None: ...
     def initiate(self, tunnel: str, path: Path, spi_in: int, now: float) -> int: ...
     def create_child(self, ike: int, spi_in: int, now: float, selectors: Selectors | None = None) -> int: ...
-    def rekey_child(self, spi_in: int, new_spi: int, now: float, *, anew: bool = False) -> int: ...
+    def rekey_child(
+        self, spi_in: int, new_spi: int, now: float, *, anew: bool = False, held: bool = False
+    ) -> int: ...
     def delete_child(self, spi_in: int, now: float) -> int: ...
     def rekey_ike(self, ike: int, now: float) -> int: ...
-    def check_alive(self, ike: int, now: float) -> int: ...
+    def check_alive(self, ike: int, now: float, *, held: bool = False) -> int: ...
+    def hold(self, tokens: Collection[int]) -> None: ...
+    def let_go(self, token: int, now: float) -> None: ...
+    def withdraw(self, token: int, now: float) -> None: ...
     def close(self, ike: int, now: float) -> int: ...
     def bar(self, tunnel: str, barred: bool) -> None: ...
     def describe(self, tunnel: str, now: float) -> tuple[IkeSaView, ...]: ...
@@ -101,6 +107,27 @@ class _Waiting:
         self.done = trio.Event()
         self.outcome: Outcome | None = None
         self.ike: int | None = None
+
+
+class Request(Generic[T]):
+    """An exchange of ours that is made and waits to be let go: `let_go` or `withdraw` has to follow."""
+
+    def __init__(self, driver: Driver, token: int, kind: type[T]) -> None:
+        self._driver = driver
+        self._token = token
+        self._kind = kind
+
+    def let_go(self) -> None:
+        """It leaves as soon as it is stored. Idempotent."""
+        self._driver.let_go(self._token)
+
+    def withdraw(self) -> None:
+        """It never happens. Not to be called once it was let go."""
+        self._driver.withdraw(self._token)
+
+    async def outcome(self) -> T:
+        """The answer to it, after it was let go. Raises ExchangeError."""
+        return await self._driver.outcome(self._token, self._kind)
 
 
 class Driver:
@@ -150,34 +177,36 @@ class Driver:
     async def initiate(self, tunnel: str, path: Path, spi_in: int) -> ChildEstablished:
         """IKE_SA_INIT and IKE_AUTH. Raises ExchangeError; with its `ike` when only the CHILD_SA failed."""
         token = self._engine.initiate(tunnel, path, spi_in, trio.current_time())
-        return await self._outcome(token, ChildEstablished)
+        return await self.outcome(token, ChildEstablished)
 
     async def create_child(
         self, ike: int, spi_in: int, selectors: Selectors | None = None
     ) -> ChildEstablished:
         """CREATE_CHILD_SA for one more, with these selectors or the tunnel's. Raises ExchangeError."""
         token = self._engine.create_child(ike, spi_in, trio.current_time(), selectors)
-        return await self._outcome(token, ChildEstablished)
+        return await self.outcome(token, ChildEstablished)
 
-    async def rekey_child(self, spi_in: int, new_spi: int, *, anew: bool = False) -> ChildEstablished:
-        """CREATE_CHILD_SA, `anew` under the tunnel's present policy; the old CHILD_SA stays. Raises
-        ExchangeError.
-        """
-        token = self._engine.rekey_child(spi_in, new_spi, trio.current_time(), anew=anew)
-        return await self._outcome(token, ChildEstablished)
+    def prepare_rekey(self, spi_in: int, new_spi: int, *, anew: bool = False) -> Request[ChildEstablished]:
+        """CREATE_CHILD_SA, `anew` under the tunnel's present policy; the old CHILD_SA stays."""
+        token = self._engine.rekey_child(spi_in, new_spi, trio.current_time(), anew=anew, held=True)
+        return self._prepared(token, ChildEstablished)
 
     async def delete_child(self, spi_in: int) -> None:
         """DELETE of a CHILD_SA, and its answer. Raises ExchangeError."""
-        await self._outcome(self._engine.delete_child(spi_in, trio.current_time()), ChildDeleted)
+        await self.outcome(self._engine.delete_child(spi_in, trio.current_time()), ChildDeleted)
 
     async def rekey_ike(self, ike: int) -> IkeRekeyed:
         """CREATE_CHILD_SA for the IKE_SA itself, whose handle and CHILD_SAs stay. Raises ExchangeError."""
         token = self._engine.rekey_ike(ike, trio.current_time())
-        return await self._outcome(token, IkeRekeyed)
+        return await self.outcome(token, IkeRekeyed)
 
     async def check_alive(self, ike: int) -> None:
         """An empty round trip. Raises ExchangeError."""
-        await self._outcome(self._engine.check_alive(ike, trio.current_time()), Alive)
+        await self.outcome(self._engine.check_alive(ike, trio.current_time()), Alive)
+
+    def prepare_alive(self, ike: int) -> Request[Alive]:
+        """The same, when it is let go."""
+        return self._prepared(self._engine.check_alive(ike, trio.current_time(), held=True), Alive)
 
     async def close(self, ike: int) -> None:
         """DELETE of an IKE_SA; returns when it is closed, or at once when it does not exist."""
@@ -221,14 +250,32 @@ class Driver:
         natt = next((port.natt for port in ports), NATT_PORT)
         return Path(vip, natt, peer, NATT_PORT)
 
-    def resume(self, token: int) -> Callable[[], Awaitable[ChildEstablished]]:
-        """The outcome of `initiate` or `rekey_child` that an earlier life of the GMN has begun; from now on
-        it is kept for whoever calls what this returns.
+    def resume(self, token: int, *, held: bool = False) -> Request[ChildEstablished]:
+        """What an earlier life of the GMN has asked for; its outcome is kept from now on. `held`: it does not
+        leave again before it is let go.
         """
         self._commands[token] = _Waiting()
-        return partial(self._outcome, token, ChildEstablished)
+        if held:
+            self._engine.hold((token,))
+        return Request(self, token, ChildEstablished)
 
-    async def _outcome(self, token: int, kind: type[T]) -> T:
+    def let_go(self, token: int) -> None:
+        self._engine.let_go(token, trio.current_time())
+        self._work()
+
+    def withdraw(self, token: int) -> None:
+        if self._commands.pop(token, None) is not None:
+            self._engine.withdraw(token, trio.current_time())
+            self._work()
+
+    def _prepared(self, token: int, kind: type[T]) -> Request[T]:
+        self._commands[token] = _Waiting()
+        self._work()
+        self._release(_nothing)  # it is to be stored soon
+        return Request(self, token, kind)
+
+    async def outcome(self, token: int, kind: type[T]) -> T:
+        """What comes of an exchange. Raises ExchangeError."""
         waiting = self._commands.setdefault(token, _Waiting())
         try:
             self._work()
@@ -334,3 +381,7 @@ class Driver:
 
 def _ignore(event: Event) -> None:
     """Before the gateway listens there is nothing to hear."""
+
+
+def _nothing() -> None:
+    """What is revealed when something need only be stored."""

@@ -2,14 +2,15 @@
 
 T moves from A to B (docs/architecture.md, "Migration, message by message"):
 
-1. Every GIN steers a new SPI to B, B parks its packets; acknowledged.
+1. Every GIN steers a new SPI to B, B parks its packets; acknowledged. Meanwhile the request of step 2 is made
+   and stored.
 2. CREATE_CHILD_SA. *rekey_ms ends*
 3. B holds the SA and seals on it; acknowledged.
 4. Every GEN routes T to B, then passes a barrier to A, which A echoes when all before it is sealed and sent.
+   Meanwhile A is told that what a VTEP still sends straight to it goes on to a GEN.
    *distribute_ms ends*
-5. A's Rule goes: what a VTEP still sends straight to A goes on to a GEN.
-6. An empty IKE round trip (ESP and DELETE take different paths), then DELETE of the old SA.
-   *total_ms ends*
+5. An empty IKE round trip (ESP and DELETE take different paths); A's Rule goes.
+6. DELETE of the old SA (`parting.py`). *total_ms ends*
 7. The old SA lingers (`Sad.retire`).
 
 While this goes on every SPI that the peer is given lies on B. So when the peer rekeys at the same moment,
@@ -35,7 +36,8 @@ import trio
 
 from protego_cli.control.channel.fabric import NodeState
 from protego_cli.control.channel.messages import Migrated
-from protego_cli.control.procedures.driver import Driver, ExchangeError
+from protego_cli.control.procedures.driver import Driver, ExchangeError, Request
+from protego_cli.control.procedures.parting import Parting
 from protego_cli.control.procedures.recovery import Recovery
 from protego_cli.control.sas.distribution import DesiredState
 from protego_cli.control.sas.sad import Sad
@@ -290,14 +292,13 @@ class Migrations:
     async def _replace(self, tunnel: Tunnel, new: Placed, old: Placed) -> float:
         crash_point("migration.placed")
         await passed(self._sad.gathered)
-        distributed = await self._distribute(tunnel, new, old)
+        with Parting(self._sad, self._driver, tunnel, [new]) as parting:
+            distributed = await self._distribute(tunnel, new, old)
+            if old.seals:
+                raise Refused(f"{tunnel.id}: the peer deleted the new SA at once; it stays on {old.gpn}")
+            parting.begin(old)
         crash_point("migration.distributed")
-        if old.seals:
-            raise Refused(f"{tunnel.id}: the peer deleted the new SA at once; it stays on {old.gpn}")
-        await self._sad.nodes.let_go(old.gpn)
-        await self._round_trip(tunnel, new)
-        crash_point("migration.round-trip")
-        await self._delete(tunnel, old)
+        await parting.end()
         new.replaces = None
         crash_point("migration.deleted")
         return distributed
@@ -320,21 +321,17 @@ class Migrations:
             if not news or not settled or any(sa.gpn != to for sa in (*news, *stay)):
                 raise Refused(f"{tunnel.id}: its peer has changed it meanwhile; try again")
             olds = [new.strand.sealing for new in news]
-            await self._sad.flip_together(tunnel, news)
+            with Parting(self._sad, self._driver, tunnel, news) as parting:
+                await self._sad.flip_together(tunnel, news)
+                parting.begin(*(old for old in olds if old is not None))
         except ProtegoError:
             await self._take_back(tunnel)
             raise
         tunnel.changed()
         distributed = trio.current_time() - start
         crash_point("migration.distributed")
-        for gpn in dict.fromkeys(old.gpn for old in olds if old is not None):
-            await self._sad.nodes.let_go(gpn)
-        for new in {new.ike: new for new in news}.values():
-            await self._round_trip(tunnel, new)
-        crash_point("migration.round-trip")
-        for old, new in zip(olds, news, strict=True):
-            if old is not None:
-                await self._delete(tunnel, old)
+        await parting.end()
+        for new in news:
             new.replaces = None
         crash_point("migration.deleted")
         return Times(rekeyed, distributed, trio.current_time() - start)
@@ -372,7 +369,11 @@ class Migrations:
                 continue
             new.replaces = None
             await self._sad.leave(tunnel, new)
-            await self._delete(tunnel, new)
+            try:
+                await self._driver.delete_child(new.spi)
+            except ExchangeError as error:
+                log.warning("new SA not deleted tunnel=%s spi=%08x reason=%s", tunnel.id, new.spi, error)
+            self._sad.retire(tunnel, new)
         tunnel.changed()
 
     # ---- after a restart of the GMN
@@ -466,11 +467,13 @@ class Migrations:
             old = await self._settled(tunnel, strand)
             if old is not first and old.gpn == to:
                 return first or old, None
-            await self._prepare(tunnel, spi, to, old)
+            request = await self._prepare(tunnel, spi, to, old, anew)
             if not old.seals or not tunnel.settled:
+                request.withdraw()
                 continue
+            request.let_go()
             try:
-                return old, await self._driver.rekey_child(old.spi, spi, anew=anew)
+                return old, await request.outcome()
             except ExchangeError as error:
                 if error.notify == ChildSaNotFound.notify and missing and old.seals:
                     return old, await self._create(tunnel, old, spi)
@@ -502,11 +505,20 @@ class Migrations:
             raise Refused(f"{tunnel.id} went down meanwhile")
         return sealing
 
-    async def _prepare(self, tunnel: Tunnel, spi: int, to: str, old: Placed) -> None:
-        """Step 1. Done already, in a second attempt, it costs nothing. Raises NodeDown."""
+    async def _prepare(
+        self, tunnel: Tunnel, spi: int, to: str, old: Placed, anew: bool
+    ) -> Request[ChildEstablished]:
+        """Step 1, and the request of step 2, which has not left. Raises NodeDown; then there is none."""
         self._sad.ask(tunnel, spi, to, old.peer, old.spi)
-        await self._sad.nodes.placed(to)
+        self._sad.nodes.announce(to)
+        request = self._driver.prepare_rekey(old.spi, spi, anew=anew)
+        try:
+            await self._sad.nodes.placed(to)
+        except ProtegoError:
+            request.withdraw()
+            raise
         crash_point("migration.steered")
+        return request
 
     async def _undo(self, spi: int, to: str) -> None:
         """The new SPI was never used, or became an SA: then there is nothing to undo."""
@@ -536,23 +548,6 @@ class Migrations:
             tunnel.stand(new)
             await together(partial(self._sad.flip, tunnel, new), self._sad.nodes.steered)
         return trio.current_time()
-
-    async def _round_trip(self, tunnel: Tunnel, new: Placed) -> None:
-        """What was sealed on the old SA is on its way; let it arrive before its DELETE."""
-        try:
-            await self._driver.check_alive(new.ike)
-        except ExchangeError as error:
-            if new.ike not in tunnel.ikes:
-                raise Refused(f"{tunnel.id} went down meanwhile: {error}") from error
-            log.warning("round trip failed tunnel=%s reason=%s", tunnel.id, error)
-
-    async def _delete(self, tunnel: Tunnel, old: Placed) -> None:
-        """Step 6, and the beginning of 7."""
-        try:
-            await self._driver.delete_child(old.spi)
-        except ExchangeError as error:
-            log.warning("old SA not deleted tunnel=%s spi=%08x reason=%s", tunnel.id, old.spi, error)
-        self._sad.retire(tunnel, old)
 
     async def _completed_by_peer(self, tunnel: Tunnel, old: Placed, to: str) -> float:
         """The peer's own SA won (RFC 7296 2.8.1): wait until it seals, and until the peer has deleted the old

@@ -27,7 +27,7 @@ from typing import Final
 import trio
 
 from protego_cli.config.model import Cluster
-from protego_cli.control.procedures.driver import Driver, ExchangeError
+from protego_cli.control.procedures.driver import Driver, ExchangeError, Request
 from protego_cli.control.procedures.keeper import Keeper
 from protego_cli.control.procedures.migration import Migrations, Outcome
 from protego_cli.control.procedures.renewal import Renewals
@@ -37,6 +37,7 @@ from protego_cli.control.sas.sad import Sad
 from protego_cli.control.sas.stored import ASKED, SA, TUNNEL, StoredStrand, load_asked, load_sa, load_tunnel
 from protego_cli.control.sas.tunnel import Asked, Placed, Strand, Tunnel
 from protego_cli.control.state.journal import NODE, Journal, nothing
+from protego_cli.control.waiting import passed
 from protego_cli.ike.engine import Engine
 from protego_cli.ike.events import ChildEstablished, ChildSa, Standing
 
@@ -275,7 +276,20 @@ class Restart:
             child, standing = known
             event = ChildEstablished(0, standing.ike, child, asked.replaces, spi in standing.leaving)
             return partial(_at_hand, event)
-        return None if token is None else self._driver.resume(token)
+        if token is None:
+            return None
+        if asked.replaces is None:
+            return self._driver.resume(token).outcome
+        return partial(self._once_steered, asked, self._driver.resume(token, held=True))
+
+    async def _once_steered(self, asked: Asked, request: Request[ChildEstablished]) -> ChildEstablished:
+        """The outcome of a rekey whose request may not have left: not every node may know of its SPI."""
+        try:
+            await passed(self._sad.gathered)
+            await self._sad.nodes.cleared(asked.gpn)
+        finally:
+            request.let_go()
+        return await request.outcome()
 
     async def _delete(self, spi: int) -> None:
         try:

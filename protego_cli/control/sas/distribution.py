@@ -104,6 +104,11 @@ class Distribution:
             strand.mark()  # a GEN may route there next: no new life may take it away
         self._fabric.desire(placed.gpn, put=(rule_record(placed),))
 
+    def divert(self, placed: Placed) -> None:
+        """What VTEPs still send straight to the GPN of this SA is to go on to a GEN: it is leaving."""
+        if placed.strand.ruled.get(placed.gpn) == placed.spi:
+            self._fabric.desire(placed.gpn, put=(rule_record(placed, direct=False),))
+
     def unrule(self, placed: Placed, *, binding: bool = True) -> None:
         """End the Rule of this SA on its GPN, if it has one still. Not `binding`: a new life may give it
         back, because the peer has the SA until something is stored.
@@ -140,6 +145,10 @@ class Distribution:
     async def steered(self) -> None:
         """Wait until every GIN that is there steers as desired."""
         await self._all(self._gins)
+
+    def announce(self, gpn: str) -> None:
+        """This GPN and the GINs hear of what is desired of them; `placed` waits for that."""
+        self.tell((gpn, *self._gins))
 
     async def placed(self, gpn: str) -> None:
         """`holds` and `steered`, side by side. Raises NodeDown."""

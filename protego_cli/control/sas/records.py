@@ -46,8 +46,8 @@ def _dscp(option: Literal["copy", "clear"] | int) -> int | None:
     return 0 if option == "clear" else option
 
 
-def rule_record(placed: Placed) -> Rule:
-    return Rule(placed.strand.name, placed.spi)
+def rule_record(placed: Placed, *, direct: bool = True) -> Rule:
+    return Rule(placed.strand.name, placed.spi, direct)
 
 
 def route_record(tunnel: Tunnel, placed: Placed) -> Route:

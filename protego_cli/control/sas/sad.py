@@ -2,8 +2,8 @@
 
 Life of an SA here:
 1. `seat` says where it goes; `place` gives it numbers and its records; `installed` waits until they stand.
-2. `flip` makes it the sealing one: Rule on its GPN, Route at the GENs with a barrier to the GPN before, whose
-   own Rule ends with `unrule`.
+2. `flip` makes it the sealing one: Rule on its GPN, Route at the GENs with a barrier to the GPN before. That
+   one gives on to a GEN meanwhile what comes straight from VTEPs, and its Rule ends with `unrule`.
 3. `retire`: the peer knows it no more, and it opens what is still on its way, for `linger` seconds.
 4. `forget`: it is on no node, its SPI is quarantined.
 
@@ -35,7 +35,7 @@ from protego_cli.control.sas.spis import SpiAllocator
 from protego_cli.control.sas.stored import ASKED, SA, TUNNEL, store_sa, store_tunnel
 from protego_cli.control.sas.tunnel import Asked, Placed, Strand, Tunnel
 from protego_cli.control.state.journal import Journal
-from protego_cli.control.waiting import holding, passed
+from protego_cli.control.waiting import holding, passed, together
 from protego_cli.errors import ProtegoError, Refused
 from protego_cli.ike.events import ChildSa
 
@@ -327,11 +327,11 @@ class Sad:
         tunnel.changed()
 
     async def flip(self, tunnel: Tunnel, new: Placed, *, ours: bool = False) -> None:
-        """Seal on `new` from now on; return when all that was to be sealed before has been sent. The Rule of
-        the GPN before is desired no more then, but not yet known to be gone (`let_go`).
+        """Seal on `new` from now on; return when all that was to be sealed before has been sent, and the GPN
+        before seals no more. Its Rule is desired no more then, but not yet known to be gone (`let_go`).
 
-        `ours`: the peer has the old SA until our DELETE. Then it raises NodeDown, and changes nothing, when
-        the new GPN is not there.
+        `ours`: the peer has the old SA until our DELETE. Then the old Rule is the caller's to end; and it
+        raises NodeDown, and changes nothing, when the new GPN is not there.
         """
         await passed(self.gathered)
         async with holding(new.strand.flipping):
@@ -355,17 +355,17 @@ class Sad:
             self._seal_on(tunnel, new)
             self.nodes.route(tunnel, new)
             if old is not None and old.gpn != new.gpn:
-                await self._routed_and_stored(old.gpn if old.gpn in self.fabric.connected("gpn") else None)
+                await self._hand_over(old)
             else:
                 await self.nodes.routed()
-            if old is not None:
-                self.nodes.unrule(old, binding=not ours)
+            if old is not None and not ours:
+                self.nodes.unrule(old)
         if tunnel.scattered:
             self.scattered(tunnel)
 
     async def flip_together(self, tunnel: Tunnel, news: Sequence[Placed]) -> None:
-        """`flip` of several strands to one GPN, at once: till the barriers are passed both GPNs seal for all
-        of them. Changes nothing, and raises NodeDown or Refused, when one of them cannot.
+        """`flip` of several strands to one GPN, at once, all `ours`: till the barriers are passed both GPNs
+        seal for all of them. Changes nothing, and raises NodeDown or Refused, when one of them cannot.
         """
         await passed(self.gathered)
         async with AsyncExitStack() as stack:
@@ -385,19 +385,21 @@ class Sad:
             for new in news:
                 self._seal_on(tunnel, new)
             self.nodes.route(tunnel, *news)
-            left = dict.fromkeys(old.gpn for old in olds if old is not None and old.gpn != news[0].gpn)
-            behind = [gpn for gpn in left if gpn in self.fabric.connected("gpn")]
-            for gpn in behind or (None,):
-                await self._routed_and_stored(gpn)
-            for old in olds:
-                if old is not None:
-                    self.nodes.unrule(old, binding=False)
+            await self._hand_over(*(old for old in olds if old is not None and old.gpn != news[0].gpn))
 
-    async def _routed_and_stored(self, behind: str | None) -> None:
-        """`routed`; meanwhile it is stored what seals: no new life may go back to where a Rule has ended."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.journal.stored)
-            await self.nodes.routed(behind)
+    async def _hand_over(self, *olds: Placed) -> None:
+        """Return when the GENs route elsewhere, and the GPNs of these SAs have sealed and sent all that came
+        to them. Meanwhile it is stored what seals: no new life may go back to where a Rule has ended.
+        """
+        for old in olds:
+            self.nodes.divert(old)
+        left = dict.fromkeys(old.gpn for old in olds)
+        behind = [gpn for gpn in left if gpn in self.fabric.connected("gpn")]
+        await together(
+            self.journal.stored,
+            *(partial(self.nodes.let_go, gpn) for gpn in behind),
+            *(partial(self.nodes.routed, gpn) for gpn in behind or (None,)),
+        )
 
     def _rule_again(self, new: Placed) -> None:
         """The SA that seals goes on to, and not `new`."""

@@ -52,6 +52,7 @@ class Exchange(ABC):
 
     def __init__(self, token: int | None) -> None:
         self.token = token
+        self.held = False  # its request is made, and does not leave yet
         self.overtaken: set[int] = set()  # SPIs unknown to us that the peer deleted meanwhile
 
     @abstractmethod

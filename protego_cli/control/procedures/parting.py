@@ -1,0 +1,82 @@
+"""How SAs go that a rekey of ours has replaced, from when the new ones seal (steps 5 and 6 of a migration).
+
+1. An empty IKE round trip. What the old GPN sealed last goes to the peer by another path than DELETE, and
+   some peers open nothing more on an SA once they have that: it gets the time of a round trip to arrive. The
+   request is made ahead, and so is stored with the flip.
+2. Meanwhile the Rule of the old GPN goes, which has nothing left to seal by then.
+3. DELETE, and its answer.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import partial
+from types import TracebackType
+from typing import Self
+
+from protego_cli.control.procedures.driver import Driver, ExchangeError, Request
+from protego_cli.control.sas.sad import Sad
+from protego_cli.control.sas.tunnel import Placed, Tunnel
+from protego_cli.control.state.crash import crash_point
+from protego_cli.control.waiting import together
+from protego_cli.errors import Refused
+from protego_cli.ike.events import Alive
+
+log = logging.getLogger(__name__)
+
+
+class Parting:
+    """`with` it the new SAs begin to seal, then `begin`; behind that, `end`."""
+
+    def __init__(self, sad: Sad, driver: Driver, tunnel: Tunnel, news: Sequence[Placed]) -> None:
+        """`news` are about to seal."""
+        self._sad = sad
+        self._driver = driver
+        self._tunnel = tunnel
+        self._trips = {ike: driver.prepare_alive(ike) for ike in dict.fromkeys(new.ike for new in news)}
+        self._olds: Sequence[Placed] = ()
+        self._begun = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if not self._begun:
+            for trip in self._trips.values():
+                trip.withdraw()
+
+    def begin(self, *olds: Placed) -> None:
+        """None of these seals any more, and what they have sealed is on its way."""
+        self._olds, self._begun = olds, True
+        for trip in self._trips.values():  # before anything changes that would have to be stored first
+            trip.let_go()
+        for old in olds:
+            self._sad.nodes.unrule(old, binding=False)
+        self._sad.nodes.tell(dict.fromkeys(old.gpn for old in olds))
+
+    async def end(self) -> None:
+        """Return when the peer has answered each DELETE. Raises Refused when the tunnel goes down before."""
+        await together(*(partial(self._travel, ike, trip) for ike, trip in self._trips.items()))
+        crash_point("migration.round-trip")
+        for old in self._olds:
+            try:
+                await self._driver.delete_child(old.spi)
+            except ExchangeError as error:
+                log.warning(
+                    "old SA not deleted tunnel=%s spi=%08x reason=%s", self._tunnel.id, old.spi, error
+                )
+            self._sad.retire(self._tunnel, old)
+
+    async def _travel(self, ike: int, trip: Request[Alive]) -> None:
+        try:
+            await trip.outcome()
+        except ExchangeError as error:
+            if ike not in self._tunnel.ikes:
+                raise Refused(f"{self._tunnel.id} went down meanwhile: {error}") from error
+            log.warning("round trip failed tunnel=%s reason=%s", self._tunnel.id, error)
