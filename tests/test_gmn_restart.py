@@ -18,12 +18,13 @@ import trio.testing
 from trio._core import _run as scheduler
 from trio.testing import MockClock
 
-from protego_cli.control.channel.messages import Park, Steer
+from protego_cli.control.channel.messages import Park, Sa, Steer
+from protego_cli.control.sas.ranges import EXTENDED_SIZE
 from protego_cli.control.state import crash
 from protego_cli.errors import ChildSaNotFound, TemporaryFailure
 from protego_cli.ike.events import ExchangeFailed, IkeClosed, NegotiationFailed
 from tests.support.gmn_world import TUNNEL, World, world
-from tests.support.stores import KilledSqlite
+from tests.support.stores import KilledSqlite, MemoryStore
 
 
 @pytest.fixture(autouse=True)
@@ -238,6 +239,67 @@ async def test_a_rekey_that_was_stored_leaves_no_new_life_before_the_nodes_know_
         sent = w.log.index(("wire", "gmn", "CREATE_CHILD_SA", False))
         put = [entry[2] for entry in w.log[:sent] if entry[:2] == ("put", late)]
         assert any(isinstance(record, Park | Steer) and record.spi == spi for record in put)
+        await still_works(w)
+
+
+async def installed_and_not_stored(w: World) -> int:
+    """The GMN has died when a GPN had the new SA, and the journal did not. The SA's SPI."""
+    await w.up()
+    await w.settle(1.0)
+
+    def strike(entry: tuple[object, ...]) -> None:
+        if entry[:2] == ("put", "gpn-2") and isinstance(entry[2], Sa):
+            w.nodes.tap = lambda entry: None
+            w.kill_gmn()
+
+    w.nodes.tap = strike
+    await migrate(w)
+    await w.gmn_ended()
+    (spi,) = (int.from_bytes(key[6:]) for key in w.store.held if key.startswith(b"asked/"))
+    assert b"sa/" + spi.to_bytes(4) not in w.store.held
+    assert ("sa", spi) in w.nodes.all["gpn-2"].held
+    return spi
+
+
+async def test_an_sa_that_was_installed_and_not_stored_goes_on_in_the_same_process(
+    autojump_clock: MockClock,
+) -> None:
+    """Nobody else can have had its numbers: it seals on in the range of its request, and opens all."""
+    async with world(delay=(0.001, 0.001), store=MemoryStore(delay=0.1)) as w:
+        spi = await installed_and_not_stored(w)
+        await w.gmn_returns()
+        await w.until(lambda: w.tunnel.sealing is not None and w.tunnel.sealing.spi == spi)
+        sealing = w.tunnel.sealing
+        assert sealing is not None
+        assert (sealing.gpn, sealing.numbers.lo, sealing.opens) == ("gpn-2", 1, True)
+        await settled(w)
+        assert w.tunnel.sealing is sealing
+        await still_works(w)
+
+
+@pytest.mark.parametrize("dies_again", [False, True])
+async def test_an_sa_that_was_installed_and_not_stored_begins_anew_in_another_process(
+    autojump_clock: MockClock, dies_again: bool
+) -> None:
+    """Its numbers and what it has opened are gone with the process: another range, and it opens nothing."""
+    async with world(delay=(0.001, 0.001), store=MemoryStore(delay=0.01)) as w:
+        spi = await installed_and_not_stored(w)
+        w.nodes.kill("gpn-2")
+        w.lost = lambda sender, exchange, response: True  # the peer's answer takes its time
+        await w.gmn_returns()
+        await w.nodes.start("gpn-2")
+        await w.settle(3.0)
+        if dies_again:
+            w.kill_gmn()
+            await w.gmn_returns()
+        w.lost = lambda sender, exchange, response: False
+        placed: list[Sa] = []
+        w.nodes.tap = lambda entry: (
+            placed.append(entry[2]) if entry[0] == "put" and isinstance(entry[2], Sa) else None
+        )
+        await settled(w)
+        first = next(sa for sa in placed if sa.spi_in == spi)
+        assert (first.seal_lo, first.opens) == (EXTENDED_SIZE, False)
         await still_works(w)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import trio
 import trio.testing
@@ -10,6 +12,7 @@ from trio.testing import MockClock
 from protego_cli.control.channel.messages import Migrated, Rule
 from protego_cli.control.sas.ranges import EXTENDED_SIZE
 from protego_cli.control.sas.tunnel import Placed
+from protego_cli.control.state import crash
 from protego_cli.errors import NoAdditionalSas, NotFound, ProtegoError, Refused, TemporaryFailure
 from protego_cli.ike.events import ChildEstablished, ExchangeFailed
 from protego_cli.wire.payloads import ExchangeType
@@ -24,6 +27,12 @@ def sealing(w: World) -> Placed:
     placed = w.tunnel.sealing
     assert placed is not None
     return placed
+
+
+@pytest.fixture(autouse=True)
+def _no_hook() -> Iterator[None]:
+    yield
+    crash.hook = None
 
 
 async def migrated(w: World, to: str) -> Migrated:
@@ -80,6 +89,24 @@ async def test_every_step_waits_for_the_one_before(
         for gin in GINS:
             w.ordered(("peer deletes", old.spi), ("sent", gin, ("steer", old.spi)))
         w.check_clean()
+
+
+async def test_the_new_sa_is_installed_while_it_is_stored_and_nothing_routed_to_it_before(
+    autojump_clock: MockClock,
+) -> None:
+    async with world(delay=(0.001, 0.001), store=MemoryStore(delay=0.1)) as w:
+        await w.up()
+        await w.settle()
+        w.log.clear()
+        crash.hook = lambda name: w.nodes.note("commit", name) if name == "journal.after-commit" else None
+        await migrated(w, "gpn-2")
+        new, commit = sealing(w), ("commit", "journal.after-commit")
+        answer, put = ("wire", "peer", "CREATE_CHILD_SA", True), ("acknowledged", "gpn-2", ("sa", new.spi))
+        w.ordered(commit, ("wire", "gmn", "CREATE_CHILD_SA", False), answer, put, commit)
+        behind = w.log[w.log.index(answer) :]
+        assert behind.index(commit) > next(i for i, entry in enumerate(behind) if entry[0] == "acknowledged")
+        for gen in GENS:
+            assert behind.index(commit) < behind.index(("sent", gen, ("route", TUNNEL)))
 
 
 async def test_the_old_sa_lingers_and_is_gone_then(autojump_clock: MockClock) -> None:

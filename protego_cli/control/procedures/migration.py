@@ -531,10 +531,12 @@ class Migrations:
         """
         try:
             if not new.going and not new.strand.flipping.locked():  # whose Rule may be of the same GPN
-                self._sad.nodes.rule(new)  # in one update with the SA
+                self._sad.nodes.rule(new, binding=False)  # in one update with the SA
+            stored = self._sad.journal.storing()
             await self._sad.nodes.holds(new.gpn)
             tunnel.stand(new)
             crash_point("migration.installed")
+            await passed(stored)  # before a GEN routes there
             await self._sad.flip(tunnel, new, ours=True)
         except ProtegoError as error:
             log.warning("new SA not on its GPN tunnel=%s node=%s reason=%s", tunnel.id, new.gpn, error)

@@ -33,6 +33,7 @@ class Recovery:
 
     async def gpn_restarted(self, gpn: str) -> None:
         """Before its Sync: what the new process gets to hold, in its own numbers."""
+        self._sad.process_ended(gpn)
         sas = self._sad.on(gpn)
         await self.settle_floors([placed for _, placed in sas])
         for tunnel, placed in sas:

@@ -174,7 +174,7 @@ class Restart:
             if tunnel is None or asked.gpn not in gpns:
                 self._journal.put(ASKED, key, None)
             else:
-                self._sad.ask(tunnel, int.from_bytes(key), asked.gpn, asked.peer, asked.replaces)
+                self._sad.take_up_asked(tunnel, int.from_bytes(key), asked)
 
     # ---- what was under way
 

@@ -96,12 +96,14 @@ class Distribution:
     def drop_sa(self, placed: Placed) -> None:
         self._fabric.desire(placed.gpn, drop=(("sa", placed.spi),))
 
-    def rule(self, placed: Placed) -> None:
-        """The strand's packets that reach this GPN are sealed on this SA."""
+    def rule(self, placed: Placed, *, binding: bool = True) -> None:
+        """The strand's packets that reach this GPN are sealed on this SA. `binding`: a GEN may route there as
+        soon as it has the Rule, so no new life may take it away.
+        """
         strand = placed.strand
         if strand.ruled.get(placed.gpn) != placed.spi:
             strand.ruled = strand.ruled | {placed.gpn: placed.spi}
-            strand.mark()  # a GEN may route there next: no new life may take it away
+            strand.mark(binding=binding)
         self._fabric.desire(placed.gpn, put=(rule_record(placed),))
 
     def divert(self, placed: Placed) -> None:

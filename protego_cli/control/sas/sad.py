@@ -22,6 +22,7 @@ from functools import partial
 from typing import Final
 
 import trio
+from msgspec import structs
 
 from protego_cli.config.model import Cluster
 from protego_cli.control.operating.events import EventLog
@@ -70,6 +71,7 @@ class Sad:
         self.events = events or EventLog()
         self.journal = journal
         self.asked: dict[int, Asked] = {}  # SPIs of ours in requests that are not answered, or not yet placed
+        self.inherited: set[int] = set()  # of these, what an earlier life may have placed and not stored
         self.gathered = trio.Event()  # the nodes of an earlier life are back, or have had their time
         self.gathered.set()
         self.tunnels = {
@@ -205,17 +207,23 @@ class Sad:
         goes, if not along the IKE_SA's path; `strand`, if not what its selectors say.
         """
         strand = strand or tunnel.strand_for(child, ike) or tunnel.strands[0]
-        peer = peer or child.peer
-        numbers = self._ranges.grant(child.spi_in, esn=child.esn)
+        peer, spi = peer or child.peer, child.spi_in
+        inherited, asked = spi in self.inherited, self._answered(spi)
+        expected = asked is not None and asked.gpn == gpn  # there, with the range that was granted in advance
+        if asked is not None:
+            self._ranges.restore(spi, asked.granted - 1 if expected else asked.granted)
+            if not expected:
+                self.nodes.unpark(spi, asked.gpn)
+        numbers = self._ranges.grant(spi, esn=child.esn)
         placed = Placed(
             child, ike, gpn, numbers, peer, window=tunnel.config.window, since=self.events.clock()
         )
         placed.expires = placed.since + tunnel.config.lifetimes.child
-        if (asked := self._answered(child.spi_in)) is not None and asked.gpn != gpn:
-            self.nodes.unpark(child.spi_in, asked.gpn)
+        placed.opens = asked is None or asked.opens
+        placed.marks_complete = not inherited
         self._enter(tunnel, placed, strand)
         self.ageing(tunnel, placed)
-        placed.mark()
+        placed.mark(binding=not expected)
         return placed
 
     def take_up(self, tunnel: Tunnel, placed: Placed, granted: int, strand: Strand) -> None:
@@ -249,13 +257,28 @@ class Sad:
         """We are about to ask the peer for an SA with this SPI: its packets go to `gpn` and wait there. It
         becomes an SA by `place`, or `unask` ends it.
         """
+        self._ask(tunnel, spi, Asked(tunnel.id, gpn, peer, replaces))
+
+    def take_up_asked(self, tunnel: Tunnel, spi: int, asked: Asked) -> None:
+        """The same was asked by an earlier life of the GMN."""
+        self.asked[spi] = asked
+        self.inherited.add(spi)
+        self._ask(tunnel, spi, asked)
+
+    def _ask(self, tunnel: Tunnel, spi: int, asked: Asked) -> None:
         self.spis.hold(spi)
-        self.nodes.park(spi, gpn)
-        self.nodes.steer(spi, gpn, peer, self.limits.ceiling(tunnel))
-        asked = Asked(tunnel.id, gpn, peer, replaces)
+        self.nodes.park(spi, asked.gpn)
+        self.nodes.steer(spi, asked.gpn, asked.peer, self.limits.ceiling(tunnel))
         if self.asked.get(spi) != asked:
             self.asked[spi] = asked
             self.journal.put(ASKED, spi.to_bytes(4), asked, binding=False)
+
+    def process_ended(self, gpn: str) -> None:
+        """What an earlier life may have placed on a GPN is in another process's hands from now on."""
+        for spi, asked in self.asked.items():
+            if asked.gpn == gpn and spi in self.inherited:
+                self.asked[spi] = anew = structs.replace(asked, granted=asked.granted + 1, opens=False)
+                self.journal.put(ASKED, spi.to_bytes(4), anew)
 
     def unask(self, spi: int) -> None:
         """No SA came of it. The nodes hear of it with their next update."""
@@ -266,6 +289,7 @@ class Sad:
 
     def _answered(self, spi: int) -> Asked | None:
         asked = self.asked.pop(spi, None)
+        self.inherited.discard(spi)
         if asked is not None:
             self.journal.put(ASKED, spi.to_bytes(4), None, binding=False)
         return asked

@@ -151,12 +151,18 @@ class Placed(Durable):
 
 
 class Asked(msgspec.Struct, frozen=True, array_like=True):
-    """An SPI of ours in a request to a peer: its packets go to a GPN and wait there until the SA stands."""
+    """An SPI of ours in a request to a peer: its packets go to a GPN and wait there until the SA stands.
+
+    The GPN's process has a sealing range of that SA with it, so that the SA can be installed as soon as it is
+    there: a new life of the GMN that finds this instead of the SA knows what may be in use, and where.
+    """
 
     tunnel: str
     gpn: str
     peer: tuple[str, int]
     replaces: int | None  # the SA that is being rekeyed; None in a handshake
+    granted: int = 1  # ranges, the last of them to the process that is there now
+    opens: bool = True  # no other process may have opened packets of it
 
 
 class Strand(Durable):

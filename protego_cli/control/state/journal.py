@@ -178,11 +178,15 @@ class Journal:
         self._changed.set()
         self._wanted.set()
 
-    async def stored(self) -> None:
-        """Return once all that has changed until now is stored."""
+    def storing(self) -> trio.Event:
+        """Happens once all that has changed until now is stored, which begins soon."""
         done = trio.Event()
         self.release(done.set)
-        await done.wait()
+        return done
+
+    async def stored(self) -> None:
+        """Return once all that has changed until now is stored."""
+        await self.storing().wait()
 
     # ---- committing
 
