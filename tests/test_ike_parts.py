@@ -22,7 +22,7 @@ from protego_cli.ike.half_open import HalfOpen
 from protego_cli.ike.identities import Identity, IdKind
 from protego_cli.ike.keys import child_keys, ike_keys, rekeyed_skeyseed, skeyseed
 from protego_cli.ike.narrowing import MAX_SELECTORS, covered, narrow
-from protego_cli.ike.negotiation import choose, confirm, difference, propose, transforms, without_groups
+from protego_cli.ike.negotiation import choose, confirm, difference, propose, without_groups
 from protego_cli.ike.protect import NotAuthentic, Opener, Sealer
 from protego_cli.ike.transitions import SENDS, TAKES, TRANSITIONS, State, Trigger, after
 from protego_cli.ike.window import ReceiveWindow, SendWindow, Verdict
@@ -274,19 +274,19 @@ def test_our_preference_decides() -> None:
 def test_one_proposal_with_many_transforms() -> None:
     crowd = (
         Transform(1, 12, 256),
-        *transforms(PFS),
+        *PFS.transforms,
         Transform(1, 20, 128),
         Transform(4, 14),
         Transform(5, 1),
     )
     chosen = choose((PFS,), (Proposal(1, 3, b"peer", crowd),), 4)
     assert chosen is not None
-    assert chosen.answer.transforms == transforms(PFS)
+    assert chosen.answer.transforms == PFS.transforms
 
 
 def test_none_may_be_offered_beside_an_aead_and_comes_back() -> None:
     none = Transform(TransformType.INTEG, 0)
-    chosen = choose((ESP,), (Proposal(1, 3, b"peer", (*transforms(ESP), none)),), 4)
+    chosen = choose((ESP,), (Proposal(1, 3, b"peer", (*ESP.transforms, none)),), 4)
     assert chosen is not None
     assert none in chosen.answer.transforms
     assert confirm((ESP,), (Proposal(1, 3, b"peer", chosen.answer.transforms),), 4) is not None
@@ -300,12 +300,12 @@ def test_none_may_be_offered_beside_an_aead_and_comes_back() -> None:
     ],
 )
 def test_types_we_cannot_satisfy_are_not_chosen(extra: Transform) -> None:
-    assert choose((ESP,), (Proposal(1, 3, b"peer", (*transforms(ESP), extra)),), 4) is None
+    assert choose((ESP,), (Proposal(1, 3, b"peer", (*ESP.transforms, extra)),), 4) is None
 
 
 def test_esn_alone_and_unknown_attributes_are_not_chosen() -> None:
-    esn = tuple(Transform(5, 1) if t.type == 5 else t for t in transforms(ESP))
-    strange = tuple(replace(t, others=((0x8001, b"\0\1"),)) if t.type == 1 else t for t in transforms(ESP))
+    esn = tuple(Transform(5, 1) if t.type == 5 else t for t in ESP.transforms)
+    strange = tuple(replace(t, others=((0x8001, b"\0\1"),)) if t.type == 1 else t for t in ESP.transforms)
     for offered in (esn, strange):
         assert choose((ESP,), (Proposal(1, 3, b"peer", offered),), 4) is None
 
@@ -318,18 +318,18 @@ def test_groups_are_overlooked_in_ike_auth() -> None:
     assert without_groups((PFS, ESP)) == (ESP,)
     chosen = choose(without_groups((PFS,)), offer(PFS), 4, ignore_groups=True)
     assert chosen is not None
-    assert chosen.answer.transforms == transforms(ESP)
+    assert chosen.answer.transforms == ESP.transforms
 
 
 def test_an_answer_must_be_one_of_ours() -> None:
     assert confirm((PFS, ESP), offer(ESP), 4) is not None
     assert confirm((ESP,), offer(ESP, PFS), 4) is None
-    both = Proposal(1, 3, b"peer", (*transforms(ESP), Transform(1, 12, 256)))
+    both = Proposal(1, 3, b"peer", (*ESP.transforms, Transform(1, 12, 256)))
     assert confirm((ESP,), (both,), 4) is None
 
 
 def test_difference_names_both_sides() -> None:
-    theirs = Proposal(1, 1, b"", (Transform(1, 12, 128), Transform(3, 12), *transforms(IKE)[1:]))
+    theirs = Proposal(1, 1, b"", (Transform(1, 12, 128), Transform(3, 12), *IKE.transforms[1:]))
     text = difference((IKE,), (theirs,), REGISTRY)
     assert "ours: aes256gcm16 prfsha256 x25519" in text
     assert "theirs: aes128 sha256 prfsha256 x25519" in text

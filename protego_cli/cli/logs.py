@@ -141,7 +141,10 @@ class JsonFormatter(logging.Formatter):
         entry = {key: entry[key] for key in (*_order(entry), *line.fields)}
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
-        return json.dumps(entry, ensure_ascii=False)
+        return _json(entry)
+
+
+_json = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def _order(entry: dict[str, Value]) -> list[str]:

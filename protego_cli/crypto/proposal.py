@@ -29,6 +29,7 @@ from protego_cli.crypto.algorithms import (
     Registry,
     TransformType,
 )
+from protego_cli.wire.proposals import Transform
 
 _KINDS = {
     TransformType.ENCR: "cipher",
@@ -58,6 +59,16 @@ class IkeProposal:
         parts = (self.encryption, self.integrity, self.prf, self.group)
         return "-".join(part.keyword for part in parts if part)
 
+    @cached_property
+    def transforms(self) -> tuple[Transform, ...]:
+        """As it goes over the wire."""
+        found = [Transform(TransformType.ENCR, self.encryption.transform_id, self.encryption.key_bits)]
+        if self.integrity is not None:
+            found.append(Transform(TransformType.INTEG, self.integrity.transform_id))
+        found.append(Transform(TransformType.PRF, self.prf.transform_id))
+        found.append(Transform(TransformType.KE, self.group.transform_id))
+        return tuple(found)
+
     def settled(self) -> tuple[IkeProposal]:
         """The ways to agree on it."""
         return (self,)
@@ -82,6 +93,16 @@ class EspProposal:
         if self.esn != ESN_OR_NOT:
             words += [word for word, esn in _ESN.items() if esn in self.esn]
         return "-".join(words)
+
+    @cached_property
+    def transforms(self) -> tuple[Transform, ...]:
+        """As it goes over the wire."""
+        found = [Transform(TransformType.ENCR, self.encryption.transform_id, self.encryption.key_bits)]
+        if self.integrity is not None:
+            found.append(Transform(TransformType.INTEG, self.integrity.transform_id))
+        if self.group is not None:
+            found.append(Transform(TransformType.KE, self.group.transform_id))
+        return (*found, *(Transform(TransformType.ESN, int(esn)) for esn in self.esn))
 
     def settled(self) -> tuple[EspProposal, ...]:
         """The ways to agree on it, in order of preference."""

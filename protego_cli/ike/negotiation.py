@@ -68,26 +68,11 @@ class Chosen(NamedTuple, Generic[Suite]):
     spi: bytes  # the peer's
 
 
-def transforms(suite: IkeProposal | EspProposal) -> tuple[Transform, ...]:
-    """The transforms of one of our proposals."""
-    encryption = suite.encryption
-    result = [Transform(TransformType.ENCR, encryption.transform_id, encryption.key_bits)]
-    if suite.integrity is not None:
-        result.append(Transform(TransformType.INTEG, suite.integrity.transform_id))
-    if isinstance(suite, IkeProposal):
-        result.append(Transform(TransformType.PRF, suite.prf.transform_id))
-    if suite.group is not None:
-        result.append(Transform(TransformType.KE, suite.group.transform_id))
-    if isinstance(suite, EspProposal):
-        result += [Transform(TransformType.ESN, int(esn)) for esn in suite.esn]
-    return tuple(result)
-
-
 def propose(suites: Sequence[IkeProposal | EspProposal], spi: bytes) -> tuple[Proposal, ...]:
     """What we offer, in order of preference."""
     protocol = Protocol.IKE if isinstance(suites[0], IkeProposal) else Protocol.ESP
     return tuple(
-        Proposal(number, protocol, spi, transforms(suite)) for number, suite in enumerate(suites, start=1)
+        Proposal(number, protocol, spi, suite.transforms) for number, suite in enumerate(suites, start=1)
     )
 
 
@@ -106,7 +91,7 @@ def choose(
             if proposal.protocol != protocol or len(proposal.spi) != spi_length:
                 continue
             theirs = without_ke(proposal.transforms) if ignore_groups else proposal.transforms
-            answer = _match(transforms(suite), theirs)
+            answer = _match(suite.transforms, theirs)
             if answer is not None:
                 return Chosen(suite, Proposal(proposal.number, protocol, b"", answer), proposal.spi)
     return None
@@ -132,7 +117,7 @@ def difference(
     ignore_groups: bool = False,
 ) -> str:
     """Why nothing was chosen: both sides' proposals, and the types of transform with nothing in common."""
-    ours = [transforms(suite) for suite in suites]
+    ours = [suite.transforms for suite in suites]
     theirs = [
         without_ke(proposal.transforms) if ignore_groups else proposal.transforms for proposal in offered
     ]
@@ -151,8 +136,10 @@ def without_ke(offered: Sequence[Transform]) -> tuple[Transform, ...]:
     return tuple(transform for transform in offered if transform.type != TransformType.KE)
 
 
-def _match(wanted: Sequence[Transform], offered: Sequence[Transform]) -> tuple[Transform, ...] | None:
+def _match(wanted: tuple[Transform, ...], offered: tuple[Transform, ...]) -> tuple[Transform, ...] | None:
     """`wanted` and the NONEs that complete it, or None when the offer does not hold them."""
+    if wanted == offered:
+        return wanted
     if not set(wanted) <= set(offered):
         return None
     answer = list(wanted)

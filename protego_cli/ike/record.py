@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from protego_cli.crypto.algorithms import Registry, TransformType
 from protego_cli.crypto.proposal import EspProposal, IkeProposal
 from protego_cli.ike.identities import Identity
-from protego_cli.ike.negotiation import name_of, transforms, without_ke
+from protego_cli.ike.negotiation import name_of, without_ke
 from protego_cli.wire.payloads import ExchangeType
 from protego_cli.wire.proposals import Proposal, Transform
 from protego_cli.wire.selectors import TrafficSelector
@@ -28,6 +29,7 @@ MAX_PROPOSALS = 8
 MAX_TRANSFORMS = 32  # in each of them
 MAX_SELECTORS = 16
 MAX_IDENTITY = 128  # characters
+SUITES = 1024  # of ours whose names are remembered
 MAX_TUNNELS = 8  # that are named as the ones that were looked at
 
 Offer = tuple[tuple[str, str], ...]
@@ -134,7 +136,7 @@ def bid(
     *,
     ignore_groups: bool = False,
 ) -> Bid:
-    ours = tuple(_offer(transforms(suite), registry) for suite in suites)
+    ours = tuple(_ours(suite.transforms, registry) for suite in suites)
     theirs = None
     if offered is not None:
         listed = (proposal.transforms for proposal in offered[:MAX_PROPOSALS])
@@ -142,7 +144,7 @@ def bid(
     return Bid(ours, theirs, None if chosen is None else str(chosen))
 
 
-def _offer(found: Sequence[Transform], registry: Registry) -> Offer:
+def _offer(found: tuple[Transform, ...], registry: Registry) -> Offer:
     return tuple(
         (TransformType(transform.type).name, name_of(transform, registry))
         for transform in found[:MAX_TRANSFORMS]
@@ -150,6 +152,7 @@ def _offer(found: Sequence[Transform], registry: Registry) -> Offer:
     )
 
 
+_ours = lru_cache(SUITES)(_offer)
 _TYPES = frozenset(TransformType)
 
 

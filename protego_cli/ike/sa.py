@@ -434,9 +434,16 @@ class IkeSa:
         """When `handle_timer` has something to do."""
         if self.state is State.CLOSED:
             return None
-        times = [self.sender.deadline, self.expires, self._held_until if self.tickets else None]
-        times += [self._liveness_at(), self.rekey_at, self.dies_at]
-        return min((time for time in times if time is not None), default=None)
+        held = self._held_until if self.tickets else None
+        times = (
+            self.sender.deadline,
+            self.expires,
+            held,
+            self._liveness_at(),
+            self.rekey_at,
+            self.dies_at,
+        )
+        return min([time for time in times if time is not None], default=None)
 
     def _liveness_at(self) -> float | None:
         idle = self.handle is not None and self.current is None and not self.queue

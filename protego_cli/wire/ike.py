@@ -78,4 +78,4 @@ def parse_message_untrusted(data: bytes) -> Message:
 
 def parse_payloads_untrusted(header: Header, data: bytes) -> tuple[Payload, ...]:
     """The outer payloads of a message whose header has been parsed. Raises Malformed."""
-    return parse_chain_untrusted(header.first, memoryview(data)[HEADER_LENGTH:])
+    return parse_chain_untrusted(header.first, data[HEADER_LENGTH:])

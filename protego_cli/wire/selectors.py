@@ -58,7 +58,12 @@ class TrafficSelector(msgspec.Struct, frozen=True, array_like=True):
 
     def contains(self, other: TrafficSelector) -> bool:
         """Whether every packet of `other` matches this selector."""
-        return self.intersect(other) == other
+        return (
+            len(self.start) == len(other.start)
+            and self.start <= other.start <= other.end <= self.end
+            and self.start_port <= other.start_port <= other.end_port <= self.end_port
+            and self.protocol in (0, other.protocol)
+        )
 
     def __str__(self) -> str:
         text = "empty"

@@ -186,7 +186,7 @@ class Fabric:
 
     def connected(self, role: Role) -> list[str]:
         """The nodes of this role whose Sync is applied and whose link stands."""
-        return [name for name, member in self._members.items() if member.up and member.node.role == role]
+        return [name for name, member in self._members.items() if member.node.role == role and member.up]
 
     def raw_esp(self) -> bool:
         """Whether all GINs that have ever been there can do without UDP: a peer's packets may come to any."""
@@ -388,7 +388,15 @@ class Fabric:
             return
         self._operators += 1
         try:
-            link = Link(stream, identity, self._operate, tasks, limit=NODE_LIMIT, silence=OPERATOR_SILENCE)
+            link = Link(
+                stream,
+                identity,
+                self._operate,
+                tasks,
+                limit=NODE_LIMIT,
+                silence=OPERATOR_SILENCE,
+                release=self._journal.release,
+            )
             await link.run()
         finally:
             self._operators -= 1
@@ -405,9 +413,7 @@ class Fabric:
 
     async def _work(self, answer: Awaitable[Reply]) -> Reply:
         try:
-            reply = await answer
-            await self._journal.stored()
-            return reply
+            return await answer
         finally:
             self._operations -= 1
 

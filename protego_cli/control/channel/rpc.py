@@ -20,6 +20,7 @@ import logging
 import math
 import ssl
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final
 
 import trio
@@ -102,8 +103,11 @@ class Link:
         *,
         limit: int,
         silence: float = SILENCE,
+        release: Release = at_once,
     ) -> None:
-        """`limit`: the largest frame to take; `silence`: seconds without a frame until the link closes."""
+        """`limit`: the largest frame to take; `silence`: seconds without a frame until the link closes;
+        `release`: what a reply that was awaited goes through.
+        """
         self.peer = peer
         self.closed: str | None = None  # why, once it is
         self._stream = stream
@@ -111,6 +115,7 @@ class Link:
         self._tasks = tasks
         self._frames = FrameBuffer(limit)
         self._silence = silence
+        self._release = release
         self._scope = trio.CancelScope()
         self._heard = 0.0  # when the last frame was complete
         self._look = math.inf  # when `_keep_time` looks at the clock
@@ -199,11 +204,12 @@ class Link:
     async def _read(self) -> None:
         try:
             while data := await self._stream.receive():
+                now = trio.current_time()
                 for frame in self._frames.feed(data):
+                    self._heard = now
                     self._dispatch(frame.id, frame.message)
                     if self.closed is not None:
                         return
-                    self._heard = trio.current_time()
             self.close("the connection was closed")
         except Broken as error:
             self.close(str(error))
@@ -256,7 +262,7 @@ class Link:
             reply = await answer
         except ProtegoError as error:
             reply = failure(error)
-        self._reply(identifier, reply)
+        self._release(partial(self._reply, identifier, reply))
 
     def _reply(self, identifier: int, reply: Reply) -> None:
         self._serving -= 1

@@ -86,7 +86,7 @@ class EventLog:
         self.clock = clock
         self._ring: deque[Event] = deque(maxlen=capacity)
         self._number = 0  # of the newest
-        self._arrived = trio.Event()
+        self._arrived: trio.Event | None = None  # once somebody waits
         self._waiting = 0
 
     def emit(
@@ -115,8 +115,9 @@ class EventLog:
         )
         self._ring.append(event)
         log.log(_LEVELS[severity], event)
-        self._arrived.set()
-        self._arrived = trio.Event()
+        if self._arrived is not None:
+            self._arrived.set()
+            self._arrived = None
 
     async def answer(self, request: GetEvents) -> Events:
         """What is asked for; if there is none yet and `wait` allows it, when there is. Raises Refused."""
@@ -129,6 +130,8 @@ class EventLog:
         try:
             with trio.move_on_after(min(request.wait, PATIENCE)):
                 while not found.events:
+                    if self._arrived is None:
+                        self._arrived = trio.Event()
                     await self._arrived.wait()
                     found = self.read(request)
         finally:

@@ -109,7 +109,7 @@ class Operations:
         return Acted(self._tunnel(self._migrations.find(name)), seconds, note)
 
     def _tunnel(self, tunnel: Tunnel) -> TunnelStatus:
-        up = {node.name for node in self._sad.fabric.nodes() if node.connected}
+        up = set(self._sad.fabric.connected("gpn"))
         return self._tunnel_status(tunnel, up, trio.current_time())
 
     def _status(self) -> Status:

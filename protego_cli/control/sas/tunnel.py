@@ -16,6 +16,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from operator import add, sub
 from typing import Final, Literal, NamedTuple
 
 import msgspec
@@ -47,10 +48,10 @@ class Totals(NamedTuple):
     limited_bytes_out: int = 0
 
     def plus(self, other: Totals) -> Totals:
-        return Totals(*(mine + its for mine, its in zip(self, other, strict=True)))
+        return Totals(*map(add, self, other))
 
     def minus(self, other: Totals) -> Totals:
-        return Totals(*(mine - its for mine, its in zip(self, other, strict=True)))
+        return Totals(*map(sub, self, other))
 
 
 class Meter:
@@ -231,7 +232,7 @@ class Tunnel(Durable):
         self.moves: deque[float] = deque(maxlen=MOVES)  # when it was moved lately
         self.moving = trio.Lock()  # held by a rekey of ours, from its first step to its last
         self.retired = Totals()  # what passed through SAs that are gone
-        self._changed = trio.Event()
+        self._changed: trio.Event | None = None  # once somebody waits
 
     # ---- CHILD_SAs
 
@@ -335,11 +336,14 @@ class Tunnel(Durable):
 
     def changed(self) -> None:
         """Wake those who wait for something about this tunnel."""
-        self._changed.set()
-        self._changed = trio.Event()
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None
 
     async def until(self, condition: Callable[[], bool]) -> None:
         while not condition():
+            if self._changed is None:
+                self._changed = trio.Event()
             await self._changed.wait()
 
 

@@ -73,7 +73,7 @@ class Durable:
 
     def __setattr__(self, name: str, value: object) -> None:
         changes = name in self.durable and getattr(self, name, _MISSING) != value
-        super().__setattr__(name, value)
+        object.__setattr__(self, name, value)
         if changes:
             self.mark(binding=name in self.binding)
 
@@ -124,8 +124,8 @@ class Journal:
         self._reveals: list[Callable[[], None]] = []
         self._busy = False  # a commit is under way
         self._bound = False  # something binding is marked, or an instruction waits
-        self._changed = trio.Event()
-        self._wanted = trio.Event()  # at once
+        self._wanted = trio.Event()  # a commit, at once
+        self._pause: trio.CancelScope | None = None  # until the next one that nothing waits for
 
     # ---- what was stored
 
@@ -144,11 +144,13 @@ class Journal:
 
     def mark(self, kind: str, identifier: bytes, worth: Worth, *, binding: bool = True) -> None:
         """This record has changed; `worth` is called when it is stored. The last mark of a key counts."""
+        first = not self._marked
         self._marked[_key(kind, identifier)] = worth
-        self._changed.set()
         if binding:
             self._bound = True
             self._wanted.set()
+        elif first and self._pause is not None:
+            self._pause.deadline = min(self._pause.deadline, trio.current_time() + LINGER)
 
     def put(self, kind: str, identifier: bytes, value: Any, *, binding: bool = True) -> None:
         """This record is now `value`, anything that msgspec encodes; None: it is gone."""
@@ -175,7 +177,6 @@ class Journal:
 
     def _wait(self, reveal: Callable[[], None]) -> None:
         self._reveals.append(reveal)
-        self._changed.set()
         self._wanted.set()
 
     def storing(self) -> trio.Event:
@@ -192,18 +193,19 @@ class Journal:
 
     async def run(self) -> None:
         """Commit for ever. Raises EnvironmentFault when that fails."""
+        tended = trio.current_time()
         while True:
-            with trio.move_on_after(TEND) as idle:
-                await self._changed.wait()
-            if idle.cancelled_caught:
+            due = trio.current_time() + LINGER if self._marked else tended + TEND
+            with trio.CancelScope(deadline=due) as self._pause:
+                await self._wanted.wait()
+            self._pause = None
+            if self._marked or self._wanted.is_set():
+                await trio.lowlevel.checkpoint()  # what others have to say in this turn goes with it
+                self._wanted = trio.Event()
+                await self._commit()
+            if trio.current_time() >= tended + TEND:
                 await self._offload(self._store.tend)
-                continue
-            if not self._wanted.is_set():
-                with trio.move_on_after(LINGER):
-                    await self._wanted.wait()
-            await trio.lowlevel.checkpoint()  # what others have to say in this turn goes with it
-            self._changed, self._wanted = trio.Event(), trio.Event()
-            await self._commit()
+                tended = trio.current_time()
 
     async def _commit(self) -> None:
         changes, reveals = self._take(), self._reveals
