@@ -12,7 +12,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from protego_cli.control.state import crash
-from protego_cli.control.state.journal import LINGER, Blocking, Durable, Journal
+from protego_cli.control.state.journal import LINGER, TEND, Blocking, Durable, Journal
 from protego_cli.control.state.sqlite import SqliteStore
 from protego_cli.control.state.store import Change
 from protego_cli.errors import EnvironmentFault
@@ -149,6 +149,26 @@ async def test_what_nothing_waits_for_is_stored_soon(autojump_clock: MockClock) 
         assert store.held == {}
         await trio.sleep(2 * LINGER)
         assert store.held == {b"k/": b"\x01"}
+
+
+class Tended(MemoryStore):
+    tends = 0
+
+    def tend(self) -> None:
+        self.tends += 1
+
+
+@pytest.mark.parametrize("binding", [False, True])
+async def test_the_store_is_tended_however_much_changes(autojump_clock: MockClock, binding: bool) -> None:
+    store = Tended()
+    async with committing(store) as journal:
+        for i in range(100):
+            journal.put("k", b"", i, binding=binding)
+            await trio.sleep(TEND / 20)
+        assert store.tends in (4, 5)
+        await trio.sleep(10 * TEND)
+        assert store.tends in (14, 15)
+    assert len(store.commits) == 100
 
 
 class Thing(Durable):

@@ -215,7 +215,9 @@ class Handler(logging.StreamHandler[TextIO]):
 
 
 def configure_logging(level: str, form: Format = "auto", role: str = "", name: str = "") -> None:
-    """Send the log to stderr from now on."""
+    """Send the log to stderr from now on. Who called, in which thread and process, no line tells."""
+    logging._srcfile = None  # the documented way not to look for it
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     terminal = sys.stderr.isatty()
     formatter: JsonFormatter | TerminalFormatter
     if form == "text" or (form == "auto" and terminal):

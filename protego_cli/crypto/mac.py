@@ -7,9 +7,12 @@ key's two blocks.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.hmac import HMAC
+
+KEYS: Final = 256  # that `Macs` keeps
 
 _SHA1 = hashes.SHA1()  # noqa: S303 - as a MAC it is sound, and only where a tunnel names it
 _SHA256 = hashes.SHA256()
@@ -48,6 +51,23 @@ def _running(algorithm: hashes.HashAlgorithm) -> Callable[[bytes], HMAC]:
         return HMAC(key, algorithm)
 
     return make
+
+
+class Macs:
+    """`hmac_sha256` under few keys that serve often: each is taken in once."""
+
+    def __init__(self) -> None:
+        self._begun: dict[bytes, HMAC] = {}
+
+    def __call__(self, key: bytes, data: bytes) -> bytes:
+        begun = self._begun.get(key)
+        if begun is None:
+            if len(self._begun) >= KEYS:
+                self._begun.clear()
+            begun = self._begun[key] = HMAC(key, _SHA256)
+        mac = begun.copy()
+        mac.update(data)
+        return mac.finalize()
 
 
 running_sha1 = _running(_SHA1)

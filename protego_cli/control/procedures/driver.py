@@ -24,7 +24,7 @@ import trio
 from protego_cli.config.model import Node
 from protego_cli.control.state.journal import Release, at_once
 from protego_cli.counters import Counters
-from protego_cli.crypto.mac import hmac_sha256
+from protego_cli.crypto.mac import Macs
 from protego_cli.errors import Malformed, ProtocolError, Refused
 from protego_cli.ike.events import (
     Alive,
@@ -149,6 +149,7 @@ class Driver:
         self._gins: Mapping[str, Node] = {}
         self._names: Mapping[Address, str] = {}
         self._key = envelope_key
+        self._mac = Macs()
         self._connected = connected
         self._counters = counters
         self._came_by: dict[Address, str] = {}  # peer -> GIN, least recently heard first
@@ -303,7 +304,7 @@ class Driver:
 
     def _receive_untrusted(self, gin: str, datagram: memoryview) -> None:
         try:
-            envelope = open_envelope(self._key(gin), datagram, hmac_sha256)
+            envelope = open_envelope(self._key(gin), datagram, self._mac)
         except Malformed:
             self._counters["gmn_drop_envelope"] += 1
             return
@@ -325,7 +326,7 @@ class Driver:
             self._counters["gmn_drop_no_gin"] += 1
             return
         gin = self._gins[name]
-        envelope = seal_envelope(self._key(name), Envelope(*path, datagram.data), hmac_sha256)
+        envelope = seal_envelope(self._key(name), Envelope(*path, datagram.data), self._mac)
         sent = self._socket.send(envelope, len(envelope), (gin.address, gin.ports.fabric))
         self._counters["gmn_ike_out" if sent else "gmn_drop_send"] += 1
 

@@ -18,6 +18,7 @@ A commit that fails ends `run` with EnvironmentFault, and with it the GMN: nothi
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from functools import partial
@@ -195,19 +196,23 @@ class Journal:
         """Commit for ever. Raises EnvironmentFault when that fails."""
         tended = trio.current_time()
         while True:
-            due = trio.current_time() + LINGER if self._marked else tended + TEND
-            with trio.CancelScope(deadline=due) as self._pause:
-                await self._wanted.wait()
+            with trio.CancelScope() as pause:
+                while trio.current_time() < tended + TEND:
+                    pause.deadline = trio.current_time() + LINGER if self._marked else tended + TEND
+                    self._pause = pause
+                    await self._wanted.wait()
+                    self._pause, pause.deadline = None, math.inf  # nothing cancels a commit
+                    await trio.lowlevel.checkpoint()  # what others have to say in this turn goes with it
+                    await self._commit()
             self._pause = None
-            if self._marked or self._wanted.is_set():
-                await trio.lowlevel.checkpoint()  # what others have to say in this turn goes with it
-                self._wanted = trio.Event()
+            if self._marked or self._reveals:
                 await self._commit()
             if trio.current_time() >= tended + TEND:
                 await self._offload(self._store.tend)
                 tended = trio.current_time()
 
     async def _commit(self) -> None:
+        self._wanted = trio.Event()
         changes, reveals = self._take(), self._reveals
         self._reveals = []
         self._bound = False
