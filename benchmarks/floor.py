@@ -20,7 +20,9 @@ from cryptography.hazmat.primitives.ciphers import Cipher as CipherContext
 from cryptography.hazmat.primitives.ciphers.modes import CBC
 
 from protego_cli.crypto.algorithms import Encryption, EspSuite, Mac
-from protego_cli.net.udp import CONTROL_BYTES, RECEIVE_BYTES, UDP_GRO, UDP_SEGMENT, Address
+from protego_cli.net.udp import RECEIVE_BYTES, UDP_GRO, UDP_SEGMENT, Address
+
+CONTROL_BYTES = socket.CMSG_SPACE(4) + socket.CMSG_SPACE(1)
 
 Cipher = Callable[[], object]
 """The bare cipher calls for a row of packets of one SA."""

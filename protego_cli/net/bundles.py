@@ -15,15 +15,15 @@ batches do, and cost it twice: to send here and to receive in the GPN.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from protego_cli.counters import Counters
 from protego_cli.errors import Malformed
+from protego_cli.net.batch import LONG, Address, Batch, Buffer, new_batch
 from protego_cli.net.gso import segments
 from protego_cli.net.steering import Sender
-from protego_cli.net.udp import LONG, Address, Batch, Buffer
-from protego_cli.wire.bundle import BATCH_LENGTH, FIXED_LENGTH, PADDING, WORD, build, could_be, parse
+from protego_cli.wire.bundle import BATCH_LENGTH, LEAST_LENGTH, PADDING, WORD, build, could_be, parse
 
 MAX_BATCHES = 64  # of a bundle here
 
@@ -47,12 +47,11 @@ class Send(Protocol):
 class _Bundle:
     """Batches for one GPN, with one TOS, that wait for others."""
 
-    __slots__ = ("left", "packets", "parts", "shapes", "tos")
+    __slots__ = ("left", "parts", "shapes", "tos")
 
     def __init__(self, tos: int, room: int) -> None:
         self.tos = tos
-        self.left = room - FIXED_LENGTH - PADDING
-        self.packets = 0
+        self.left = room  # for the packets of one more
         self.shapes: list[int] = []
         self.parts: list[Buffer] = []
 
@@ -86,8 +85,8 @@ class Bundler:
                     handle(batch)
             finally:
                 self.send = self._fabric.send
-                for dest in list(self._open):
-                    self._close(dest)
+                for dest, bundle in list(self._open.items()):
+                    self._close(dest, bundle)
 
         return handle_train
 
@@ -107,41 +106,36 @@ class Bundler:
         self, data: Buffer, size: int, dest: Address, *, source: str | None = None, tos: int = 0
     ) -> bool:
         """Let it wait for others to the same GPN, or send it behind those that wait."""
-        room = self._rooms.get(dest)
-        if room is None or source is not None:
-            self._close(dest)
-            return self._fabric.send(data, size, dest, source=source, tos=tos)
-        length = len(data)
-        bundle = self._open.get(dest)
-        if bundle is not None and (bundle.tos != tos or bundle.left < length + BATCH_LENGTH):
-            self._close(dest)
-            bundle = None
-        if length > LONG * size or not length:
-            self._close(dest)
-            return self._fabric.send(data, size, dest, tos=tos)
-        if bundle is None:
+        length, bundle = len(data), self._open.get(dest)
+        if bundle is None or bundle.tos != tos or length > bundle.left or length > LONG * size:
+            if bundle is not None:
+                self._close(dest, bundle)
+            room = self._rooms.get(dest, 0) - LEAST_LENGTH - PADDING
+            if length > room or length > LONG * size or not length or source is not None:
+                return self._fabric.send(data, size, dest, source=source, tos=tos)
             bundle = self._open[dest] = _Bundle(tos, room)
         bundle.left -= length + BATCH_LENGTH
-        bundle.packets += -(-length // size)
-        bundle.shapes += min(size, length), length
         bundle.parts.append(data)
-        if len(bundle.parts) == MAX_BATCHES or bundle.left < 0:
-            self._close(dest)
+        bundle.shapes += (size if size < length else length), length
+        if len(bundle.parts) == MAX_BATCHES:
+            self._close(dest, bundle)
         return True
 
-    def _close(self, dest: Address) -> None:
+    def _close(self, dest: Address, bundle: _Bundle) -> None:
         """Send what waits for this GPN."""
-        bundle = self._open.pop(dest, None)
-        if bundle is None:
-            return
-        if len(bundle.parts) == 1:
-            sent = self._fabric.send(bundle.parts[0], bundle.shapes[0], dest, tos=bundle.tos)
+        del self._open[dest]
+        parts, shapes, tos = bundle.parts, bundle.shapes, bundle.tos
+        if len(parts) == 1:
+            sent = self._fabric.send(parts[0], shapes[0], dest, tos=tos)
         else:
-            before, behind = build(bundle.shapes, sum(bundle.shapes[1::2]))
-            sent = self._fabric.send_parts((before, *bundle.parts, behind), dest, tos=bundle.tos)
+            before, behind = build(shapes, sum(shapes[1::2]))
+            sent = self._fabric.send_parts((before, *parts, behind), dest, tos=tos)
         if not sent:
-            self._counters[self._passed] -= bundle.packets
-            self._counters[self._refused] += bundle.packets
+            packets = sum(
+                [-(-length // size) for size, length in zip(shapes[::2], shapes[1::2], strict=True)]
+            )
+            self._counters[self._passed] -= packets
+            self._counters[self._refused] += packets
 
 
 def unbundled(train: Sequence[Batch], counters: Counters, dropped: str) -> Sequence[Batch]:
@@ -149,7 +143,10 @@ def unbundled(train: Sequence[Batch], counters: Counters, dropped: str) -> Seque
     for place, (view, size, _, _) in enumerate(train):
         perhaps = could_be(size) or (size and could_be(len(view) % size))
         if perhaps and _has_bundles(view, size):
-            return [*train[:place], *_apart(train[place:], counters, dropped)]
+            found = list(train[:place])
+            for batch in train[place:]:
+                found += _apart(batch, counters, dropped)
+            return found
     return train
 
 
@@ -158,17 +155,17 @@ def _has_bundles(view: memoryview, size: int) -> bool:
     return 0 in view[::size].tobytes()
 
 
-def _apart(train: Iterable[Batch], counters: Counters, dropped: str) -> Iterator[Batch]:
-    for batch in train:
-        view, size, source, tos = batch
-        if not size or not _has_bundles(view, size):
-            yield batch
-            continue
-        for segment in segments(view, size):
-            if segment[:4] != WORD:
-                yield Batch(segment, len(segment), source, tos)
-                continue
+def _apart(batch: Batch, counters: Counters, dropped: str) -> list[Batch]:
+    view, size, source, tos = batch
+    if not size or not _has_bundles(view, size):
+        return [batch]
+    found = []
+    for segment in segments(view, size):
+        if segment[:4] == WORD:
             try:
-                yield from [Batch(part, each, source, tos) for part, each in parse(segment)]
+                found += [new_batch((part, each, source, tos)) for part, each in parse(segment)]
             except Malformed:
                 counters[dropped] += 1
+        else:
+            found.append(new_batch((segment, len(segment), source, tos)))
+    return found

@@ -296,7 +296,13 @@ def uniform(view: memoryview, size: int, count: int, first: Fields) -> bool:
     spans, length = _spans(ethertype)
     if not (destination and header[0] & I_FLAG):  # beside that flag, reserved bits mean nothing
         return False
-    return len(view) - (count - 1) * size >= length and alike(view, size, count, spans)
+    if len(view) - (count - 1) * size < length:
+        return False
+    if count <= LONG:
+        layout = _V6_FIELDS if length == _V6_LENGTH else _V4_FIELDS
+        rows = [layout.unpack_from(view, at) for at in range(0, len(view), size)]
+        return rows.count(first) == count
+    return alike(view, size, count, spans)
 
 
 def _spans(ethertype: bytes | memoryview) -> tuple[Spans, int]:

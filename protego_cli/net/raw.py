@@ -22,7 +22,6 @@ import trio
 from protego_cli.errors import EnvironmentFault
 from protego_cli.net.gso import segments, segments_per_send
 from protego_cli.net.udp import (
-    BUFFER_BYTES,
     IP_MTU_DISCOVER,
     IP_PMTUDISC_OMIT,
     MAX_REMEMBERED,
@@ -41,6 +40,7 @@ from protego_cli.net.udp import (
 
 IPPROTO_ESP = int(socket.IPPROTO_ESP)
 IP_HEADER = 20  # bytes, without options
+BUFFER_BYTES = 2 * RECEIVE_BYTES  # a batch merged here, and behind it room for whatever comes next
 
 
 class RawSocket:

@@ -1,10 +1,10 @@
 """A UDP socket that moves batches: GRO on receive, GSO on send, the source address chosen per send.
 
-Receive: one `recvmsg_into` of a reused buffer; the kernel says in a control message how long each segment is
-(UDP_GRO), and the batch's TOS (one for all: the kernel merges only equals). Where it has merged nothing (it
-merges what a card or a segmented send gave it, not what came one by one) and more is waiting, the datagrams
-are merged here under the same rules, so that all that comes after costs less by the packet. `receive_train`
-goes further: short batches are gathered side by side, so that whoever can works on them all at once.
+Receive: one `recvmmsg` of many datagrams (`mmsg.py`); the kernel says in control messages how long each
+segment is (UDP_GRO), and the TOS (one for all of a batch: the kernel merges only equals). Where it has merged
+nothing (it merges what a card or a segmented send gave it, not what came one by one), datagrams are merged
+here under the same rules, so that all that comes after costs less by the packet. `receive_train` hands out
+short batches together, so that whoever can works on them all at once.
 Send: one `sendmsg` per 64 segments (UDP_SEGMENT), with the source address (IP_PKTINFO) and TOS beside it.
 
 Where the kernel lacks one of the two, datagrams go one by one. A path that refuses segmentation for a size
@@ -21,23 +21,22 @@ import socket
 import struct
 import sys
 from collections.abc import Sequence
-from functools import partial
-from typing import NamedTuple
 
 import trio
 
 from protego_cli.errors import EnvironmentFault
+from protego_cli.net.batch import LONG, Address, Batch, Buffer
 from protego_cli.net.gso import MAX_BYTES, MAX_SEGMENTS, segments_per_send
+from protego_cli.net.mmsg import RECEIVE_BYTES, UDP_GRO, ManyReceiver
+
+__all__ = ["LONG", "RECEIVE_BYTES", "UDP_GRO", "Address", "Batch", "Buffer", "UdpSocket"]
 
 logger = logging.getLogger(__name__)
 
-Address = tuple[str, int]
-Buffer = bytes | bytearray | memoryview
 Control = list[tuple[int, int, bytes]]
 
 # Linux numbers that the socket module does not name (linux/udp.h, linux/in.h, asm-generic/socket.h)
 UDP_SEGMENT = 103
-UDP_GRO = 104
 IP_PKTINFO = 8
 IP_MTU_DISCOVER = 10
 IP_PMTUDISC_OMIT = 5
@@ -48,16 +47,11 @@ SO_MEMINFO = 55
 MEMINFO_DROPS = 8  # index of the drop count among the 32-bit words of SO_MEMINFO
 
 HEADERS_BYTES = 28  # of IPv4 and UDP
-RECEIVE_BYTES = 1 << 16  # no UDP payload, merged or not, is longer
-BUFFER_BYTES = 2 * RECEIVE_BYTES  # a batch merged here, and behind it room for whatever comes next
-TRAIN_BYTES = 1 << 15  # a train is not waited for beyond so many
-TRAIN_BATCHES = 64
-LONG = 8  # packets: a longer batch that the kernel made ends a train; there is nothing to gain
-CONTROL_BYTES = socket.CMSG_SPACE(4) + socket.CMSG_SPACE(1)
+MANY = 64  # datagrams by one system call
+FEW = 4  # where the kernel merges many into one, so that they stay in the cache
 WRITABLE_WAIT_MS = 5  # how long a full send buffer may hold the role up before the packets are dropped
 MAX_REMEMBERED = 1024  # destinations with a largest segment; combinations of control messages
 
-_IP, _UDP, _TOS = int(socket.IPPROTO_IP), int(socket.IPPROTO_UDP), int(socket.IP_TOS)
 _INT = struct.Struct("=i")
 _U16 = struct.Struct("=H")
 _PKTINFO = struct.Struct("=i4s4s")
@@ -79,30 +73,17 @@ TRANSIENT = frozenset(
 )
 
 
-class Batch(NamedTuple):
-    """What one receive returned; `view` is valid until the next receive on the same socket."""
-
-    view: memoryview  # segments of `size` bytes, the last perhaps shorter
-    size: int  # len(view) for a single datagram
-    source: Address
-    tos: int = 0
-
-
-_batch = partial(tuple.__new__, Batch)  # half of what `Batch` takes, which looks at names
-
-
 class UdpSocket:
     """A bound, non-blocking UDP socket (IPv4)."""
 
     def __init__(self, sock: socket.socket, *, gso: bool) -> None:
         self._sock = sock
         self._sendmsg = sock.sendmsg
-        self._recvmsg_into = sock.recvmsg_into
         self._gso = gso
-        self._buffer = memoryview(bytearray(BUFFER_BYTES))
-        self._whole = (self._buffer[:RECEIVE_BYTES],)
-        self._held: Batch | None = None  # received behind a batch that it could not join
-        self._empty = False  # the kernel had no more when the last batch was merged
+        self._many, self._few = ManyReceiver(sock, MANY), ManyReceiver(sock, FEW)
+        self._long = False  # the kernel has merged many
+        self._waiting: list[Batch] = []  # received, but not handed out yet
+        self._empty = False  # the kernel had no more after what came last
         self._ceilings: dict[str, int] = {}
         self._control: dict[tuple[int, str | None, int], Control] = {}
         address, port = sock.getsockname()[:2]
@@ -135,124 +116,44 @@ class UdpSocket:
 
     def receive(self) -> Batch | None:
         """The next batch, without blocking; None when there is nothing."""
-        first, self._held = self._held, None
-        if first is not None:
-            view, size, source, tos = first
-            self._buffer[: len(view)] = view
-            first = Batch(self._buffer[: len(view)], size, source, tos)
-        elif self._empty:
-            self._empty = False
-            return None
-        else:
-            first = self._receive_one()
-        if first is None or first.size != len(first.view) or not first.size:
-            return first
-        return self._merged(first)
+        if not self._waiting:
+            self._waiting = self._fetch()
+        return self._waiting.pop(0) if self._waiting else None
 
     def receive_train(self) -> list[Batch]:
-        """The batches that wait, in order, up to a bound or a long one. None where nothing waits.
+        """The batches that wait, in order, up to a bound; a long one that the kernel made alone. None where
+        nothing waits.
 
         They are valid until the next receive.
         """
-        if self._held is not None or self._empty:
-            first = self.receive()
-            return [] if first is None else [first]
-        try:
-            length, control, _, source = self._recvmsg_into(self._whole, CONTROL_BYTES)
-        except BlockingIOError:
+        batches = self._waiting or self._fetch()
+        if len(batches) < 2 or not self._long:
+            self._waiting = []
+            return batches
+        stop = 0
+        for view, size, _, _ in batches:
+            if len(view) > LONG * size:
+                break
+            stop += 1
+        self._waiting = batches[stop or 1 :]
+        return batches[: stop or 1]
+
+    def _fetch(self) -> list[Batch]:
+        """What one system call returns."""
+        if self._empty:
+            self._empty = False
             return []
+        receiver = self._few if self._long else self._many
+        try:
+            batches = receiver.receive()
         except OSError as error:
             if error.errno in TRANSIENT:
                 return []
             raise
-        size, tos = length, 0
-        for level, kind, data in control:
-            if kind == UDP_GRO and level == _UDP:
-                size = _INT.unpack(data)[0]
-            elif kind == _TOS and level == _IP:
-                tos = data[0]
-        if length > LONG * size:
-            return [_batch((self._buffer[:length], size, source, tos))]
-        return self._gathered(length, size, source, tos)
-
-    def _gathered(self, end: int, size: int, source: Address, tos: int) -> list[Batch]:
-        """A short batch with those that wait behind it."""
-        train: list[Batch] = []
-        receive, buffer = self._recvmsg_into, self._buffer
-        start = 0  # of the batch being gathered; more of its size may join in `room`
-        room = segments_per_send(size) * size - end if size and end % size == 0 else 0
-        while end < TRAIN_BYTES and len(train) < TRAIN_BATCHES - 1:
-            try:
-                length, control, _, sender = receive((buffer[end : end + RECEIVE_BYTES],), CONTROL_BYTES)
-            except OSError as error:
-                if error.errno != errno.EAGAIN and error.errno not in TRANSIENT:
-                    raise
-                self._empty = True
-                break
-            segment, mark = length, 0
-            for level, kind, data in control:
-                if kind == UDP_GRO and level == _UDP:
-                    segment = _INT.unpack(data)[0]
-                elif kind == _TOS and level == _IP:
-                    mark = data[0]
-            joins = 0 < length <= room and sender == source and mark == tos
-            if joins and (segment == size or segment == length < size):
-                end += length
-                room = room - length if length % size == 0 else 0
-                continue
-            train.append(_batch((buffer[start:end], size, source, tos)))
-            start, size, source, tos = end, segment, sender, mark
-            end += length
-            room = segments_per_send(size) * size - length if size and length % size == 0 else 0
-            if length > LONG * size:
-                break
-        train.append(_batch((buffer[start:end], size, source, tos)))
-        return train
-
-    def _merged(self, first: Batch) -> Batch:
-        """A single datagram with those that wait behind it, as long as they are alike."""
-        _, size, source, tos = first
-        receive, buffer = self._recvmsg_into, self._buffer
-        end, limit = size, segments_per_send(size) * size
-        while end < limit:
-            try:
-                length, control, _, sender = receive((buffer[end : end + RECEIVE_BYTES],), CONTROL_BYTES)
-            except OSError as error:
-                if error.errno != errno.EAGAIN and error.errno not in TRANSIENT:
-                    raise
-                self._empty = True
-                break
-            segment, mark = length, 0
-            for level, kind, data in control:
-                if level == _UDP and kind == UDP_GRO:
-                    segment = _INT.unpack(data)[0]
-                elif level == _IP and kind == _TOS:
-                    mark = data[0]
-            if length != segment or not 0 < length <= size or sender != source or mark != tos:
-                self._held = _batch((buffer[end : end + length], segment, sender, mark))
-                break
-            end += length
-            if length < size:
-                break
-        return _batch((buffer[:end], size, source, tos)) if end > size else first
-
-    def _receive_one(self) -> Batch | None:
-        """What one system call returns."""
-        try:
-            count, control, _, source = self._recvmsg_into(self._whole, CONTROL_BYTES)
-        except BlockingIOError:
-            return None
-        except OSError as error:
-            if error.errno in TRANSIENT:
-                return None
-            raise
-        size, tos = count, 0
-        for level, kind, data in control:
-            if kind == UDP_GRO and level == _UDP:
-                size = _INT.unpack(data)[0]
-            elif kind == _TOS and level == _IP:
-                tos = data[0]
-        return _batch((self._buffer[:count], size, source, tos))
+        self._empty = bool(batches) and not receiver.more
+        if batches:
+            self._long = receiver.long
+        return batches
 
     def send(
         self, data: Buffer, size: int, dest: Address, *, source: str | None = None, tos: int = 0
@@ -326,6 +227,8 @@ class UdpSocket:
         return overflow(self._sock)
 
     def close(self) -> None:
+        self._many.close()
+        self._few.close()
         close(self._sock)
 
     def _send_when_writable(self, parts: Sequence[Buffer], control: Control, dest: Address) -> int:

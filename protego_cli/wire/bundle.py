@@ -25,6 +25,7 @@ KIND = 7  # beside those of `tags.TagKind`
 WORD = KIND.to_bytes(4)
 FIXED_LENGTH = 6
 BATCH_LENGTH = 4  # what each batch takes in the header
+LEAST_LENGTH = FIXED_LENGTH + BATCH_LENGTH  # of a header
 MAX_BATCHES = 256
 MAX_SEGMENTS = 64  # packets of a batch
 PADDING = 3  # at most
@@ -47,7 +48,7 @@ def build(shapes: Sequence[int], length: int) -> tuple[bytes, bytes]:
 
 def parse(view: memoryview) -> list[tuple[memoryview, int]]:
     """The batches, and the size of each one's packets. Raises Malformed."""
-    if len(view) < FIXED_LENGTH + BATCH_LENGTH:
+    if len(view) < LEAST_LENGTH:
         raise Malformed("bundle shorter than the least")
     batches = int.from_bytes(view[4:6])
     start = FIXED_LENGTH + BATCH_LENGTH * batches

@@ -13,6 +13,8 @@ from functools import cache, lru_cache
 from protego_cli.wire.columns import Buffer, alike
 
 HEAD_LENGTH = 8
+FEW = 8  # packets: of fewer each one's head is read
+MAX_NUMBER = (1 << 32) - 1
 _HEAD = struct.Struct("!II")
 _SPI = ((0, 4),)
 
@@ -25,6 +27,10 @@ def one_spi(data: Buffer, size: int, count: int) -> tuple[int, int] | None:
     spi, number = _HEAD.unpack_from(data)
     if count == 1:
         return spi, number
+    if count < FEW:
+        heads: tuple[int, ...] = _heads(size, count).unpack_from(data)
+        last = max(heads)
+        return (spi, last & MAX_NUMBER) if min(heads) >> 32 == last >> 32 else None
     if size % 4:  # none that anybody has sealed
         return (spi, _highest(data, size, count)) if alike(data, size, count, _SPI) else None
     end, spis, following, upper, upper_following, lower = _columns(size, count)
@@ -64,6 +70,11 @@ def _ramp() -> memoryview:
 def _highest(data: Buffer, size: int, count: int) -> int:
     numbers: tuple[int, ...] = _numbers(size, count).unpack_from(data, 4)
     return max(numbers)
+
+
+@lru_cache(maxsize=1024)
+def _heads(size: int, count: int) -> struct.Struct:
+    return struct.Struct("!" + f"Q{size - HEAD_LENGTH}x" * (count - 1) + "Q")
 
 
 @lru_cache(maxsize=1024)
