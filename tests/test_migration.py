@@ -63,7 +63,7 @@ async def test_every_step_waits_for_the_one_before(
         installed = ("acknowledged", "gpn-2", sa, ("rule", TUNNEL))
         diverted, unruled = Rule(TUNNEL, old.spi, direct=False), ("drop", "gpn-1", ("rule", TUNNEL))
         w.ordered(
-            installed,
+            rekey,
             ("put", "gpn-1", diverted),
             ("acknowledged", "gpn-1", ("rule", TUNNEL)),
             ("wire", "gmn", "INFORMATIONAL", False),  # the round trip: nothing is sealed there any more

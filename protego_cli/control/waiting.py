@@ -45,7 +45,9 @@ class holding:  # noqa: N801 - it is used like `trio.Lock` itself
 
 async def together(*calls: Callable[[], Awaitable[object]]) -> None:
     """Make the calls side by side; when all are done, raise the first ProtegoError among them."""
-    if not calls:
+    if len(calls) < 2:  # nothing is beside it
+        for call in calls:
+            await call()
         return
     failures: list[ProtegoError] = []
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Final
 
 from protego_cli.config.model import Rate
@@ -89,8 +89,9 @@ class MuxIngress:
     def unsteer(self, spi: int) -> None:
         self._steered.pop(spi, None)
 
-    async def settle(self) -> None:
+    def settle(self) -> Awaitable[None] | None:
         """Nothing is left to do."""
+        return None
 
     async def tend(self) -> None:
         """There is nothing outside."""

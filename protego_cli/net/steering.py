@@ -2,7 +2,7 @@
 
 A backend is named in the cluster file (`cluster.ingress`), handed out by a plugin, and makes one steering
 object per role. The roles keep it at the desired state and give it what their sockets received. An `Egress`
-acts on a change when the method returns, an `Ingress` on all changes so far when `settle` returns: one
+acts on a change when the method returns, an `Ingress` on all changes so far when `settle` is over: one
 message of the control channel is one step. A backend that steers in the kernel gets here only what the kernel
 passed up, and may know no marks.
 
@@ -12,7 +12,7 @@ The sockets, IKE, tags and barriers are the roles' own, whatever the backend.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
@@ -82,8 +82,10 @@ class Ingress(Protocol):
 
     def unsteer(self, spi: int) -> None: ...
 
-    async def settle(self) -> None:
-        """Return once every packet goes by the changes made so far. Called after each message's changes."""
+    def settle(self) -> Awaitable[None] | None:
+        """Over once every packet goes by the changes made so far; None when that is so already. Called after
+        each message's changes.
+        """
         ...
 
     async def tend(self) -> None:

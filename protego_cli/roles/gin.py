@@ -129,7 +129,7 @@ class GinPlane:
                 self._steering.unsteer(spi)
                 self._returns.unsteer(spi)
 
-    def settle(self) -> Awaitable[None]:
+    def settle(self) -> Awaitable[None] | None:
         return self._steering.settle()
 
     async def barrier(self, gpn: str) -> None:

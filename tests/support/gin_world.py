@@ -55,11 +55,13 @@ class World:
 
     async def put(self, record: AnyRecord) -> None:
         self.plane.put(record)
-        await self.plane.settle()
+        if (settling := self.plane.settle()) is not None:
+            await settling
 
     async def drop(self, key: Key) -> None:
         self.plane.drop(key)
-        await self.plane.settle()
+        if (settling := self.plane.settle()) is not None:
+            await settling
 
     async def counted(self, **expected: int) -> None:
         """Wait until these counters stand so, and no other does."""

@@ -5,9 +5,8 @@ T moves from A to B (docs/architecture.md, "Migration, message by message"):
 1. Every GIN steers a new SPI to B, B parks its packets; acknowledged. Meanwhile the request of step 2 is made
    and stored.
 2. CREATE_CHILD_SA. *rekey_ms ends*
-3. B holds the SA and seals on it; acknowledged.
+3. B holds the SA and seals on it; acknowledged. A passes on to a GEN what VTEPs still send straight to it.
 4. Every GEN routes T to B, then passes a barrier to A, which A echoes when all before it is sealed and sent.
-   Meanwhile A is told that what a VTEP still sends straight to it goes on to a GEN.
    *distribute_ms ends*
 5. An empty IKE round trip (ESP and DELETE take different paths); A's Rule goes.
 6. DELETE of the old SA (`parting.py`). *total_ms ends*
@@ -292,11 +291,11 @@ class Migrations:
     async def _replace(self, tunnel: Tunnel, new: Placed, old: Placed) -> float:
         crash_point("migration.placed")
         await passed(self._sad.gathered)
-        with Parting(self._sad, self._driver, tunnel, [new]) as parting:
+        with Parting(self._sad, self._driver, tunnel, [new], [old]) as parting:
             distributed = await self._distribute(tunnel, new, old)
             if old.seals:
                 raise Refused(f"{tunnel.id}: the peer deleted the new SA at once; it stays on {old.gpn}")
-            parting.begin(old)
+            parting.begin()
         crash_point("migration.distributed")
         await parting.end()
         new.replaces = None
@@ -320,10 +319,10 @@ class Migrations:
             settled = all(strand.successor is None for strand in tunnel.strands)
             if not news or not settled or any(sa.gpn != to for sa in (*news, *stay)):
                 raise Refused(f"{tunnel.id}: its peer has changed it meanwhile; try again")
-            olds = [new.strand.sealing for new in news]
-            with Parting(self._sad, self._driver, tunnel, news) as parting:
+            olds = [old for new in news if (old := new.strand.sealing) is not None]
+            with Parting(self._sad, self._driver, tunnel, news, olds) as parting:
                 await self._sad.flip_together(tunnel, news)
-                parting.begin(*(old for old in olds if old is not None))
+                parting.begin()
         except ProtegoError:
             await self._take_back(tunnel)
             raise
@@ -532,6 +531,7 @@ class Migrations:
         try:
             if not new.going and not new.strand.flipping.locked():  # whose Rule may be of the same GPN
                 self._sad.nodes.rule(new, binding=False)  # in one update with the SA
+            self._sad.nodes.tell((new.gpn, old.gpn))
             stored = self._sad.journal.storing()
             await self._sad.nodes.holds(new.gpn)
             tunnel.stand(new)

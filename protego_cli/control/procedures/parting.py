@@ -1,10 +1,12 @@
-"""How SAs go that a rekey of ours has replaced, from when the new ones seal (steps 5 and 6 of a migration).
+"""How SAs go that a rekey of ours replaces: what there is to it in a migration from step 3 on.
 
-1. An empty IKE round trip. What the old GPN sealed last goes to the peer by another path than DELETE, and
+1. As the new GPN is told of its SA, the old one is told to pass on what VTEPs still send straight to it: a
+   GEN sends that where the tunnel is, now and later. So behind the barriers of GENs it has nothing to seal.
+2. An empty IKE round trip. What the old GPN sealed last goes to the peer by another path than DELETE, and
    some peers open nothing more on an SA once they have that: it gets the time of a round trip to arrive. The
-   request is made ahead, and so is stored with the flip.
-2. Meanwhile the Rule of the old GPN goes, which has nothing left to seal by then.
-3. DELETE, and its answer.
+   request is made ahead, and so is stored before it is due.
+3. Meanwhile the Rule of the old GPN goes, which no packet meets any more.
+4. DELETE, and its answer.
 """
 
 from __future__ import annotations
@@ -29,16 +31,20 @@ log = logging.getLogger(__name__)
 class Parting:
     """`with` it the new SAs begin to seal, then `begin`; behind that, `end`."""
 
-    def __init__(self, sad: Sad, driver: Driver, tunnel: Tunnel, news: Sequence[Placed]) -> None:
-        """`news` are about to seal."""
+    def __init__(
+        self, sad: Sad, driver: Driver, tunnel: Tunnel, news: Sequence[Placed], olds: Sequence[Placed]
+    ) -> None:
+        """`news` are about to seal in the place of `olds`."""
         self._sad = sad
         self._driver = driver
         self._tunnel = tunnel
         self._trips = {ike: driver.prepare_alive(ike) for ike in dict.fromkeys(new.ike for new in news)}
-        self._olds: Sequence[Placed] = ()
+        self._olds = olds
         self._begun = False
 
     def __enter__(self) -> Self:
+        for old in self._olds:
+            self._sad.nodes.divert(old)
         return self
 
     def __exit__(
@@ -47,18 +53,23 @@ class Parting:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if not self._begun:
-            for trip in self._trips.values():
-                trip.withdraw()
+        if self._begun:
+            return
+        for trip in self._trips.values():
+            trip.withdraw()
+        for old in self._olds:
+            if old.seals:
+                self._sad.nodes.rule(old)
+                self._sad.nodes.tell((old.gpn,))
 
-    def begin(self, *olds: Placed) -> None:
-        """None of these seals any more, and what they have sealed is on its way."""
-        self._olds, self._begun = olds, True
+    def begin(self) -> None:
+        """None of the old SAs seals any more, and what they have sealed is on its way."""
+        self._begun = True
         for trip in self._trips.values():  # before anything changes that would have to be stored first
             trip.let_go()
-        for old in olds:
+        for old in self._olds:
             self._sad.nodes.unrule(old, binding=False)
-        self._sad.nodes.tell(dict.fromkeys(old.gpn for old in olds))
+        self._sad.nodes.tell(dict.fromkeys(old.gpn for old in self._olds))
 
     async def end(self) -> None:
         """Return when the peer has answered each DELETE. Raises Refused when the tunnel goes down before."""

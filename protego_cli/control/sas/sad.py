@@ -36,7 +36,7 @@ from protego_cli.control.sas.spis import SpiAllocator
 from protego_cli.control.sas.stored import ASKED, SA, TUNNEL, store_sa, store_tunnel
 from protego_cli.control.sas.tunnel import Asked, Placed, Strand, Tunnel
 from protego_cli.control.state.journal import Journal
-from protego_cli.control.waiting import holding, passed, together
+from protego_cli.control.waiting import holding, passed
 from protego_cli.errors import ProtegoError, Refused
 from protego_cli.ike.events import ChildSa
 
@@ -419,11 +419,13 @@ class Sad:
             self.nodes.divert(old)
         left = dict.fromkeys(old.gpn for old in olds)
         behind = [gpn for gpn in left if gpn in self.fabric.connected("gpn")]
-        await together(
-            self.journal.stored,
-            *(partial(self.nodes.let_go, gpn) for gpn in behind),
-            *(partial(self.nodes.routed, gpn) for gpn in behind or (None,)),
-        )
+        self.nodes.tell(behind)
+        stored = self.journal.storing()
+        for gpn in behind or (None,):
+            await self.nodes.routed(gpn)
+        for gpn in behind:
+            await self.nodes.let_go(gpn)
+        await passed(stored)
 
     def _rule_again(self, new: Placed) -> None:
         """The SA that seals goes on to, and not `new`."""
