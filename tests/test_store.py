@@ -20,6 +20,8 @@ from protego_cli.control.state.sqlite import SqliteStore
 from protego_cli.errors import EnvironmentFault, Exit
 from protego_cli.plugins.state_stores import protego_state_stores
 
+FRAME = sqlite.PAGE + 24  # of the WAL
+
 
 def contents(directory: Path) -> dict[bytes, bytes]:
     with closing(SqliteStore(directory)) as store:
@@ -99,7 +101,7 @@ def test_a_transaction_is_whole_or_not_there(killed: Path) -> None:
     """A WAL that was still being written when the power went: head and all."""
     expected = {b"key %d" % i: b"value %d" % i for i in range(10)}
     wal = (killed / "state.db-wal").read_bytes()
-    (killed / "state.db-wal").write_bytes(wal + wal[-4120:-1000])
+    (killed / "state.db-wal").write_bytes(wal + wal[-FRAME:-1000])
     assert contents(killed) == expected
 
 
@@ -134,14 +136,63 @@ def test_a_long_wal_is_emptied_at_once(tmp_path: Path, monkeypatch: pytest.Monke
     with closing(SqliteStore(tmp_path)) as store:
         for i in range(200):
             store.commit([(b"%d" % i, bytes(100))])
-            assert (tmp_path / "state.db-wal").stat().st_size < 60 * 4120
+            assert (tmp_path / "state.db-wal").stat().st_size < 60 * FRAME
     assert len(contents(tmp_path)) == 200
+
+
+# ---- batches
+
+
+def test_batches_count_in_the_order_of_the_commits(tmp_path: Path) -> None:
+    """As a killed process leaves them, and folded; what they replace is in the records already."""
+    expected = {b"a": b"3", b"c": b"1", b"e": b"2"}
+    live, left = tmp_path / "live", tmp_path / "left"
+    live.mkdir()
+    with closing(SqliteStore(live)) as store:
+        store.commit([(b"a", b"1"), (b"b", b"1"), (b"d", b"1")])
+    with closing(SqliteStore(live)) as store:
+        store.commit([(b"a", b"2"), (b"b", None), (b"c", b"0"), (b"e", None)])
+        store.commit([(b"a", b"3"), (b"c", b"1"), (b"d", None), (b"e", b"2")])
+        shutil.copytree(live, left)
+    assert contents(live) == contents(left) == contents(left) == expected
+    assert len(rows(live, "batch")) == 0
+    assert len(rows(live, "record")) == 3
+
+
+def rows(directory: Path, table: str) -> list[tuple[object, ...]]:
+    with closing(sqlite3.connect(directory / "state.db")) as db:
+        return db.execute(f"SELECT * FROM {table}").fetchall()
+
+
+def test_a_batch_that_is_not_readable(killed: Path) -> None:
+    with closing(SqliteStore(killed)) as store:
+        store._db.execute("INSERT INTO batch (changes) VALUES (x'93')")
+        with pytest.raises(EnvironmentFault, match="the database is damaged: a batch is not readable"):
+            store.load()
+
+
+def test_a_database_of_the_time_before_batches(tmp_path: Path) -> None:
+    live, left = tmp_path / "live", tmp_path / "left"
+    live.mkdir()
+    with closing(sqlite3.connect(live / "state.db", isolation_level=None)) as db:
+        db.execute("PRAGMA page_size = 4096")
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("CREATE TABLE record (key BLOB NOT NULL UNIQUE, value BLOB NOT NULL) STRICT")
+        db.execute("INSERT INTO record VALUES (x'61', x'31')")
+    (live / "state.db").chmod(0o600)
+    with closing(SqliteStore(live)) as store:
+        assert dict(store.load()) == {b"a": b"1"}
+        store.commit([(b"b", bytes(10_000))])
+        shutil.copytree(live, left)
+    assert contents(live) == contents(left) == {b"a": b"1", b"b": bytes(10_000)}
+    os.truncate(live / "state.db", 4095)
+    assert "the database is damaged: it ends after 4095 bytes" in refused(live)
 
 
 # ---- what is not what it was
 
 
-@pytest.mark.parametrize("cut", [1, 4120, 3 * 4120, 10 * 4120])
+@pytest.mark.parametrize("cut", [1, FRAME, 3 * FRAME, 10 * FRAME])
 def test_a_wal_that_lost_its_end(killed: Path, cut: int) -> None:
     os.truncate(killed / "state.db-wal", (killed / "state.db-wal").stat().st_size - cut)
     assert "state.db-wal has lost" in refused(killed)
@@ -168,7 +219,7 @@ def test_a_wal_without_its_database(killed: Path) -> None:
     assert "state.db-wal is there without it" in refused(killed)
 
 
-@pytest.mark.parametrize("size", [0, 1, 100, 4096, 9000])
+@pytest.mark.parametrize("size", [0, 1, 100, 4096, 8191, 8192, 20_000])
 def test_a_torn_database(tmp_path: Path, size: int) -> None:
     with closing(SqliteStore(tmp_path)) as store:
         store.commit([(b"%d" % i, bytes(1000)) for i in range(100)])

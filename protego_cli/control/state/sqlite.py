@@ -3,12 +3,16 @@
 1. WAL with synchronous=FULL: a commit is one fsync of the WAL and durable when it returns. (In WAL mode EXTRA
    adds nothing: it differs only for rollback journals.) EXCLUSIVE locking keeps the WAL's index in this
    process's memory; the GMN's own lock keeps a second one away.
-2. *Shredding.* Pages are zeroed where something was deleted or replaced (secure_delete), but the WAL still
-   has the page as it was. So at the latest `SHRED` seconds after a commit, or `FRAMES` pages later, the WAL
-   is copied into the database and cut to nothing: from then on no file here holds what was deleted. That
-   costs two fsyncs and the changed pages once a minute at most, however much is stored. What a disk keeps of
-   blocks that files gave back is beyond a program's reach: encrypt the disk.
-3. *The head.* SQLite takes a WAL up to its first damaged frame, for what comes after may be a transaction
+2. *Batches.* A commit adds one row: all its changes, in one run of pages. Were each change made in the table
+   of records, it would rewrite a page of its own or more. What is stored is the records as the batches behind
+   them have left them.
+3. *Shredding.* At the latest `SHRED` seconds after a commit, or `FRAMES` pages later, the batches are folded
+   into the records, a key that has changed often once. Pages are zeroed where something was deleted or
+   replaced (secure_delete), but the WAL still has the page as it was, so it is copied into the database and
+   cut to nothing: from then on no file here holds what was deleted. That costs three fsyncs and the changed
+   pages once a minute at most, however much is stored. What a disk keeps of blocks that files gave back is
+   beyond a program's reach: encrypt the disk.
+4. *The head.* SQLite takes a WAL up to its first damaged frame, for what comes after may be a transaction
    that was never finished. A WAL that lost its end would thus silently take the gateway back in time, to
    numbers that were used since. So `state.head` says after each commit how far the WAL goes. It is written
    without fsync: after a loss of power it may lag, and never runs ahead. At the start a WAL that is shorter
@@ -29,13 +33,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import msgspec
+
 from protego_cli.control.state.store import Change
 from protego_cli.errors import EnvironmentFault
 
 SHRED: Final = 60.0  # seconds that a deleted value may still be in the WAL
-FRAMES: Final = 2000  # pages in the WAL after which it is emptied at once
-PAGE: Final = 4096
+FRAMES: Final = 500  # pages in the WAL after which it is emptied at once
+PAGE: Final = 8192  # of new databases
 
+_TABLES: Final = (
+    "CREATE TABLE IF NOT EXISTS record (key BLOB NOT NULL UNIQUE, value BLOB NOT NULL) STRICT",
+    "CREATE TABLE IF NOT EXISTS batch (number INTEGER PRIMARY KEY, changes BLOB NOT NULL) STRICT",
+)
+_ADD: Final = "INSERT INTO batch (changes) VALUES (?)"
 _DROP: Final = "DELETE FROM record WHERE key = ?"
 _PUT: Final = "INSERT INTO record VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
 
@@ -44,6 +55,13 @@ _FRAME_HEADER: Final = struct.Struct(">IIIIII")
 _WAL_MAGIC: Final = 0x377F0682  # the lowest bit: big-endian checksums
 _HEAD: Final = struct.Struct(">4sIIQ")  # magic, salts, frames; and the CRC of these
 _HEAD_MAGIC: Final = b"PGH1"
+_MAGIC: Final = b"SQLite format 3\0"
+_PAGE_SIZE: Final = slice(16, 18)  # where a database tells it
+_LEAST: Final = 512  # bytes of a page
+_UNREADABLE: Final = "a batch is not readable"
+
+_pack = msgspec.msgpack.Encoder().encode
+_unpack = msgspec.msgpack.Decoder(list[Change]).decode
 
 
 class Head(NamedTuple):
@@ -73,6 +91,8 @@ class SqliteStore:
             os.close(self._head_fd)
             raise
         self._wal_fd: int | None = None  # from the first commit on
+        self._salts: tuple[int, int] | None = None  # of the WAL as it is
+        self._page: int = self._db.execute("PRAGMA page_size").fetchone()[0]
         self._fds = [self._head_fd]
         self._finish = weakref.finalize(self, _finish, self._db, self._head_fd, self._fds)
 
@@ -89,7 +109,7 @@ class SqliteStore:
             raise EnvironmentFault(
                 f"{self._file}: others can read the GMN's state; run `chmod 600 {self._file}`"
             )
-        if 0 < size < PAGE:  # SQLite would take a stump for a new database
+        if 0 < size < self._least():  # SQLite would take a stump for a new database
             raise self._damaged(f"it ends after {size} bytes")
         wal = self._wal.read_bytes() if self._wal.exists() else b""
         salts, frames = _scan(wal)
@@ -98,6 +118,12 @@ class SqliteStore:
         if wal and not size:
             raise self._damaged(f"{self._wal.name} is there without it")
         os.close(os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+    def _least(self) -> int:
+        """The bytes that the database must have: a page, as long as it says that its pages are."""
+        with self._file.open("rb") as file:
+            header = file.read(_PAGE_SIZE.stop)
+        return max(int.from_bytes(header[_PAGE_SIZE]) if header.startswith(_MAGIC) else 0, _LEAST)
 
     def _open(self) -> sqlite3.Connection:
         with contextlib.ExitStack() as unless_opened:
@@ -121,9 +147,8 @@ class SqliteStore:
                 raise self._damaged(
                     " ".join(str(verdict).split()) if mode == "wal" else f"its mode is {mode}"
                 )
-            db.execute(
-                "CREATE TABLE IF NOT EXISTS record (key BLOB NOT NULL UNIQUE, value BLOB NOT NULL) STRICT"
-            )
+            for table in _TABLES:
+                db.execute(table)
         except sqlite3.Error as error:
             raise self._fault(error) from error
         except ValueError as error:  # SQLite quotes what it does not understand, and that may be no text
@@ -133,19 +158,21 @@ class SqliteStore:
 
     def load(self) -> Iterator[tuple[bytes, bytes]]:
         try:
-            yield from self._db.execute("SELECT key, value FROM record ORDER BY key")
+            found = dict(self._db.execute("SELECT key, value FROM record"))
+            for key, value in _folded(self._db).items():
+                if value is None:
+                    found.pop(key, None)
+                else:
+                    found[key] = value
         except sqlite3.Error as error:
             raise self._fault(error) from error
+        except ValueError as error:
+            raise self._damaged(_UNREADABLE) from error
+        return iter(found.items())
 
     def commit(self, changes: Sequence[Change]) -> None:
-        put = [change for change in changes if change[1] is not None]
-        drop = [(key,) for key, value in changes if value is None]
-        db = self._db
         try:
-            db.execute("BEGIN IMMEDIATE")
-            db.executemany(_DROP, drop)
-            db.executemany(_PUT, put)
-            db.execute("COMMIT")
+            self._db.execute(_ADD, (_pack(changes),))
             frames = self._note_head()
         except (sqlite3.Error, OSError) as error:
             raise self._fault(error) from error
@@ -164,8 +191,10 @@ class SqliteStore:
     # ---- inside
 
     def _empty(self) -> None:
-        """Copy the WAL into the database and cut it to nothing."""
+        """Fold the batches, copy the WAL into the database and cut it to nothing."""
+        self._salts = None
         try:
+            _fold(self._db)
             _write_head(self._head_fd, Head())
             os.fsync(self._head_fd)  # or, after a loss of power, the head would miss the WAL
             busy, _, _ = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
@@ -173,16 +202,19 @@ class SqliteStore:
                 self._since = None
         except (sqlite3.Error, OSError) as error:
             raise self._fault(error) from error
+        except ValueError as error:
+            raise self._damaged(_UNREADABLE) from error
 
     def _note_head(self) -> int:
         if self._wal_fd is None:  # SQLite has made it by now, and keeps it until it ends
             self._wal_fd = os.open(self._wal, os.O_RDONLY | os.O_CLOEXEC)
             self._fds.append(self._wal_fd)
-        header = os.pread(self._wal_fd, _WAL_HEADER.size, 0)
+        if self._salts is None:
+            fields = _WAL_HEADER.unpack(os.pread(self._wal_fd, _WAL_HEADER.size, 0))
+            self._salts = fields[4], fields[5]
         size = os.fstat(self._wal_fd).st_size
-        fields = _WAL_HEADER.unpack(header)
-        frames = (size - _WAL_HEADER.size) // (_FRAME_HEADER.size + PAGE)
-        _write_head(self._head_fd, Head((fields[4], fields[5]), frames))
+        frames = (size - _WAL_HEADER.size) // (_FRAME_HEADER.size + self._page)
+        _write_head(self._head_fd, Head(self._salts, frames))
         return frames
 
     def _damaged(self, what: str) -> EnvironmentFault:
@@ -201,9 +233,27 @@ class SqliteStore:
         )
 
 
+def _folded(db: sqlite3.Connection) -> dict[bytes, bytes | None]:
+    """What the batches come to. Raises ValueError."""
+    rows = db.execute("SELECT changes FROM batch ORDER BY number")
+    return {key: value for (changes,) in rows for key, value in _unpack(changes)}
+
+
+def _fold(db: sqlite3.Connection) -> None:
+    """Put what the batches come to into the records, and nothing more is in the batches."""
+    with db:  # commits, or rolls back
+        db.execute("BEGIN IMMEDIATE")
+        latest = _folded(db)
+        db.executemany(_DROP, [(key,) for key, value in latest.items() if value is None])
+        db.executemany(_PUT, [change for change in latest.items() if change[1] is not None])
+        db.execute("DELETE FROM batch")
+
+
 def _finish(db: sqlite3.Connection, head_fd: int, fds: Sequence[int]) -> None:
     """SQLite empties the WAL and removes it as it closes, also when an open store is forgotten."""
-    with contextlib.suppress(OSError):  # a full disk; what is committed is safe in the WAL as well
+    with contextlib.suppress(sqlite3.Error, ValueError):  # a full disk; what is committed is safe in batches
+        _fold(db)
+    with contextlib.suppress(OSError):  # and in the WAL as well
         _write_head(head_fd, Head())
         os.fsync(head_fd)
     for fd in fds:
