@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 
 from benchmarks import forwarding
@@ -47,7 +47,10 @@ def measure(load: Load, effort: Effort) -> Cost:
             else:
                 steering.forward(batch)
 
-        handle = bundler.over(receive)
+        def receive_row(row: Sequence[Batch]) -> bool:
+            return not tags.concerns(row[0]) and steering.forward_row(row)
+
+        handle = bundler.over(receive, receive_row)
 
         def empty() -> None:
             while drain_trains(fabric, handle):

@@ -37,7 +37,7 @@ def measure(load: Load, effort: Effort) -> Cost:
         def build(number: int, packet: Packet) -> bytes:
             return struct.pack("!II", SPI, number) + bytes(packet.size - 8)
 
-        handle = bundler.over(port.receive_natt)
+        handle = bundler.over(port.receive_natt, port.receive_natt_row)
 
         def empty() -> None:
             while drain_trains(vip, handle):

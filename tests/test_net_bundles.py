@@ -50,7 +50,9 @@ class World:
             sent = self.bundler.send(view, size, dest, tos=tos)
             self.counters["gin_esp_forwarded" if sent else "gin_drop_send"] += packets
 
-        self.bundler.over(handle)([Batch(memoryview(data), *rest) for data, *rest in train])
+        self.bundler.over(handle, lambda row: False)(
+            [Batch(memoryview(data), *rest) for data, *rest in train]
+        )
 
     def arrived(self, dest: Address) -> list[tuple[bytes, int]]:
         """What a GPN finds: its packets, and the TOS of each."""
@@ -135,10 +137,21 @@ def test_nothing_is_left_behind_when_a_handler_fails(world: World) -> None:
 
     train = [Batch(memoryview(batch(size, 1)), size, SOURCE) for size in (50, 55, 60)]
     with pytest.raises(RuntimeError):
-        world.bundler.over(handle)(train)
+        world.bundler.over(handle, lambda row: False)(train)
     assert len(world.arrived(GPN1)) == 2
     world.bundler.send(batch(70, 1), 70, GPN1)
     assert len(world.arrived(GPN1)) == 3
+
+
+def test_what_is_handled_as_a_row_is_gathered_too_and_not_handled_again(world: World) -> None:
+    def handle_row(row: Sequence[Batch]) -> bool:
+        sent = [world.bundler.send(batch.view, batch.size, GPN1) for batch in row]
+        return all(sent)
+
+    train = [Batch(memoryview(batch(size, 1)), size, SOURCE) for size in (50, 55, 60)]
+    world.bundler.over(lambda batch: pytest.fail("it has been sent"), handle_row)(train)
+    assert len(world.arrived(GPN1)) == 3
+    assert len(world.datagrams(GPN1)) == 1
 
 
 def test_what_the_kernel_refuses_is_counted_as_refused(world: World) -> None:

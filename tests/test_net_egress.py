@@ -60,7 +60,10 @@ def _world() -> Gen:
     fabric, counters = RecordingSender(), Counters()
     kept: list[Kept] = []
     steering = MuxEgress(
-        fabric, counters, lambda vni, vtep, view, *rest: kept.append(Kept(vni, vtep, bytes(view), *rest))
+        fabric,
+        counters,
+        lambda vni, vtep, view, *rest: kept.append(Kept(vni, vtep, bytes(view), *rest)),
+        lambda: 1.0,
     )
     for gpn in (GPN1, GPN2):
         steering.put_gpn(gpn)
@@ -260,9 +263,8 @@ def test_a_batch_is_uniform_if_its_packets_agree(found: list[str], last: int, si
     assert uniform(memoryview(b"".join(packets)), size, len(packets), rows[0]) == (len(set(rows)) == 1)
 
 
-ODD = st.sampled_from(
-    [packet("10.2.0.9"), packet("10.3.0.1"), packet("10.2.0.1", GLOBEX), bytes(120), bytes((0, 0, 0, 1)) * 30]
-)
+STRANGE = packet("10.3.0.1"), packet("10.2.0.1", GLOBEX), bytes(120), bytes((0, 0, 0, 1)) * 30
+ODD = st.sampled_from([packet("10.2.0.9"), *STRANGE])
 COMING = st.tuples(
     st.sampled_from(["10.2.0.1", "10.2.0.9", "2001:db8:2::1", "10.9.0.1"]),
     st.integers(LONG + 1, LONG + 2),
@@ -357,3 +359,53 @@ def test_what_is_above_a_ceiling_is_not_offered(gen: Gen) -> None:
     gen.receive(*[packet("10.2.0.9")] * 100)
     (offered,) = gen.steering.offered()
     assert offered.packets == gen.counters["gen_forwarded"] < 100
+
+
+SHORT = st.tuples(
+    st.sampled_from(
+        [packet("10.2.0.1"), packet("10.2.0.1"), packet("2001:db8:2::1"), packet("10.9.0.1"), *STRANGE]
+    ),
+    st.integers(1, 3),
+    st.integers(1, 120),  # bytes of the last
+    st.sampled_from([VTEP, VTEP, VTEP, ("10.20.0.6", 51111), GPN1.address]),
+    st.sampled_from([0, 0, 0x28]),
+)
+
+
+@given(st.lists(SHORT, min_size=1, max_size=5), st.booleans(), st.booleans())
+def test_short_batches_go_together_as_they_would_one_by_one(
+    shapes: list[tuple[bytes, int, int, Address, int]], limited: bool, accepting: bool
+) -> None:
+    train = []
+    for data, count, last, source, tos in shapes:
+        packets = (data * count)[: len(data) * (count - 1) + last]
+        train.append(Batch(memoryview(packets), min(len(data), len(packets)), source, tos))
+    together, singly = _world(), _world()
+    for gen in (together, singly):
+        gen.fabric.accepting = accepting
+        if limited:
+            gen.steering.limit("acme/hq", Rate(8_000, 1_000))
+    if not together.steering.forward_row(train):
+        assert not together.fabric.sent
+        assert together.counters.nonzero() == {}
+        for batch in train:
+            together.steering.forward(batch)
+    for batch in train:
+        singly.steering.forward(batch)
+    assert together.fabric.sent == singly.fabric.sent
+    assert together.kept == singly.kept
+    assert together.counters.nonzero() == singly.counters.nonzero()
+    assert together.steering.offered() == singly.steering.offered()
+
+
+@pytest.mark.parametrize("destination", ["10.2.0.1", "2001:db8:2::1"])
+def test_short_batches_of_one_flow_are_looked_at_together(gen: Gen, destination: str) -> None:
+    train = [
+        Batch(memoryview(packet(destination, length=size)), size, VTEP, tos)
+        for size, tos in ((90, 1), (70, 2))
+    ]
+    assert gen.steering.forward_row(train)
+    assert [(size, dest, tos) for _, size, dest, tos in gen.fabric.sent] == [
+        *((90, GPN1.address, 1), (70, GPN1.address, 2))
+    ]
+    assert gen.counters.nonzero() == {"gen_forwarded": 2}

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protego_cli.net.gso import MAX_BYTES, MAX_SEGMENTS, column, grouped, runs, segments, segments_per_send
+from protego_cli.net.gso import MAX_BYTES, MAX_SEGMENTS, grouped, runs, segments, segments_per_send
 
 
 @pytest.mark.parametrize(
@@ -77,14 +77,3 @@ def test_packets_side_by_side_are_not_copied() -> None:
     view = memoryview(bytes(30))
     parts = [part for _, part, _ in grouped(view, 10, "aab")]
     assert all(isinstance(part, memoryview) for part in parts)
-
-
-@given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=70), st.integers(16, 90), st.integers(0, 74))
-def test_a_column_is_read_from_every_datagram(numbers: list[int], size: int, missing: int) -> None:
-    whole = b"".join(number.to_bytes(4) + (number ^ 0x5A).to_bytes(4) + bytes(size - 8) for number in numbers)
-    data = memoryview(whole[: len(whole) - min(missing, size - 16)])
-    layout = column(size, len(numbers), 4)
-    assert list(layout.unpack_from(data)) == numbers
-    assert [number ^ 0x5A for number in layout.unpack_from(data, 4)] == numbers
-    wide = column(size, len(numbers), 8).unpack_from(data)
-    assert list(wide) == [number << 32 | number ^ 0x5A for number in numbers]

@@ -42,8 +42,12 @@ class Gin(NamedTuple):
 
 @pytest.fixture
 def gin() -> Gin:
+    return _gin()
+
+
+def _gin() -> Gin:
     fabric, counters = RecordingSender(), Counters()
-    steering = MuxIngress(fabric, counters)
+    steering = MuxIngress(fabric, counters, lambda: 1.0)
     for gpn in (GPN1, GPN2):
         steering.put_gpn(gpn)
     steering.steer(SPI1, "gpn-1", PEER)
@@ -201,3 +205,55 @@ def test_what_is_above_a_ceiling_is_not_offered(gin: Gin) -> None:
     gin.receive(*[esp(SPI1, seq) for seq in range(1, 101)])
     (offered,) = gin.steering.offered()
     assert offered.packets == 100 - gin.counters["gin_drop_limit"] < 100
+
+
+SHORT = st.tuples(
+    st.sampled_from([SPI1, SPI1, SPI1, SPI1, SPI2, 0, 7, 0x999]),
+    st.integers(0, 3),  # what the number lacks
+    st.sampled_from([8, 16, 40, 100]),
+    st.integers(1, 4),
+    st.integers(0, 20),  # bytes that the last lacks
+    st.sampled_from([PEER, PEER, PEER, PEER, ("198.51.100.8", 4500)]),
+    st.sampled_from([0, 0, 0x28]),
+)
+
+
+@given(st.lists(SHORT, min_size=1, max_size=6), st.booleans(), st.booleans())
+def test_short_batches_go_together_as_they_would_one_by_one(
+    shapes: list[tuple[int, int, int, int, int, Address, int]], limited: bool, accepting: bool
+) -> None:
+    train, number = [], 0
+    for spi, less, size, count, lacking, source, tos in shapes:
+        packets = b"".join(esp(spi, (number := number + 1) - min(less, number), size) for _ in range(count))
+        packets = packets[: max(len(packets) - lacking, 1)]
+        train.append(Batch(memoryview(packets), min(size, len(packets)), source, tos))
+    together, singly = _gin(), _gin()
+    for gin in (together, singly):
+        gin.fabric.accepting = accepting
+        if limited:
+            gin.steering.limit(SPI1, Rate(8_000, 1_000))
+    if not together.port.receive_natt_row(train):
+        assert not together.fabric.sent
+        assert together.counters.nonzero() == {}
+        for batch in train:
+            together.port.receive_natt(batch)
+    for batch in train:
+        singly.port.receive_natt(batch)
+    assert together.fabric.sent == singly.fabric.sent
+    assert together.ike == singly.ike
+    assert together.counters.nonzero() == singly.counters.nonzero()
+    assert together.steering.marks([SPI1, SPI2]) == singly.steering.marks([SPI1, SPI2])
+    assert together.steering.offered() == singly.steering.offered()
+
+
+def test_short_batches_of_one_spi_are_looked_at_together(gin: Gin) -> None:
+    train = [
+        Batch(memoryview(esp(SPI1, 9 - size // 10, size)), size, PEER, tos)
+        for size, tos in ((60, 1), (40, 2))
+    ]
+    assert gin.port.receive_natt_row(train)
+    assert [(size, dest, tos) for _, size, dest, tos in gin.fabric.sent] == [
+        *((60, GPN1.address, 1), (40, GPN1.address, 2))
+    ]
+    assert gin.steering.marks([SPI1]) == {SPI1: 5}
+    assert gin.counters.nonzero() == {"gin_esp_forwarded": 2}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protego_cli.wire.columns import alike, likeness
+from protego_cli.wire.columns import alike, column, likeness
 
 SPANS = st.lists(st.sampled_from([(0, 8), (2, 4), (4, 10), (10, 12)]), min_size=1, max_size=3).map(tuple)
 
@@ -43,3 +43,14 @@ def test_a_likeness_tells_whether_others_have_the_same(
     ]
     reaches = len(other) >= (count - 1) * size + reach
     assert same(other) == (reaches and all(row[at] == before[at] for at in places))
+
+
+@given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=70), st.integers(16, 90), st.integers(0, 74))
+def test_a_column_is_read_from_every_datagram(numbers: list[int], size: int, missing: int) -> None:
+    whole = b"".join(number.to_bytes(4) + (number ^ 0x5A).to_bytes(4) + bytes(size - 8) for number in numbers)
+    data = memoryview(whole[: len(whole) - min(missing, size - 16)])
+    layout = column(size, len(numbers), 4)
+    assert list(layout.unpack_from(data)) == numbers
+    assert [number ^ 0x5A for number in layout.unpack_from(data, 4)] == numbers
+    wide = column(size, len(numbers), 8).unpack_from(data)
+    assert list(wide) == [number << 32 | number ^ 0x5A for number in numbers]

@@ -72,8 +72,12 @@ class Bundler:
         self._rooms: dict[Address, int] = {}  # of GPNs that take bundles
         self._open: dict[Address, _Bundle] = {}
 
-    def over(self, handle: Handle) -> Callable[[Sequence[Batch]], None]:
-        """What hands all batches of a train to `handle`, and gathers what that sends."""
+    def over(
+        self, handle: Handle, handle_row: Callable[[Sequence[Batch]], bool]
+    ) -> Callable[[Sequence[Batch]], None]:
+        """What hands the batches of a train to `handle_row`, or one by one to `handle` where that has done
+        nothing and returns False; and gathers what they send.
+        """
 
         def handle_train(train: Sequence[Batch]) -> None:
             if len(train) == 1:
@@ -81,8 +85,9 @@ class Bundler:
                 return
             self.send = self._gather
             try:
-                for batch in train:
-                    handle(batch)
+                if not handle_row(train):
+                    for batch in train:
+                        handle(batch)
             finally:
                 self.send = self._fabric.send
                 for dest, bundle in list(self._open.items()):

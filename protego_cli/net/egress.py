@@ -21,7 +21,7 @@ from __future__ import annotations
 import ipaddress
 import struct
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from protego_cli.config.model import Rate
@@ -189,6 +189,39 @@ class MuxEgress:
         if flow is not None and familiar is None:
             self._remember(shape, flow, view)
 
+    def forward_row(self, row: Sequence[Batch]) -> bool:
+        view, size, source, _ = row[0]
+        first = fields(view, size)
+        layout, least = (_V6_FIELDS, _V6_LENGTH) if first[1] == ETHERTYPE_IPV6 else (_V4_FIELDS, _V4_LENGTH)
+        count = 0
+        for view, size, where, _ in row:
+            if size < least or where != source:
+                return False
+            length = len(view)
+            for at in range(0, length, size):
+                if length - at < least or layout.unpack_from(view, at) != first:
+                    return False
+                count += 1
+        flow = self._find(source if source in self._returning else source[0], first)
+        if not isinstance(flow, _Way) or flow.limits:
+            return False
+        dest, _, tally = flow
+        self._count(tally, count, sum([len(view) for view, *_ in row]))
+        send, refused = self._fabric.send, 0
+        for view, size, _, tos in row:
+            if not send(view, size, dest, tos=tos):
+                refused += -(-len(view) // size)
+        self._counters["gen_forwarded"] += count - refused
+        self._counters["gen_drop_send"] += refused
+        return True
+
+    def _count(self, tally: _Tally, packets: int, length: int) -> None:
+        tally.packets += packets
+        tally.bytes += length
+        if tally.told:
+            tally.told = False
+            self._active.append(tally)
+
     def _sort(self, batch: Batch, count: int) -> Flow | None:
         """Pass on the packets of a batch; their flow, where they have but one."""
         view, size, source, tos = batch
@@ -237,11 +270,7 @@ class MuxEgress:
                 if not admitted:
                     return
                 data, count = data[: admitted * size], admitted
-            tally.packets += count
-            tally.bytes += len(data)
-            if tally.told:
-                tally.told = False
-                self._active.append(tally)
+            self._count(tally, count, len(data))
             sent = self._fabric.send(data, size, dest, tos=tos)
             self._counters["gen_forwarded" if sent else "gen_drop_send"] += count
         elif isinstance(flow, _Own):

@@ -7,10 +7,8 @@ returns such a buffer.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from functools import lru_cache
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 MAX_SEGMENTS = 64  # UDP_MAX_SEGMENTS of the kernels before 6.9, which are the strictest
 MAX_BYTES = 65_507  # the largest UDP payload over IPv4
@@ -53,14 +51,6 @@ def segments(view: memoryview, size: int) -> Iterator[memoryview]:
     else:
         for start in range(0, len(view), size):
             yield view[start : start + size]
-
-
-@lru_cache(maxsize=1024)
-def column(size: int, count: int, width: Literal[4, 8]) -> struct.Struct:
-    """Reads a number of `width` bytes at the same place of each of `count` datagrams of `size` bytes, in one
-    C call: `column(size, count, 4).unpack_from(view, place)`. The last datagram must reach that far, too."""
-    code = "I" if width == 4 else "Q"
-    return struct.Struct("!" + f"{code}{size - width}x" * (count - 1) + code)
 
 
 def grouped(view: memoryview, size: int, keys: Iterable[K]) -> Iterator[tuple[K, memoryview | bytes, int]]:

@@ -1,6 +1,6 @@
 """The built-in steering of a GIN, `mux`: ESP from the VIP to the GPN that holds its SPI.
 
-1. One table lookup per run of packets with one SPI (`vip.py` sorts them).
+1. One table lookup per run of packets with one SPI (`vip.py` sorts them), or for a row of short batches.
 2. The highest sequence number is kept per SPI: the mark below which nothing may be opened after a takeover.
 3. Where the SPI has a ceiling, the packets above it are dropped: nobody can tell here whose they are.
 4. The run goes on untouched, TOS copied, in one segmented send from the fabric socket: one flow, so that the
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final
 
 from protego_cli.config.model import Rate
@@ -22,7 +22,7 @@ from protego_cli.crypto.mac import hmac_sha256
 from protego_cli.esp.limits import Bucket, admit_below
 from protego_cli.net.gso import segments
 from protego_cli.net.steering import Gpn, Offered, Sender
-from protego_cli.net.udp import Address
+from protego_cli.net.udp import Address, Batch
 from protego_cli.wire.tags import MAX_RESERVED_SPI, ORIGIN_LENGTH, Tag, TagKind, seal_tag
 
 OUTER: Final = 48  # bytes of a packet that are not counted: about what ESP adds
@@ -127,17 +127,37 @@ class MuxIngress:
                 data, count = data[: admitted * size], admitted
                 if not count:
                     return True
-        steered.packets += count
-        steered.bytes += len(data)
-        if steered.told:
-            steered.told = False
-            self._active.append((spi, steered))
+        self._count(spi, steered, count, len(data))
         if source != steered.peer:
             data = _tagged(steered.target.key, data, size, source)
             size += ORIGIN_LENGTH
         sent = self._fabric.send(data, size, dest, tos=tos)
         self._counters["gin_esp_forwarded" if sent else "gin_drop_send"] += count
         return True
+
+    def forward_row(self, spi: int, row: Sequence[Batch], count: int, highest: int) -> bool:
+        steered = self._steered.get(spi)
+        if steered is None or steered.limits or row[0].source != steered.peer:
+            return False
+        dest = steered.target.dest
+        if dest is None:
+            return False
+        steered.mark = max(steered.mark, highest)
+        self._count(spi, steered, count, sum([len(view) for view, *_ in row]))
+        send, refused = self._fabric.send, 0
+        for view, size, _, tos in row:
+            if not send(view, size, dest, tos=tos):
+                refused += -(-len(view) // size)
+        self._counters["gin_esp_forwarded"] += count - refused
+        self._counters["gin_drop_send"] += refused
+        return True
+
+    def _count(self, spi: int, steered: _Steered, packets: int, length: int) -> None:
+        steered.packets += packets
+        steered.bytes += length
+        if steered.told:
+            steered.told = False
+            self._active.append((spi, steered))
 
     def marks(self, spis: Iterable[int]) -> dict[int, int]:
         found = {spi: self._steered.get(spi) for spi in spis}

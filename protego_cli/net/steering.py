@@ -116,6 +116,12 @@ class Ingress(Protocol):
         """
         ...
 
+    def forward_row(self, spi: int, row: Sequence[Batch], count: int, highest: int) -> bool:
+        """Pass on `count` packets in several batches, all of one SPI and source; False, having done nothing,
+        where they are to be passed on one by one.
+        """
+        ...
+
     def marks(self, spis: Iterable[int]) -> dict[int, int]:
         """The highest sequence number passed on for each SPI, 0 for none. Leaves out what it cannot know."""
         ...
@@ -163,6 +169,10 @@ class Egress(Protocol):
         ...
 
     def forward(self, batch: Batch) -> None: ...
+
+    def forward_row(self, row: Sequence[Batch]) -> bool:
+        """Pass on several batches together; False, having done nothing, where they are to go one by one."""
+        ...
 
     def offered(self) -> Sequence[Offered]:
         """As of an Ingress, by tunnel or strand."""

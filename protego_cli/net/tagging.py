@@ -28,9 +28,10 @@ from protego_cli.crypto.algorithms import RandomSource
 from protego_cli.crypto.mac import hmac_sha256
 from protego_cli.errors import Malformed, Unreachable
 from protego_cli.net.bundles import Bundler
-from protego_cli.net.gso import column, segments
+from protego_cli.net.gso import segments
 from protego_cli.net.steering import Gpn, Sender
 from protego_cli.net.udp import Address, Batch
+from protego_cli.wire.columns import column
 from protego_cli.wire.tags import MAX_RESERVED_SPI, TAG_LENGTH, Tag, TagKind, is_tag, open_tag, seal_tag
 
 PROBE_INTERVAL = 0.2

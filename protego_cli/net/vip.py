@@ -14,12 +14,13 @@ well, but for IKE. Any SA's packets may have either form (RFC 7296 2.23).
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from protego_cli.counters import Counters
-from protego_cli.net.gso import column, grouped, segments
+from protego_cli.net.gso import grouped, segments
 from protego_cli.net.steering import Ingress
 from protego_cli.net.udp import Address, Batch
+from protego_cli.wire.columns import column
 from protego_cli.wire.heads import one_spi
 from protego_cli.wire.tags import MAX_RESERVED_SPI
 
@@ -43,6 +44,7 @@ class VipPort:
     def __init__(self, ike: Ike, esp: Ingress, counters: Counters) -> None:
         self._ike = ike
         self._forward = esp.forward
+        self._forward_row = esp.forward_row
         self._counters = counters
 
     def receive_natt(self, batch: Batch) -> None:
@@ -51,6 +53,23 @@ class VipPort:
             self._short(batch.view, max(batch.size, 1))
         else:
             self._receive(batch, self._not_steered)
+
+    def receive_natt_row(self, row: Sequence[Batch]) -> bool:
+        """Batches on the NAT traversal port together, if they are ESP of one SPI from one source; False,
+        having done nothing, where they are to be received one by one.
+        """
+        source, heads = row[0].source, list[int]()
+        for view, size, where, _ in row:
+            if size < MIN_ESP or where != source:
+                return False
+            count, tail = divmod(len(view), size)
+            if tail:
+                if tail < MIN_ESP:
+                    return False
+                count += 1
+            heads += column(size, count, 8).unpack_from(view)
+        spi, number = divmod(max(heads), 1 << 32)
+        return min(heads) >> 32 == spi and self._forward_row(spi, row, len(heads), number)
 
     def receive_raw(self, batch: Batch) -> None:
         """A batch of ESP without UDP."""

@@ -64,7 +64,7 @@ class GenPlane:
     async def serve(self, noticed: Callable[[], None]) -> None:
         """The data path, for ever; `noticed` is called when a GPN has fallen silent or come back."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(pump_trains, self.vxlan, self._bundler.over(self._receive))
+            nursery.start_soon(pump_trains, self.vxlan, self._bundler.over(self._receive, self._receive_row))
             nursery.start_soon(self._tags.probe, noticed)
             nursery.start_soon(self._attachments.serve, self._steering.forward)
 
@@ -74,6 +74,9 @@ class GenPlane:
                 self._steering.forward(rest)
         else:
             self._steering.forward(batch)
+
+    def _receive_row(self, row: Sequence[Batch]) -> bool:
+        return not self._tags.concerns(row[0]) and self._steering.forward_row(row)
 
     def _keep(self, vni: int, vtep: str | None, view: memoryview, size: int, tos: int) -> None:
         """What the steering leaves here (`steering.Own`)."""

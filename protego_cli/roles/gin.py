@@ -77,7 +77,8 @@ class GinPlane:
             nursery.start_soon(self._tags.probe, noticed)
             nursery.start_soon(self._tend)
             for sock in self.natt:
-                receive = self._bundler.over(self._port(sock.address).receive_natt)
+                port = self._port(sock.address)
+                receive = self._bundler.over(port.receive_natt, port.receive_natt_row)
                 nursery.start_soon(pump_trains, sock, receive)
             for raw in self.raw:
                 nursery.start_soon(pump, raw, self._port(raw.address).receive_raw)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from functools import cache, lru_cache
 
-from protego_cli.wire.columns import Buffer, alike
+from protego_cli.wire.columns import Buffer, alike, column
 
 HEAD_LENGTH = 8
 FEW = 8  # packets: of fewer each one's head is read
@@ -28,7 +28,7 @@ def one_spi(data: Buffer, size: int, count: int) -> tuple[int, int] | None:
     if count == 1:
         return spi, number
     if count < FEW:
-        heads: tuple[int, ...] = _heads(size, count).unpack_from(data)
+        heads: tuple[int, ...] = column(size, count, 8).unpack_from(data)
         last = max(heads)
         return (spi, last & MAX_NUMBER) if min(heads) >> 32 == last >> 32 else None
     if size % 4:  # none that anybody has sealed
@@ -68,15 +68,5 @@ def _ramp() -> memoryview:
 
 
 def _highest(data: Buffer, size: int, count: int) -> int:
-    numbers: tuple[int, ...] = _numbers(size, count).unpack_from(data, 4)
+    numbers: tuple[int, ...] = column(size, count, 4).unpack_from(data, 4)
     return max(numbers)
-
-
-@lru_cache(maxsize=1024)
-def _heads(size: int, count: int) -> struct.Struct:
-    return struct.Struct("!" + f"Q{size - HEAD_LENGTH}x" * (count - 1) + "Q")
-
-
-@lru_cache(maxsize=1024)
-def _numbers(size: int, count: int) -> struct.Struct:
-    return struct.Struct("!" + f"I{size - 4}x" * (count - 1) + "I")
