@@ -124,31 +124,30 @@ class JsonFormatter(logging.Formatter):
     def __init__(self, role: str = "", name: str = "") -> None:
         super().__init__()
         self._ours = {key: value for key, value in (("role", role), ("name", name)) if value}
+        self._second = -1  # of the last line, and
+        self._text = ""  # as text
 
     def format(self, record: logging.LogRecord) -> str:
         return self.line(Line.of(record), record)
 
     def line(self, line: Line, record: logging.LogRecord) -> str:
+        if (second := int(record.created)) != self._second:
+            self._second, self._text = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
         entry: dict[str, Value] = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-            + f".{record.msecs:03.0f}Z",
+            "time": f"{self._text}.{record.msecs:03.0f}Z",
             "level": record.levelname.lower(),
             **self._ours,
             "logger": record.name.removeprefix("protego_cli."),
             "message": line.text,
         }
-        entry = line.fields | entry  # no field passes itself off as one of ours
-        entry = {key: entry[key] for key in (*_order(entry), *line.fields)}
+        for key, value in line.fields.items():
+            entry.setdefault(key, value)  # no field passes itself off as one of ours
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
         return _json(entry)
 
 
 _json = json.JSONEncoder(ensure_ascii=False).encode
-
-
-def _order(entry: dict[str, Value]) -> list[str]:
-    return [key for key in ("time", "level", "role", "name", "logger", "message") if key in entry]
 
 
 class TerminalFormatter(logging.Formatter):

@@ -9,7 +9,7 @@ import os
 import signal
 from collections.abc import Awaitable, Callable
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from protego_cli.plugins.manager import Plugins
 
 logger = logging.getLogger(__name__)
+
+YOUNG: Final = 20_000  # objects of a GMN before a collection: most of them go without one
 
 RunRole = Callable[..., Awaitable[None]]
 """roles.*.run(cluster, node, plugins, *, task_status): started with what a SIGHUP asks for, if anything."""
@@ -86,6 +88,8 @@ async def run_until_told(
         logger.info("started node=%s address=%s", node.name, node.address)
         gc.collect()
         gc.freeze()  # what exists now lives on: keep later collections from walking it
+        if node.role == "gmn":
+            gc.set_threshold(YOUNG)
 
 
 async def _heed_signals(

@@ -15,7 +15,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Final
 
 from protego_cli.crypto.algorithms import (
@@ -39,6 +39,7 @@ _KINDS = {
 }
 
 ESN_OR_NOT: Final = (True, False)
+PROPOSALS: Final = 256  # remembered, so that all tunnels share what is known of them
 _ESN: Final = {"esn": True, "noesn": False}
 
 
@@ -112,12 +113,18 @@ class EspProposal:
     def _settled(self) -> tuple[EspProposal, ...]:
         return tuple(replace(self, esn=(esn,)) for esn in self.esn)
 
-    @property
+    @cached_property
+    def groupless(self) -> EspProposal:
+        """The same without a group."""
+        return replace(self, group=None)
+
+    @cached_property
     def spoken(self) -> str:
         """As agreed, for people: that there are no extended sequence numbers goes without saying."""
         return str(replace(self, esn=ESN_OR_NOT)) if self.esn == (False,) else str(self)
 
 
+@lru_cache(PROPOSALS)
 def parse_ike(text: str, registry: Registry) -> IkeProposal:
     """Raises ValueError; its text says what is wrong and what is known."""
     found = _resolve(text, registry)
@@ -135,6 +142,7 @@ def parse_ike(text: str, registry: Registry) -> IkeProposal:
     return IkeProposal(encryption, prf, group, found.integrity)
 
 
+@lru_cache(PROPOSALS)
 def parse_esp(text: str, registry: Registry) -> EspProposal:
     """Raises ValueError; its text says what is wrong and what is known."""
     found = _resolve(text, registry)

@@ -8,7 +8,6 @@ does not let us leave out by offering NONE (INTEG beside an AEAD, RFC 5282 8).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import Generic, NamedTuple, TypeVar
 
 from protego_cli.crypto.algorithms import Registry, TransformType
@@ -78,7 +77,7 @@ def propose(suites: Sequence[IkeProposal | EspProposal], spi: bytes) -> tuple[Pr
 
 def without_groups(suites: Iterable[EspProposal]) -> tuple[EspProposal, ...]:
     """What IKE_AUTH can negotiate: it has no KE payload of its own (RFC 7296 1.2)."""
-    return tuple(dict.fromkeys(replace(suite, group=None) for suite in suites))
+    return tuple(dict.fromkeys(suite.groupless for suite in suites))
 
 
 def choose(
