@@ -24,9 +24,9 @@ from protego_cli.ike.protect import NotAuthentic
 from protego_cli.ike.sa import IkeSa
 from protego_cli.ike.transitions import TAKES, State
 from protego_cli.ike.window import Verdict
-from protego_cli.wire.ike import Header, parse_payloads_untrusted
+from protego_cli.wire.ike import Header, parse_sealed_untrusted
 from protego_cli.wire.notifies import NotifyType
-from protego_cli.wire.payloads import ExchangeType, Sk, parse_chain_untrusted
+from protego_cli.wire.payloads import ExchangeType, parse_chain_untrusted
 
 ANSWERS: dict[int, Callable[[IkeSa, Payloads, float], None]] = {
     ExchangeType.IKE_AUTH: auth.answer,
@@ -139,11 +139,11 @@ def _open_untrusted(sa: IkeSa, header: Header, data: bytes) -> tuple[int, bytes]
     """Type of the first inner payload and the inner chain, or None for what is to be dropped."""
     counters = sa.context.counters
     try:
-        outer = parse_payloads_untrusted(header, data)
-        if len(outer) != 1 or not isinstance(outer[0], Sk):
+        inner = parse_sealed_untrusted(header, data)
+        if inner is None:
             counters["ike_drop_unexpected"] += 1
             return None
-        return outer[0].inner, sa.open_untrusted(data)
+        return inner, sa.open_untrusted(data)
     except Malformed:
         counters["ike_drop_malformed"] += 1
     except NotAuthentic:

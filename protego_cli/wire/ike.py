@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from struct import Struct
 
 from protego_cli.errors import Malformed
-from protego_cli.wire.payloads import Payload, build_chain, parse_chain_untrusted
+from protego_cli.wire.payloads import Payload, PayloadType, build_chain, parse_chain_untrusted
 from protego_cli.wire.reader import Reader
 
 _HEADER = Struct("!8s8sBBBBII")
 HEADER_LENGTH = _HEADER.size
+_SK = Struct("!BxH")
 MAJOR_VERSION = 2
 
 _VERSION = MAJOR_VERSION << 4
@@ -74,6 +75,18 @@ def parse_message_untrusted(data: bytes) -> Message:
     if header.major != MAJOR_VERSION:
         raise Malformed(f"version {header.major}")
     return Message(header, parse_payloads_untrusted(header, data))
+
+
+def parse_sealed_untrusted(header: Header, data: bytes) -> int | None:
+    """The type of the first payload inside the SK payload that the message consists of; None when it consists
+    of anything else. Raises Malformed.
+    """
+    if header.first != PayloadType.SK:
+        return None
+    inner, length = Reader(data[HEADER_LENGTH:]).unpack(_SK)
+    if length != len(data) - HEADER_LENGTH:
+        raise Malformed(f"SK payload of {length} bytes in a message of {len(data)}")
+    return int(inner)
 
 
 def parse_payloads_untrusted(header: Header, data: bytes) -> tuple[Payload, ...]:

@@ -18,7 +18,6 @@ A commit that fails ends `run` with EnvironmentFault, and with it the GMN: nothi
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from functools import partial
@@ -29,6 +28,7 @@ import trio
 
 from protego_cli.control.state.crash import crash_point
 from protego_cli.control.state.store import Change, Store
+from protego_cli.errors import EnvironmentFault
 
 LONG: Final = 0.002  # seconds: a change of threads, there and back, takes about 0.2 ms
 TEND: Final = 10.0  # seconds between looks after the store
@@ -73,7 +73,8 @@ class Durable:
     mark: Mark = staticmethod(nothing)
 
     def __setattr__(self, name: str, value: object) -> None:
-        changes = name in self.durable and getattr(self, name, _MISSING) != value
+        kept = name in self.durable and self.mark is not nothing
+        changes = kept and getattr(self, name, _MISSING) != value
         object.__setattr__(self, name, value)
         if changes:
             self.mark(binding=name in self.binding)
@@ -126,7 +127,8 @@ class Journal:
         self._busy = False  # a commit is under way
         self._bound = False  # something binding is marked, or an instruction waits
         self._wanted = trio.Event()  # a commit, at once
-        self._pause: trio.CancelScope | None = None  # until the next one that nothing waits for
+        self._changed = trio.Event()  # something is marked
+        self._neglected = False  # the store has to be looked after
 
     # ---- what was stored
 
@@ -145,13 +147,11 @@ class Journal:
 
     def mark(self, kind: str, identifier: bytes, worth: Worth, *, binding: bool = True) -> None:
         """This record has changed; `worth` is called when it is stored. The last mark of a key counts."""
-        first = not self._marked
         self._marked[_key(kind, identifier)] = worth
+        self._changed.set()
         if binding:
             self._bound = True
             self._wanted.set()
-        elif first and self._pause is not None:
-            self._pause.deadline = min(self._pause.deadline, trio.current_time() + LINGER)
 
     def put(self, kind: str, identifier: bytes, value: Any, *, binding: bool = True) -> None:
         """This record is now `value`, anything that msgspec encodes; None: it is gone."""
@@ -194,22 +194,40 @@ class Journal:
 
     async def run(self) -> None:
         """Commit for ever. Raises EnvironmentFault when that fails."""
+        fault: EnvironmentFault | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._keep_time)
+            try:
+                await self._commit_what_is_wanted()
+            except EnvironmentFault as error:
+                fault = error
+                nursery.cancel_scope.cancel()
+        if fault is not None:
+            raise fault
+
+    async def _commit_what_is_wanted(self) -> None:
+        while True:
+            await self._wanted.wait()
+            await trio.lowlevel.checkpoint()  # what others have to say in this turn goes with it
+            await self._commit()
+            if self._neglected:
+                await self._offload(self._store.tend)
+                self._neglected = False
+
+    async def _keep_time(self) -> None:
+        """Want what nothing waits for, and a look after the store, when their time has come."""
         tended = trio.current_time()
         while True:
-            with trio.CancelScope() as pause:
-                while trio.current_time() < tended + TEND:
-                    pause.deadline = trio.current_time() + LINGER if self._marked else tended + TEND
-                    self._pause = pause
-                    await self._wanted.wait()
-                    self._pause, pause.deadline = None, math.inf  # nothing cancels a commit
-                    await trio.lowlevel.checkpoint()  # what others have to say in this turn goes with it
-                    await self._commit()
-            self._pause = None
-            if self._marked or self._reveals:
-                await self._commit()
+            with trio.move_on_at(tended + TEND):
+                await self._changed.wait()
+            if self._changed.is_set():
+                await trio.sleep(LINGER)
+                self._changed = trio.Event()
             if trio.current_time() >= tended + TEND:
-                await self._offload(self._store.tend)
                 tended = trio.current_time()
+                self._neglected = True
+            if self._marked or self._neglected:
+                self._wanted.set()
 
     async def _commit(self) -> None:
         self._wanted = trio.Event()
