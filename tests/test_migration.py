@@ -117,9 +117,9 @@ async def test_the_old_sa_lingers_and_is_gone_then(autojump_clock: MockClock) ->
         await trio.sleep(4.9)
         assert old.spi in w.on("gpn-1", "sa")
         assert old.spi in w.on("gin-1", "steer")
-        assert w.on("gpn-1", "rule") == set()
+        assert w.nodes.all["gpn-1"].held["rule", TUNNEL] == Rule(TUNNEL, old.spi, direct=False)
         await trio.sleep(0.2)
-        assert w.on("gpn-1", "sa") == set()
+        assert w.on("gpn-1", "sa") == w.on("gpn-1", "rule") == set()
         assert w.on("gin-1", "steer") == {sealing(w).spi}
         w.check_clean()
 

@@ -8,9 +8,9 @@ T moves from A to B (docs/architecture.md, "Migration, message by message"):
 3. B holds the SA and seals on it; acknowledged. A passes on to a GEN what VTEPs still send straight to it.
 4. Every GEN routes T to B, then passes a barrier to A, which A echoes when all before it is sealed and sent.
    *distribute_ms ends*
-5. An empty IKE round trip (ESP and DELETE take different paths); A's Rule goes.
+5. An empty IKE round trip (ESP and DELETE take different paths).
 6. DELETE of the old SA (`parting.py`). *total_ms ends*
-7. The old SA lingers (`Sad.retire`).
+7. The old SA lingers (`Sad.retire`); A's Rule goes with it.
 
 While this goes on every SPI that the peer is given lies on B. So when the peer rekeys at the same moment,
 whichever SA wins completes the migration: `_rekey` waits until what the peer began is settled, and starts

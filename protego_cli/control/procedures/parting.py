@@ -5,8 +5,8 @@
 2. An empty IKE round trip. What the old GPN sealed last goes to the peer by another path than DELETE, and
    some peers open nothing more on an SA once they have that: it gets the time of a round trip to arrive. The
    request is made ahead, and so is stored before it is due.
-3. Meanwhile the Rule of the old GPN goes, which no packet meets any more.
-4. DELETE, and its answer.
+3. DELETE, and its answer. The Rule of the old GPN, which no packet meets any more, goes with the next Update
+   there, at the latest when the SA has lingered.
 """
 
 from __future__ import annotations
@@ -69,7 +69,6 @@ class Parting:
             trip.let_go()
         for old in self._olds:
             self._sad.nodes.unrule(old, binding=False)
-        self._sad.nodes.tell(dict.fromkeys(old.gpn for old in self._olds))
 
     async def end(self) -> None:
         """Return when the peer has answered each DELETE. Raises Refused when the tunnel goes down before."""
