@@ -16,6 +16,7 @@ from protego_cli.crypto.algorithms import EspSuite
 from protego_cli.wire.vxlan import ETHERTYPE_IPV4, ETHERTYPE_IPV6, build_frame_header
 from tests.support.esp_packets import ipv4, ipv6, summed
 from tests.support.esp_reference import ReferenceSa, Sent, padded, seal, unseal
+from tests.support.esp_slices import slices
 from tests.support.esp_world import (
     ACME,
     BLUE,
@@ -123,8 +124,13 @@ SEALED = st.builds(
 )
 
 
-@given(st.sampled_from(CHOSEN), st.lists(SEALED, min_size=1, max_size=14), MOST)
-def test_what_peers_send(suite: EspSuite, specs: list[Sealed], most: int) -> None:
+@given(st.sampled_from(CHOSEN), st.lists(SEALED, min_size=1, max_size=14), MOST, st.booleans())
+def test_what_peers_send(suite: EspSuite, specs: list[Sealed], most: int, everywhere: bool) -> None:
+    with slices(everywhere=everywhere):
+        _peers_send(suite, specs, most)
+
+
+def _peers_send(suite: EspSuite, specs: list[Sealed], most: int) -> None:
     w = world(suite=suite)
     start = (1 << 32) - 40 if suite.esn else 0  # the low half wraps on the way
     for sa in w.reference.sas if start else ():
@@ -217,8 +223,22 @@ FRAMED = st.builds(
     st.integers(0, 60),
     st.sampled_from([None, 0, 46]),
     MOST,
+    st.booleans(),
 )
 def test_what_tenants_send(
+    suite: EspSuite,
+    specs: list[Framed],
+    ruled: bool,
+    room: int,
+    dscp: int | None,
+    most: int,
+    everywhere: bool,
+) -> None:
+    with slices(everywhere=everywhere):
+        _tenants_send(suite, specs, ruled, room, dscp, most)
+
+
+def _tenants_send(
     suite: EspSuite, specs: list[Framed], ruled: bool, room: int, dscp: int | None, most: int
 ) -> None:
     start = (1 << 32) - 20 if suite.esn else 1

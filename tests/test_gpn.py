@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import random
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, closing
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -28,7 +31,10 @@ from protego_cli.crypto.algorithms import Registry
 from protego_cli.crypto.builtin import ALGORITHMS
 from protego_cli.crypto.mac import hmac_sha256
 from protego_cli.errors import EnvironmentFault, Refused
+from protego_cli.esp.outbox import Buffer, Port
+from protego_cli.net.gso import segments
 from protego_cli.net.raw import RawSocket
+from protego_cli.net.udp import Address, Batch, UdpSocket
 from protego_cli.roles import gpn
 from protego_cli.roles.gpn import GpnPlane
 from protego_cli.wire.selectors import TrafficSelector
@@ -251,6 +257,74 @@ async def test_what_the_kernel_refuses_is_counted(world: World) -> None:
     world.plane.put(Rule("acme/hq", SPI_IN))
     world.gen.say_batch(world.vxlan, *[FRAME_OUT] * 3)
     await world.until(gpn_drop_send=3)
+
+
+class Reluctant:
+    """A socket that takes what it is to send only later: until then it holds on to the very buffers."""
+
+    def __init__(self, *, takes: bool) -> None:
+        self.takes = takes
+        self.waiting: list[tuple[Buffer, int]] = []
+
+    def send(
+        self, data: Buffer, size: int, dest: Address, *, source: str | None = None, tos: int = 0
+    ) -> bool:
+        self.waiting.append((data, size))
+        return self.takes
+
+    def sent(self) -> list[bytes]:
+        return [bytes(part) for data, size in self.waiting for part in segments(memoryview(data), size)]
+
+
+@pytest.mark.parametrize("takes", [True, False])
+def test_what_waits_to_be_sent_or_was_refused_stays_as_it_is(bound: World, takes: bool) -> None:
+    bound.establish()
+    outward, inward = Reluctant(takes=takes), Reluctant(takes=takes)
+    bound.plane._sockets.update({Port.ESP: outward, Port.VXLAN: inward})
+    for batch in range(12):
+        numbers = range(44 * batch + 1, 44 * batch + 45)
+        view = memoryview(bytearray(b"".join(map(esp, numbers))))
+        bound.plane.receive_esp([Batch(view, len(view) // 44, bound.gin.address)])
+        view[:] = bytes(len(view))  # the socket's own buffer is used again at once
+        view = memoryview(bytearray(FRAME_OUT * 44))
+        bound.plane.receive_vxlan([Batch(view, len(FRAME_OUT), bound.gen.address)])
+        view[:] = bytes(len(view))
+    assert inward.sent() == [FRAME_IN] * 12 * 44
+    sealed = [seal(KEY_OUT, SPI_OUT, number, padded(OUT, 4)) for number in range(1, 1 + 12 * 44)]
+    assert outward.sent() == sealed
+    kept = [type(data) for data, _ in inward.waiting + outward.waiting]
+    assert memoryview in kept, "some are lent"
+    assert bytes in kept, "and then there is nothing left to lend"
+    counted = ("gpn_opened", "gpn_sealed") if takes else ("gpn_drop_send",)
+    assert sum(bound.plane.counters[name] for name in counted) == 2 * 12 * 44
+
+
+@pytest.mark.parametrize("fault", [errno.EAGAIN, errno.EIO, errno.EMSGSIZE])
+async def test_what_is_sent_at_the_second_try_or_in_parts_arrives_as_it_is(world: World, fault: int) -> None:
+    world.establish()
+
+    def grudging(sock: UdpSocket) -> None:
+        send, refusals = sock._sendmsg, itertools.cycle([True, False])
+
+        def sendmsg(buffers: Sequence[Buffer], *arguments: Any) -> int:
+            if len(buffers[0]) > 1000 and next(refusals):
+                raise OSError(fault, "refused")
+            return send(buffers, *arguments)
+
+        sock._sendmsg = sendmsg
+
+    grudging(world.plane.vxlan)
+    grudging(world.plane.esp)
+    for batch in range(6):
+        numbers = range(40 * batch + 1, 40 * batch + 41)
+        world.gin.say_batch(world.esp, *map(esp, numbers))
+        world.gen.say_batch(world.vxlan, *[FRAME_OUT] * 40)
+        for _ in numbers:
+            assert await world.vtep.hear() == (FRAME_IN, world.vxlan)
+        for number in numbers:
+            expected = seal(KEY_OUT, SPI_OUT, number, padded(OUT, 4))
+            assert await world.peer.hear() == (expected, (VIP, world.esp[1]))
+    await world.until(gpn_opened=240, gpn_sealed=240)
 
 
 async def test_what_comes_before_the_first_sync_waits(bound: World) -> None:

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from cryptography.hazmat.primitives.ciphers import BlockCipherAlgorithm
 
 from protego_cli.errors import PluginError
+from protego_cli.wire.inner import Buffer
 
 RandomSource = Callable[[int], bytes]
 """Returns that many unpredictable bytes: `os.urandom` in the gateway, a seeded source in simulations."""
@@ -35,6 +36,20 @@ class Aead(Protocol):
 
     def encrypt(self, nonce: bytes, data: bytes, associated_data: bytes | None) -> bytes: ...
     def decrypt(self, nonce: bytes, data: bytes, associated_data: bytes | None) -> bytes: ...
+
+
+@runtime_checkable
+class BufferAead(Protocol):
+    """An AEAD that takes any buffer, and writes into one that has just the length of what comes out."""
+
+    def encrypt(self, nonce: Buffer, data: Buffer, associated_data: Buffer | None) -> bytes: ...
+    def decrypt(self, nonce: Buffer, data: Buffer, associated_data: Buffer | None) -> bytes: ...
+    def encrypt_into(
+        self, nonce: Buffer, data: Buffer, associated_data: Buffer | None, buf: Buffer
+    ) -> int: ...
+    def decrypt_into(
+        self, nonce: Buffer, data: Buffer, associated_data: Buffer | None, buf: Buffer
+    ) -> int: ...
 
 
 class Mac(Protocol):

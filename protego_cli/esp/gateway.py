@@ -234,7 +234,7 @@ class Gateway:
         self._outbound.forget()
         for pair in self._pairs.values():
             if pair.entry.vni == vni:
-                pair.verdicts.clear()
+                pair.forget()
 
     # ---- datagrams
 

@@ -11,6 +11,8 @@
    one C call, and leave with their own TOS; before, TCP SYNs are held to the tunnel's MSS where it has one.
    Where it has none, all of a batch go behind the headers once the first is judged; then columns of the
    frames are compared, and nearly always that was right.
+6. A long batch like the one before is opened right behind its headers, which are guessed (`frames.py`); from
+   a batch with forged packets on, only after a whole one.
 
 A row of packets of any sizes, from several batches, is taken apart packet by packet, but opened, judged and
 put into VXLAN in one go for each SA.
@@ -29,16 +31,20 @@ from itertools import groupby, repeat
 
 from protego_cli.counters import Counters
 from protego_cli.esp.events import Event, FirstPacket, PeerMoved
+from protego_cli.esp.frames import Frames, Guess, judged
+from protego_cli.esp.frames import row as row_layout
 from protego_cli.esp.limits import admit, admit_row
 from protego_cli.esp.outbox import Address, Outbox
 from protego_cli.esp.packet import Dropped, unwrap
-from protego_cli.esp.pairs import MAX_VERDICTS, Pair, Row, Verdict
+from protego_cli.esp.pairs import MAX_VERDICTS, Pair, Row, Usual, Verdict
 from protego_cli.esp.parking import Parking
 from protego_cli.esp.sa import InboundSa
+from protego_cli.esp.slices import FEW
 from protego_cli.esp.tenants import Delivery, Tenant
 from protego_cli.wire import ecn
-from protego_cli.wire.columns import Spans, alike
+from protego_cli.wire.columns import alike
 from protego_cli.wire.mss import clamp, clamp_row
+from protego_cli.wire.strides import counting
 from protego_cli.wire.tags import MAX_RESERVED_SPI
 
 _SPI = ((0, 4),)
@@ -67,6 +73,7 @@ class Inbound:
         self._tenants = tenants
         self._parking = parking
         self._outbox = outbox
+        self._frames = Frames()
         self._events = events
         self._tag = tag
         self._give_back = give_back
@@ -92,7 +99,9 @@ class Inbound:
                 for at in range(0, len(view), size):
                     self._tag(view[at : at + size], source, now, tos)
             else:
-                numbers = _numbers(size, count).unpack_from(view)
+                numbers: Sequence[int] | None = counting(view, size, count, 4) if count >= FEW else None
+                if numbers is None:
+                    numbers = _numbers(size, count).unpack_from(view)
                 self._one_spi(spi, numbers, view, size, source, now, origin, tos)
             return
         words = _words(size, count).unpack_from(view)
@@ -221,13 +230,35 @@ class Inbound:
             else:
                 self._counters["gpn_drop_unknown_spi"] += count
             return
-        plaintexts = pair.inbound.open(numbers, data, size, self._counters, now)
+        sa = pair.inbound
+        usual = pair.usual.get(size - sa.overhead) if count >= FEW else None
+        if usual is not None and pair.mss is None and not ecn.telling(tos):
+            guess = self._frames.guess(usual, count)
+            opened = guess and sa.open_into(numbers, data, size, guess.slots, self._counters, now)
+            if guess is not None and opened is not None:
+                if len(opened) < count:
+                    del pair.usual[size - sa.overhead]
+                if opened:
+                    self._opened(pair, numbers[-1], source, origin)
+                    self._guessed(pair, guess, opened, now)
+                return
+        plaintexts = sa.open(numbers, data, size, self._counters, now)
         if plaintexts:
             self._opened(pair, numbers[-1], source, origin)
+            whole = len(plaintexts) == count
             if ecn.telling(tos):
                 plaintexts = self._leave(plaintexts, tos)
             if plaintexts:
-                self._pass_on(pair, plaintexts, now)
+                self._pass_on(pair, plaintexts, now, whole)
+
+    def _guessed(self, pair: Pair, guess: Guess, opened: Sequence[int], now: float) -> None:
+        """Opened packets of one SA, at these places of the row, behind headers that were guessed."""
+        whole = len(opened) == len(guess.slots)
+        verdict = guess.verdict(pair) if whole else None
+        if verdict is not None:
+            self._send(pair, verdict, guess, len(opened), now)
+        else:
+            self._pass_on(pair, guess.texts(opened), now, whole)
 
     def _opened(self, pair: Pair, last: int, source: Address, origin: Address | None) -> None:
         """Of a row that came in at once, of which `last` is the last number, something was authentic."""
@@ -247,12 +278,12 @@ class Inbound:
         self._counters["gpn_drop_ecn_in"] += len(opened) - len(left)
         return left
 
-    def _pass_on(self, pair: Pair, plaintexts: list[bytes], now: float) -> None:
-        """Opened packets of one SA and one size, in order."""
+    def _pass_on(self, pair: Pair, plaintexts: list[bytes], now: float, whole: bool) -> None:
+        """Opened packets of one SA and one size, in order; `whole` tells that they are all that came."""
         first, count = plaintexts[0], len(plaintexts)
         tail = first[-2] + 2 if len(first) >= 2 else 0
         version = 6 if first[-1:] == b"\x29" else 4
-        layout = _row(len(first), tail, version)
+        layout = row_layout(len(first), tail, version)
         if layout is None or not pair.inbound.selectors.by_address:
             for plaintext in plaintexts:
                 self._judge_one(pair, plaintext, now)
@@ -265,7 +296,9 @@ class Inbound:
             and all(map(bytes.endswith, plaintexts, repeat(row[2])))
         ):
             frames, header = _framed(verdict, plaintexts), len(verdict[0].header)
-            if alike(frames, header + verdict[1], count, _judged(header, version)):
+            if alike(frames, header + verdict[1], count, judged(header, version)):
+                if whole and pair.inbound.opens_into and verdict[1] + tail == len(first) and tail <= header:
+                    pair.expect(Usual(verdict[0].header, verdict[1], tail, version))
                 self._send(pair, verdict, frames, count, now)
                 return
         rows: list[Row] = [layout.unpack(plaintext) for plaintext in plaintexts]
@@ -307,7 +340,9 @@ class Inbound:
             plaintexts = clamp_row(plaintexts, pair.mss)
         self._send(pair, verdict, _framed(verdict, plaintexts), count, now)
 
-    def _send(self, pair: Pair, verdict: tuple[Delivery, int], frames: bytes, count: int, now: float) -> None:
+    def _send(
+        self, pair: Pair, verdict: tuple[Delivery, int], frames: bytes | Guess, count: int, now: float
+    ) -> None:
         """Frames of one verdict. Here the limits hold: what gets so far is authentic, new, and one of the
         tunnel's.
         """
@@ -315,10 +350,12 @@ class Inbound:
         sa, size = pair.inbound, len(header) + length
         if sa.limits and (admitted := admit(sa.limits, length, count, now)) < count:
             self._limited(sa, count - admitted, (count - admitted) * length)
-            frames, count = frames[: admitted * size], admitted
+            count = admitted
             if not count:
                 return
-        self._outbox.add(way, size, frames, count)
+            frames = frames[: admitted * size] if isinstance(frames, bytes) else frames
+        data = frames if isinstance(frames, bytes) else frames.frames(count)
+        self._outbox.add(way, size, data, count)
         sa.packets += count
         sa.bytes += length * count
 
@@ -374,13 +411,6 @@ def _framed(verdict: tuple[Delivery, int], plaintexts: Sequence[bytes]) -> bytes
     return _frames(len(header), length, len(plaintexts)).pack(*fields)
 
 
-@lru_cache(maxsize=64)
-def _judged(header: int, version: int) -> Spans:
-    """Where in a frame that lies which a verdict follows from; and the hop limit of IPv6, between it."""
-    head, addresses = ((0, 4), (12, 20)) if version == 4 else ((0, 8), (8, 40))
-    return tuple((header + start, header + stop) for start, stop in (head, addresses))
-
-
 @lru_cache(maxsize=1024)
 def _numbers(size: int, count: int) -> struct.Struct:
     """Sequence number of each packet."""
@@ -402,13 +432,3 @@ def _pairs(count: int) -> struct.Struct:
 def _frames(header: int, length: int, count: int) -> struct.Struct:
     """A header and an inner packet each; what an argument has beyond its length, the trailer, is cut off."""
     return struct.Struct(f"{header}s{length}s" * count)
-
-
-@lru_cache(maxsize=1024)
-def _row(size: int, tail: int, version: int) -> struct.Struct | None:
-    """What decides about an opened packet of this size; None when it is too short."""
-    head, skip, addresses = (4, 8, 8) if version == 4 else (7, 1, 32)
-    rest = size - head - skip - addresses - tail
-    if rest < 0 or not tail:
-        return None
-    return struct.Struct(f"{head}s{skip}x{addresses}s{rest}x{tail}s")

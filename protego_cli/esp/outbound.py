@@ -12,7 +12,8 @@
 5. What would not fit the tunnel's path is cut, or its sender told (`oversize.py`): of one flow and frame size
    all do or none does, so that it is found once.
 6. Inner packets, as far as the rate limits admit them, get their trailers, numbers are taken from the sealing
-   range, and the row is sealed; it leaves with the TOS that the inner packets and the tunnel give it.
+   range, and the row is sealed; it leaves with the TOS that the inner packets and the tunnel give it. A long
+   row is sealed from the frames as they came, where the suite can.
 
 A row of frames of any sizes, from several batches, goes the same way in one go for each SA and TOS.
 """
@@ -30,11 +31,12 @@ from protego_cli.counters import Counters
 from protego_cli.errors import Malformed
 from protego_cli.esp.events import Event, RangeLow
 from protego_cli.esp.limits import admit, admit_row
-from protego_cli.esp.outbox import Address, Outbox, Port, Way
+from protego_cli.esp.outbox import Address, Buffer, Outbox, Port, Way
 from protego_cli.esp.oversize import Oversize
 from protego_cli.esp.packet import trailer
 from protego_cli.esp.pairs import Pair
 from protego_cli.esp.sa import OutboundSa
+from protego_cli.esp.slices import FEW
 from protego_cli.esp.tenants import Tenant
 from protego_cli.wire import ecn, mss, offload, vxlan
 from protego_cli.wire.columns import Spans, alike
@@ -289,6 +291,8 @@ class Outbound:
             and mark.value in _pieces(view, mark.at, size)
         ):
             self._finish(flow, mark, view, size, now)
+        elif count >= FEW:
+            self._seal_frames(flow, view, size, count, now)
         else:
             inners = _inners(size, flow.length, count).unpack_from(view)
             self._seal(flow.pair, inners, flow.length, flow.trailer, now)
@@ -337,20 +341,39 @@ class Outbound:
 
     def _seal(self, pair: Pair, inners: Sequence[bytes], length: int, tail: bytes, now: float) -> None:
         """Inner packets of one length, in order."""
-        sa, count = pair.outbound, len(inners)
+        way, count = self._admitted(pair, inners[0], length, len(inners), now)
+        if way is not None:
+            texts = list(map(add, inners[:count], repeat(tail)))
+            self._sealed(pair, way, pair.outbound.seal(texts), count, length, tail)
+
+    def _seal_frames(self, flow: Flow, view: memoryview, size: int, count: int, now: float) -> None:
+        """Frames of one flow, as they came."""
+        pair, length, tail = flow.pair, flow.length, flow.trailer
+        first = view[FRAME_LENGTH : FRAME_LENGTH + 2]
+        way, count = self._admitted(pair, first, length, count, now)
+        if way is not None:
+            data = pair.outbound.seal_within(view, size, count, FRAME_LENGTH, length, tail)
+            self._sealed(pair, way, data, count, length, tail)
+
+    def _admitted(
+        self, pair: Pair, first: bytes | memoryview, length: int, count: int, now: float
+    ) -> tuple[Way | None, int]:
+        """The way of packets as long as the first, and how many of them may go; no way where none may."""
+        sa = pair.outbound
         if sa.expires is not None and now >= sa.expires:
             self._counters["gpn_drop_expired"] += count
-            return
-        way = pair.way_around(inners[0])
+            return None, 0
+        way = pair.way_around(first)
         if way is None:
             self._counters["gpn_drop_no_gin"] += count
-            return
-        if sa.limits and (admitted := admit(sa.limits, length, count, now)) < count:
+        elif sa.limits and (admitted := admit(sa.limits, length, count, now)) < count:
             self._limited(sa, count - admitted, (count - admitted) * length)
-            inners, count = inners[:admitted], admitted
-            if not count:
-                return
-        data = sa.seal(list(map(add, inners, repeat(tail))))
+            return way if admitted else None, admitted
+        return way, count
+
+    def _sealed(self, pair: Pair, way: Way, data: Buffer, count: int, length: int, tail: bytes) -> None:
+        """What has become of `count` inner packets of this length and trailer."""
+        sa = pair.outbound
         size = sa.overhead + length + len(tail)
         sealed = len(data) // size
         if sealed:

@@ -17,6 +17,7 @@ from protego_cli.esp.outbox import Address, Port, Way
 from protego_cli.esp.sa import InboundSa, OutboundSa
 from protego_cli.esp.tenants import Delivery
 from protego_cli.wire import ecn
+from protego_cli.wire.inner import Buffer
 from protego_cli.wire.mss import HEADERS4, HEADERS6, Ceiling
 from protego_cli.wire.returning import build_header
 from protego_cli.wire.selectors import TrafficSelector
@@ -24,6 +25,7 @@ from protego_cli.wire.selectors import TrafficSelector
 logger = logging.getLogger(__name__)
 
 MAX_VERDICTS = 4096  # remembered per SA
+MAX_USUAL = 64  # lengths of which an SA remembers what is usual
 IP_HEADER: Final = 20
 UDP_HEADER: Final = 8  # before ESP, where it is in UDP (RFC 3948)
 LEAST6: Final = 1280  # what every IPv6 link takes (RFC 8200 5)
@@ -40,6 +42,15 @@ Row = tuple[bytes, ...]
 
 Verdict = tuple[Delivery, int] | str
 """How an opened packet leaves and how long its inner packet is, or the counter of the reason of a drop."""
+
+
+class Usual(NamedTuple):
+    """What a whole batch of opened packets of one length was lately, so the next one may be."""
+
+    header: bytes  # VXLAN and Ethernet headers that they got
+    length: int  # of the inner packets
+    tail: int  # of their trailers
+    version: int
 
 
 @dataclass(frozen=True)
@@ -122,7 +133,7 @@ class Pair:
 
     __slots__ = (
         *("_limit", "came_by", "doors", "entry", "errors", "header", "inbound"),
-        *("low_told", "mss", "outbound", "peer", "verdicts", "way"),
+        *("low_told", "mss", "outbound", "peer", "usual", "verdicts", "way"),
     )
 
     def __init__(
@@ -157,6 +168,7 @@ class Pair:
         )
         self.entry = entry
         self.verdicts: dict[tuple[int, Row], Verdict] = {}  # by length of the plaintext, and what decides
+        self.usual: dict[int, Usual] = {}  # by length of the plaintext
         self.low_told = False  # RangeLow was said for this range
         self.errors = Allowance()
         self.came_by: Address | None = None  # the GIN that the peer's packets came by
@@ -168,6 +180,17 @@ class Pair:
     @property
     def used(self) -> Used:
         return Used(self.outbound.next, self.inbound.highest)
+
+    def expect(self, usual: Usual) -> None:
+        """Guess that of the next batch of this length."""
+        if len(self.usual) >= MAX_USUAL:
+            self.usual.clear()
+        self.usual[usual.length + usual.tail] = usual
+
+    def forget(self) -> None:
+        """The tenant's network changed: what was judged holds no more."""
+        self.verdicts.clear()
+        self.usual.clear()
 
     def limit(self, version: int) -> int:
         """The longest inner packet of this IP version that is sealed as it is."""
@@ -203,7 +226,7 @@ class Pair:
         self.way = Way(Port.ESP, gin, None, "gpn_sealed") if gin else None
         self.header = build_header(self.entry.spi_in, ipaddress.IPv4Address(self.entry.vip).packed)
 
-    def way_around(self, inner: bytes) -> Way | None:
+    def way_around(self, inner: Buffer) -> Way | None:
         """How a packet leaves that is sealed around this one (RFC 4301 5.1.2.1)."""
         tos = ecn.around(inner, self.entry.dscp)
         return self.way._replace(tos=tos) if tos and self.way else self.way

@@ -42,7 +42,7 @@ class ReplayWindow:
         edge = max(0, self.top - self.size + 1)
         first, count = lows[0], len(lows)
         ahead = first - edge & _LOW
-        if ahead + count <= _LOW and tuple(lows) == tuple(range(first, first + count)):
+        if ahead + count <= _LOW and _consecutive(lows):
             return range(edge + ahead, edge + ahead + count)
         return [edge + (low - edge & _LOW) for low in lows]
 
@@ -55,12 +55,13 @@ class ReplayWindow:
 
     def fresh(self, numbers: Sequence[int]) -> bool:
         """Whether the numbers are strictly ascending and all right of the window."""
-        first, count = numbers[0], len(numbers)
-        if first <= self.top or numbers[-1] >= self.end:
+        if numbers[0] <= self.top or numbers[-1] >= self.end:
             return False
-        if isinstance(numbers, range) or tuple(numbers) == tuple(range(first, first + count)):
-            return True
-        return all(map(lt, numbers, numbers[1:]))
+        return _consecutive(numbers) or all(map(lt, numbers, numbers[1:]))
+
+    def ahead(self, numbers: Sequence[int]) -> bool:
+        """Whether the numbers, in whatever order, are all right of the window."""
+        return min(numbers) > self.top and max(numbers) < self.end
 
     def commit(self, number: int) -> None:
         """Mark a number whose packet opened; `check` must just have admitted it."""
@@ -98,3 +99,9 @@ class ReplayWindow:
         """Move the window right by `ahead` and set the lowest `bits`."""
         kept = self._bitmap << ahead if ahead < self.size else 0
         self._bitmap = (kept | bits) & self._mask
+
+
+def _consecutive(numbers: Sequence[int]) -> bool:
+    """A range, as the data path makes them, always is."""
+    first, count = numbers[0], len(numbers)
+    return isinstance(numbers, range) or tuple(numbers) == tuple(range(first, first + count))

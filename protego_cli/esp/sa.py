@@ -10,7 +10,7 @@ How a packet is opened or sealed is the suite's business (`transforms.py`), a ro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import compress
 
 from protego_cli.counters import Counters
@@ -18,7 +18,8 @@ from protego_cli.crypto.algorithms import EspSuite, RandomSource
 from protego_cli.esp.flows import FlowSelectors
 from protego_cli.esp.limits import NOTHING, Bucket
 from protego_cli.esp.replay import ReplayWindow
-from protego_cli.esp.transforms import opening, sealing, split
+from protego_cli.esp.rows import padded, split
+from protego_cli.esp.transforms import opening, sealing
 from protego_cli.wire.inner import Buffer
 from protego_cli.wire.selectors import TrafficSelector
 
@@ -52,6 +53,8 @@ class InboundSa:
         self.limited = NOTHING  # dropped by these
         self._esn = suite.esn
         self._transform = opening(suite, key, spi)
+        self.overhead = self._transform.overhead
+        self.opens_into = self._transform.open_into is not None
         self.raise_floor(floor)
 
     @property
@@ -87,12 +90,17 @@ class InboundSa:
         if not self._transform.fits(size):
             counters["gpn_drop_short"] += len(sequence)
             return []
-        window = self.window
-        numbers = window.extend(sequence) if self._esn else sequence
-        if not window.fresh(numbers):
-            packets = split(data, size, len(numbers))
-            return self._open_checked(numbers, packets, counters)
-        return self._commit(numbers, *self._transform.open(data, size, numbers), counters)
+        numbers = self.window.extend(sequence) if self._esn else sequence
+        fresh = self.window.fresh(numbers)
+        if not fresh and not self.window.ahead(numbers):
+            places = self._admitted(numbers, counters)
+            if not places:
+                return []
+            if len(places) < len(numbers):
+                packets = split(data, size, len(numbers))
+                data = b"".join([packets[place] for place in places])
+                numbers = [numbers[place] for place in places]
+        return self._accepted(numbers, *self._transform.open(data, size, numbers), counters, fresh)
 
     def open_each(
         self, sequence: Sequence[int], packets: Sequence[bytes], counters: Counters, now: float
@@ -106,11 +114,37 @@ class InboundSa:
             sequence, packets = list(compress(sequence, fit)), list(compress(packets, fit))
             if not packets:
                 return []
-        window = self.window
-        numbers = window.extend(sequence) if self._esn else sequence
-        if not window.fresh(numbers):
-            return self._open_checked(numbers, packets, counters)
-        return self._commit(numbers, *self._transform.open_each(packets, numbers), counters)
+        numbers = self.window.extend(sequence) if self._esn else sequence
+        fresh = self.window.fresh(numbers)
+        if not fresh and not self.window.ahead(numbers):
+            places = self._admitted(numbers, counters)
+            if not places:
+                return []
+            numbers, packets = [numbers[place] for place in places], [packets[place] for place in places]
+        return self._accepted(numbers, *self._transform.open_each(packets, numbers), counters, fresh)
+
+    def open_into(
+        self,
+        sequence: Sequence[int],
+        data: Buffer,
+        size: int,
+        slots: Sequence[memoryview],
+        counters: Counters,
+        now: float,
+    ) -> Sequence[int] | None:
+        """As `open`, each plaintext into its slot: the places of those that opened, in order; the other slots
+        hold anything. None, having done nothing, where the row had better go through `open`.
+        """
+        open_into = self._transform.open_into
+        if open_into is None or not self._transform.fits(size):
+            return None
+        numbers = self.window.extend(sequence) if self._esn else sequence
+        if not self.window.fresh(numbers):
+            return None
+        if not self._may_open(len(sequence), counters, now):
+            return ()
+        forged = open_into(data, size, numbers, slots)
+        return None if forged is None else self._commit(numbers, forged, counters, fresh=True)
 
     def _may_open(self, count: int, counters: Counters, now: float) -> bool:
         if self.opens and (self.expires is None or now < self.expires):
@@ -118,59 +152,96 @@ class InboundSa:
         counters["gpn_drop_expired" if self.opens else "gpn_drop_floor"] += count
         return False
 
-    def _commit(
-        self, numbers: Sequence[int], plaintexts: list[bytes], forged: Sequence[int], counters: Counters
-    ) -> list[bytes]:
-        """Mark what opened of a row that was `fresh`."""
-        if forged:
-            counters["gpn_drop_auth"] += len(forged)
-            if not plaintexts:
-                return plaintexts
-            wrong = frozenset(forged)
-            numbers = [number for place, number in enumerate(numbers) if place not in wrong]
-        self.window.commit_row(numbers)
-        return plaintexts
+    def _admitted(self, numbers: Sequence[int], counters: Counters) -> list[int]:
+        """The places of those of a row that the window admits. What it refuses now it would later, too."""
+        check = self.window.check
+        admitted = [place for place, number in enumerate(numbers) if check(number)]
+        if len(admitted) < len(numbers):
+            refused = frozenset(range(len(numbers))).difference(admitted)
+            self._refuse([numbers[place] for place in refused], counters)
+        return admitted
 
-    def _open_checked(
-        self, numbers: Sequence[int], packets: Sequence[bytes], counters: Counters
+    def _accepted(
+        self,
+        numbers: Sequence[int],
+        plaintexts: list[bytes],
+        forged: Sequence[int],
+        counters: Counters,
+        fresh: bool,
     ) -> list[bytes]:
-        """A row in which numbers may be old, or come twice; every packet meets the fate it would alone."""
-        window = self.window
-        admitted = [place for place, number in enumerate(numbers) if window.check(number)]
-        if not admitted:
-            for number in numbers:
-                self._refuse(number, counters)
-            return []
-        opened, forged = self._transform.open_each(
-            [packets[place] for place in admitted], [numbers[place] for place in admitted]
-        )
+        """Those that stand, of the plaintexts of a row."""
+        places = self._commit(numbers, forged, counters, fresh)
+        if len(places) == len(plaintexts):
+            return plaintexts
         wrong = frozenset(forged)
-        right = [numbers[place] for index, place in enumerate(admitted) if index not in wrong]
-        ahead = not forged or not right or min(numbers[admitted[index]] for index in forged) > right[-1]
-        if ahead and (not right or window.fresh(right)):
-            counters["gpn_drop_auth"] += len(forged)
-            for number in numbers if len(admitted) < len(numbers) else ():
-                if not window.check(number):
-                    self._refuse(number, counters)
-            if right:
-                window.commit_row(right)
-            return opened
-        good = (place for index, place in enumerate(admitted) if index not in wrong)
-        texts = dict(zip(good, opened, strict=True))
-        plaintexts = []
-        for place, number in enumerate(numbers):
-            if not window.check(number):  # so it was before, or one of this row was the same or far ahead
-                self._refuse(number, counters)
-            elif place in texts:
-                window.commit(number)
-                plaintexts.append(texts[place])
-            else:
-                counters["gpn_drop_auth"] += 1
-        return plaintexts
+        opened = (place for place in range(len(numbers)) if place not in wrong)
+        texts = dict(zip(opened, plaintexts, strict=True))
+        return [texts[place] for place in places]
 
-    def _refuse(self, number: int, counters: Counters) -> None:
-        outside = number <= self.floor or number >= self.window.end
-        counters["gpn_drop_floor" if outside else "gpn_drop_replay"] += 1
+    def _commit(
+        self, numbers: Sequence[int], forged: Sequence[int], counters: Counters, fresh: bool
+    ) -> Sequence[int]:
+        """Mark what opened of a row that the window admitted, number by number; the places of what stands.
+
+        Every packet meets the fate it would alone: a number that has come before is old, forged or not; one
+        that did not open leaves no trace.
+        """
+        window = self.window
+        if fresh and not forged:
+            window.commit_row(numbers)
+            return range(len(numbers))
+        if len(forged) == len(numbers):
+            counters["gpn_drop_auth"] += len(forged)
+            return ()
+        wrong = frozenset(forged)
+        places = [place for place in range(len(numbers)) if place not in wrong]
+        right = [numbers[place] for place in places]
+        lies = [numbers[place] for place in forged]
+        if fresh or (window.fresh(right) and (not lies or min(lies) > right[-1])):
+            counters["gpn_drop_auth"] += len(lies)
+            window.commit_row(right)
+            return places
+        highest = max(right)
+        lowest = min([*right, *[number for number in lies if number < highest]])
+        if max(highest, window.top) - lowest >= window.size:  # so one may push another out of the window
+            return self._commit_each(numbers, wrong, counters)
+        first: dict[int, int] = {}
+        for place, number in zip(places, right, strict=True):
+            first.setdefault(number, place)
+        late = sum([first.get(number, place) < place for place, number in zip(forged, lies, strict=True)])
+        if late < len(lies):
+            counters["gpn_drop_auth"] += len(lies) - late
+        if again := late + len(right) - len(first):
+            counters["gpn_drop_replay"] += again
+        if lowest > window.top:
+            window.commit_row(sorted(first))
+        else:
+            for number in first:
+                window.commit(number)
+        return list(first.values())
+
+    def _commit_each(
+        self, numbers: Sequence[int], forged: Collection[int], counters: Counters
+    ) -> Sequence[int]:
+        """The same for numbers that are too far apart to be looked at together."""
+        window = self.window
+        places = []
+        for place, number in enumerate(numbers):
+            if not window.check(number):
+                self._refuse((number,), counters)
+            elif place in forged:
+                counters["gpn_drop_auth"] += 1
+            else:
+                window.commit(number)
+                places.append(place)
+        return places
+
+    def _refuse(self, numbers: Sequence[int], counters: Counters) -> None:
+        floor, end = self.floor, self.window.end
+        outside = sum([number <= floor or number >= end for number in numbers])
+        for counter, count in (("gpn_drop_floor", outside), ("gpn_drop_replay", len(numbers) - outside)):
+            if count:
+                counters[counter] += count
 
 
 class OutboundSa:
@@ -232,6 +303,22 @@ class OutboundSa:
         if not numbers:
             return b""
         return self._transform.seal(numbers, plaintexts[: len(numbers)])
+
+    def seal_within(
+        self, data: Buffer, size: int, count: int, start: int, length: int, trailer: bytes
+    ) -> Buffer:
+        """The same of plaintexts that are in rows of `size` bytes, `length` bytes at `start`, but for this
+        trailer. The packets stay as they are while somebody holds what is returned.
+        """
+        numbers = self.take(count)
+        if not numbers:
+            return b""
+        seal_within = self._transform.seal_within
+        if seal_within is not None:
+            sealed = seal_within(numbers, data, size, start, length, trailer)
+            if sealed is not None:
+                return sealed
+        return self._transform.seal(numbers, padded(data, size, len(numbers), start, length, trailer))
 
     def seal_each(self, plaintexts: Sequence[bytes]) -> list[bytes]:
         """The same of plaintexts of any lengths, as a packet each."""

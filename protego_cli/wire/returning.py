@@ -11,6 +11,8 @@ from __future__ import annotations
 import struct
 from functools import lru_cache
 
+from protego_cli.wire.inner import Buffer
+
 HEADER_LENGTH = 8
 
 
@@ -18,7 +20,7 @@ def build_header(spi_in: int, vip: bytes) -> bytes:
     return spi_in.to_bytes(4) + vip
 
 
-def add_header(header: bytes, data: bytes, size: int, count: int) -> bytes:
+def add_header(header: bytes, data: Buffer, size: int, count: int) -> bytes:
     """The header before each of `count` packets of `size` bytes."""
     fields = [header] * (2 * count)
     fields[1::2] = _cut(size, count).unpack(data)

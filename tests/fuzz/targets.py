@@ -7,6 +7,7 @@ its state from input to input where the real one would.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -36,6 +37,7 @@ from protego_cli.wire.selectors import TrafficSelector
 from tests.support import questions
 from tests.support.esp_packets import ipv4, ipv6, ports
 from tests.support.esp_reference import padded, seal
+from tests.support.esp_slices import slices
 from tests.support.esp_world import GCM, GEN, GEN_KEY, GIN, GIN_KEY, NOW, VTEP, entry, sas, world
 from tests.support.ike_pairs import GATEWAY, PEER, SPI, TUNNEL, connected, pair
 from tests.support.ike_restarts import fresh
@@ -60,6 +62,7 @@ def targets() -> list[Target]:
         _handshakes(),
         _states(),
         _esp("esp", GCM),
+        _slices(),
         _esp("esp-cbc", REGISTRY.esp_suite("aes256", "sha256", esn=True)),
         _vxlan(),
         _small_path(),
@@ -365,6 +368,25 @@ def _esp(name: str, suite: EspSuite) -> Target:
     fresh = seal(sa.key_in, sa.spi_in, 4, text, sa.suite)
     seeds = [bytes((row,)) + packet for packet in packets for row in (0, 3, 7)]
     return Target(name, run, [*seeds, b"\x07" + fresh])
+
+
+def _slices() -> Target:
+    """Forged packets, and hostile ones that a peer has sealed, in batches that are opened into slots."""
+    w = world()
+    sa, numbers, inner = w.sa(), itertools.count(1), ipv4("10.2.0.9", "10.1.0.5", bytes(20))
+    usual = padded(inner, 4)
+
+    def sealed(text: bytes) -> bytes:
+        return seal(sa.key_in, sa.spi_in, next(numbers), text, sa.suite)
+
+    def run(data: bytes) -> None:
+        with slices(everywhere=True):
+            w.receive_esp(sealed(usual), sealed(usual))
+            hostile = sealed(usual)
+            forged = hostile[:8] + data[: len(hostile) - 8].ljust(len(hostile) - 8, b"\0")
+            w.receive_esp(sealed(usual), sealed(data[: len(usual)].ljust(len(usual), b"\0")), forged)
+
+    return Target("slices", run, [usual, sealed(usual)[8:], padded(inner[:-4], 4, extra=4)])
 
 
 def _vxlan() -> Target:

@@ -1,0 +1,256 @@
+"""ESP under an AEAD (RFC 4106, 7634), a row of packets at a time.
+
+    | SPI | sequence | IV (8)  | ciphertext | ICV |   nonce: salt and IV; associated data: SPI and sequence
+
+With extended sequence numbers (RFC 4303 2.2.1) the high half is not sent, but associated data has all 64 bits
+(RFC 4106 5). The IV is the number as 64 bits, so it never comes twice under a key.
+
+A long row of packets of one size goes through buffers whose slices are kept (`slices.py`):
+
+    opening   received ──copy──▶ slices ──decrypt──▶ plaintexts, or the caller's slots
+    sealing   frames ──copy──▶ slices, trailers put behind ──encrypt──▶ slices of what will be sent
+
+Nonces, headers and associated data are written beside, in columns. All else is taken apart by `struct`: short
+rows, a layout that comes for the first time, an AEAD that only takes and returns bytes. What did not open may
+have left anything in its slot.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Final, TypeVar
+
+from cryptography.exceptions import InvalidTag
+
+from protego_cli.crypto.algorithms import BufferAead, Encryption
+from protego_cli.esp.rows import HEADER_LENGTH, Opened, layout
+from protego_cli.esp.slices import FEW, MAX_ROWS, Pool, Sliced
+from protego_cli.wire.inner import Buffer
+from protego_cli.wire.strides import fill
+
+IV_LENGTH: Final = 8  # a sequence number
+ALIGNMENT: Final = 4  # of the plaintext (RFC 4303 2.4)
+_PREFIX: Final = HEADER_LENGTH + IV_LENGTH
+_SALT: Final = 4  # bytes of the salt beside which nonces lie in whole words
+_LOW: Final = 0xFFFFFFFF
+
+T = TypeVar("T", bytes, memoryview)
+
+_received, _nonces, _associated = Sliced(), Sliced(), Sliced()
+_sealed = Pool()
+_exhaust = deque[object](maxlen=0).extend
+
+
+class AeadOpening:
+    def __init__(self, encryption: Encryption, key: bytes, spi: int, *, esn: bool) -> None:
+        aead = encryption.make(key[: encryption.key_length])
+        self._decrypt = aead.decrypt
+        self._buffered = aead if isinstance(aead, BufferAead) else None
+        self._salt = key[encryption.key_length :]
+        self.overhead = _PREFIX + encryption.icv_length
+        self._spi = spi
+        self._esn = esn
+
+    @property
+    def open_into(self) -> Callable[..., Sequence[int] | None] | None:
+        return None if self._buffered is None else self._open_into
+
+    def fits(self, size: int) -> bool:
+        return size >= self.overhead
+
+    def open(self, data: Buffer, size: int, numbers: Sequence[int]) -> Opened:
+        count, salt = len(numbers), self._salt
+        if self._buffered is not None and count >= FEW:
+            kept = self._kept(data, size, numbers)
+            if kept is not None:
+                return _open(self._buffered.decrypt, *kept)
+        fields = layout(f"8s8s{size - _PREFIX}s", count).unpack_from(data)
+        headers = self._extended(numbers) if self._esn else fields[0::3]
+        return _open(self._decrypt, [salt + iv for iv in fields[1::3]], fields[2::3], headers)
+
+    def open_each(self, packets: Sequence[bytes], numbers: Sequence[int]) -> Opened:
+        salt = self._salt
+        headers = self._extended(numbers) if self._esn else [packet[:8] for packet in packets]
+        nonces = [salt + packet[8:16] for packet in packets]
+        return _open(self._decrypt, nonces, [packet[16:] for packet in packets], headers)
+
+    def _open_into(
+        self, data: Buffer, size: int, numbers: Sequence[int], slots: Sequence[memoryview]
+    ) -> Sequence[int] | None:
+        if self._buffered is None or (kept := self._kept(data, size, numbers)) is None:
+            return None
+        decrypt, (nonces, sealed, headers) = self._buffered.decrypt_into, kept
+        done: list[int] = []
+        try:
+            done.extend(map(decrypt, nonces, sealed, headers, slots))
+        except InvalidTag:
+            forged = [len(done)]
+        else:
+            return ()
+        first = forged[0] + 1
+        for place, *arguments in zip(
+            range(first, len(slots)), *[each[first:] for each in (*kept, slots)], strict=True
+        ):
+            try:
+                decrypt(*arguments)
+            except InvalidTag:
+                forged.append(place)
+        return forged
+
+    def _kept(
+        self, data: Buffer, size: int, numbers: Sequence[int]
+    ) -> tuple[Sequence[memoryview], Sequence[memoryview], Sequence[memoryview]] | None:
+        """Nonces, what is sealed, and associated data, in slices that are kept."""
+        count, salt, high = len(numbers), self._salt, numbers[0] >> 32
+        if count > MAX_ROWS or size % 4 or len(salt) != _SALT:
+            return None
+        if self._esn and not _of_high_half(numbers, high):
+            return None
+        sealed = _received.cut(_PREFIX, size - _PREFIX, size, count)
+        nonces = _nonces.cut(0, 12, 12, count)
+        headers = _associated.cut(0, 12, 12, count) if self._esn else _received.cut(0, 8, size, count)
+        if sealed is None or nonces is None or headers is None:
+            return None
+        step, end = size // 4, count * size // 4
+        _received.view[: count * size] = data[: count * size]
+        words = _received.words
+        _put_nonces(salt, words[2:end:step], words[3:end:step])
+        if self._esn:
+            highs = _column(high.to_bytes(4), count)
+            _put(_associated.words, 3, (words[0:end:step], highs, words[1:end:step]))
+        return nonces, sealed, headers
+
+    def _extended(self, numbers: Sequence[int]) -> tuple[bytes, ...]:
+        """SPI and 64-bit number of each."""
+        count = len(numbers)
+        fields = [self._spi] * (2 * count)
+        fields[1::2] = numbers
+        return layout("12s", count).unpack(layout("IQ", count).pack(*fields))
+
+
+def _open(
+    decrypt: Callable[[T, T, T], bytes], nonces: Sequence[T], sealed: Sequence[T], headers: Sequence[T]
+) -> Opened:
+    """What opens. Behind the first that does not, in a loop: there another such one takes a third less."""
+    plaintexts: list[bytes] = []
+    try:
+        plaintexts.extend(map(decrypt, nonces, sealed, headers))
+    except InvalidTag:
+        forged = [len(plaintexts)]
+    else:
+        return plaintexts, ()
+    first = forged[0] + 1
+    places = range(first, len(nonces))
+    for place, nonce, text, header in zip(
+        places, nonces[first:], sealed[first:], headers[first:], strict=True
+    ):
+        try:
+            plaintexts.append(decrypt(nonce, text, header))
+        except InvalidTag:
+            forged.append(place)
+    return plaintexts, forged
+
+
+class AeadSealing:
+    block = ALIGNMENT
+
+    def __init__(self, encryption: Encryption, key: bytes, spi: int, *, esn: bool) -> None:
+        self.overhead = _PREFIX + encryption.icv_length
+        aead = encryption.make(key[: encryption.key_length])
+        self._encrypt = aead.encrypt
+        self._encrypt_into = aead.encrypt_into if isinstance(aead, BufferAead) else None
+        self._salt = key[encryption.key_length :]
+        self._spi = spi
+        self._esn = esn
+        salt = len(self._salt)
+        self._number_layout = f"IQ{salt}sQ" if esn else f"II{salt}sQ"
+        self._split_layout = f"{12 if esn else 8}s{salt + IV_LENGTH}s"
+
+    @property
+    def seal_within(self) -> Callable[..., memoryview | None] | None:
+        return None if self._encrypt_into is None else self._seal_within
+
+    def seal(self, numbers: range, plaintexts: Sequence[bytes]) -> bytes:
+        count = len(numbers)
+        parts = self._parts(numbers)
+        sealed = list(map(self._encrypt, parts[1::2], plaintexts, parts[0::2]))
+        packets: list[object]
+        if self._esn:
+            packets = [self._spi] * (4 * count)
+            packets[1::4], packets[2::4], packets[3::4] = [n & _LOW for n in numbers], numbers, sealed
+            return layout(f"IIQ{len(sealed[0])}s", count).pack(*packets)
+        packets = [None] * (3 * count)
+        packets[0::3], packets[1::3], packets[2::3] = parts[0::2], numbers, sealed
+        return layout(f"8sQ{len(sealed[0])}s", count).pack(*packets)
+
+    def seal_each(self, numbers: range, plaintexts: Sequence[bytes]) -> list[bytes]:
+        parts = self._parts(numbers)
+        headers, nonces, salt = parts[0::2], parts[1::2], len(self._salt)
+        sealed = map(self._encrypt, nonces, plaintexts, headers)
+        if self._esn:  # of which the low half is sent
+            headers = tuple([header[:4] + header[8:] for header in headers])
+        return [
+            header + nonce[salt:] + text for header, nonce, text in zip(headers, nonces, sealed, strict=True)
+        ]
+
+    def _seal_within(
+        self, numbers: range, data: Buffer, size: int, start: int, length: int, trailer: bytes
+    ) -> memoryview | None:
+        count, text = len(numbers), length + len(trailer)
+        high, first = numbers[0] >> 32, numbers[0] & _LOW
+        step = self.overhead + text
+        if self._encrypt_into is None or count > MAX_ROWS or step % 4 or len(self._salt) != _SALT:
+            return None
+        if numbers[-1] >> 32 != high or len(trailer) > start or (packets := _sealed.take()) is None:
+            return None
+        texts = _received.cut(start, text, size, count)
+        slots = packets.cut(_PREFIX, step - _PREFIX, step, count)
+        nonces = _nonces.cut(0, 12, 12, count)
+        headers = _associated.cut(0, 12, 12, count) if self._esn else packets.cut(0, 8, step, count)
+        if texts is None or slots is None or nonces is None or headers is None:
+            return None
+        _received.view[: count * size] = data[: count * size]
+        fill(_received.view, size, count, start + length, trailer)
+        lows = memoryview(layout("I", count).pack(*range(first, first + count))).cast("I")
+        highs, spis = _column(high.to_bytes(4), count), _column(self._spi.to_bytes(4), count)
+        _put(packets.words, step // 4, (spis, lows, highs, lows))
+        _put_nonces(self._salt, highs, lows)
+        if self._esn:
+            _put(_associated.words, 3, (spis, highs, lows))
+        _exhaust(map(self._encrypt_into, nonces, texts, headers, slots))
+        return packets.lend(count * step)
+
+    def _parts(self, numbers: range) -> tuple[bytes, ...]:
+        """Associated data and nonce of each."""
+        count = len(numbers)
+        fields: list[object] = [self._spi, 0, self._salt, 0] * count
+        fields[1::4] = fields[3::4] = numbers
+        return layout(self._split_layout, count).unpack(layout(self._number_layout, count).pack(*fields))
+
+
+def _of_high_half(numbers: Sequence[int], high: int) -> bool:
+    ends = (numbers[0], numbers[-1]) if isinstance(numbers, range) else (min(numbers), max(numbers))
+    return all(end >> 32 == high for end in ends)
+
+
+def _put_nonces(salt: bytes, highs: memoryview, lows: memoryview) -> None:
+    count = len(highs)
+    words, end = _nonces.words, 3 * count
+    if _nonces.rows < count or _nonces.written != salt:
+        words[0:end:3] = _column(salt, count)
+        _nonces.written, _nonces.rows = salt, count
+    words[1:end:3] = highs
+    words[2:end:3] = lows
+
+
+def _put(words: memoryview, step: int, columns: Sequence[memoryview]) -> None:
+    """Write these side by side, the fields of a packet `step` words behind those of the one before."""
+    end = len(columns[0]) * step
+    for place, column in enumerate(columns):
+        words[place:end:step] = column
+
+
+def _column(word: bytes, count: int) -> memoryview:
+    """The same four bytes for each of so many packets."""
+    return memoryview(word * count).cast("I")

@@ -1,0 +1,108 @@
+"""The frames of a batch, written while it is opened: most batches are what the one before was.
+
+    | header | inner packet | header | inner packet | ...
+                            └ where first the trailer of the packet before comes to lie
+
+1. `guess` has a free buffer with the header that packets of this length got lately in all places, and behind
+   each a slot for a plaintext, into which the cipher writes.
+2. `verdict` tells whether that was right: what decides about the first packet has been judged before, to this
+   header and this length, and columns tell that all others agree with it. Then it mends the headers.
+3. `frames` are what is sent; the buffer rests until that has happened.
+4. Where it was wrong, or some packets are forged, `texts` are the plaintexts, as if nothing had been guessed.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+from protego_cli.esp.pairs import Pair, Usual
+from protego_cli.esp.slices import Pool, Sliced
+from protego_cli.esp.tenants import Delivery
+from protego_cli.wire.columns import Spans, alike
+from protego_cli.wire.strides import fill
+
+
+class Guess(NamedTuple):
+    """A row of packets of which each is to be opened into its slot."""
+
+    usual: Usual
+    buffer: Sliced
+    slots: Sequence[memoryview]
+
+    def verdict(self, pair: Pair) -> tuple[Delivery, int] | None:
+        """What all packets of the row are judged to be, if their frames are right; all must have opened."""
+        header, length, tail, version = self.usual
+        start, view, count = len(header), self.buffer.view, len(self.slots)
+        layout = row(length + tail, tail, version)
+        if layout is None:
+            return None
+        verdict = pair.verdicts.get((length + tail, layout.unpack_from(view, start)))
+        if verdict is None or isinstance(verdict, str) or verdict[0].header != header or verdict[1] != length:
+            return None
+        step = start + length
+        if not alike(view, step, count, _decisive(start, version, step, tail)):
+            return None
+        fill(view, step, count, step, header[:tail])
+        self.buffer.written = header, step
+        return verdict
+
+    def frames(self, count: int) -> memoryview:
+        """The first `count` of them."""
+        return self.buffer.lend(count * (len(self.usual.header) + self.usual.length))
+
+    def texts(self, places: Iterable[int]) -> list[bytes]:
+        slots = self.slots
+        return [bytes(slots[place]) for place in places]
+
+
+class Frames:
+    def __init__(self) -> None:
+        self._pool = Pool()
+
+    def guess(self, usual: Usual, count: int) -> Guess | None:
+        """For a row of so many packets; None where it had better be opened otherwise."""
+        buffer = self._pool.take()
+        if buffer is None:
+            return None
+        header, length, tail, _ = usual
+        step = len(header) + length
+        slots = buffer.cut(len(header), length + tail, step, count)
+        if slots is None:
+            return None
+        if buffer.rows < count or buffer.written != (header, step):
+            _headers(len(header), length, count).pack_into(buffer.view, 0, *[header] * count)
+            buffer.rows = count
+        buffer.written = None  # until trailers have been there
+        return Guess(usual, buffer, slots)
+
+
+@lru_cache(maxsize=64)
+def judged(header: int, version: int) -> Spans:
+    """Where in a frame that lies which a verdict follows from; and the hop limit of IPv6, between it."""
+    head, addresses = ((0, 4), (12, 20)) if version == 4 else ((0, 8), (8, 40))
+    return tuple((header + start, header + stop) for start, stop in (head, addresses))
+
+
+@lru_cache(maxsize=1024)
+def _decisive(header: int, version: int, size: int, tail: int) -> Spans:
+    """The same, and the trailer behind a frame of this size."""
+    return *judged(header, version), (size, size + tail)
+
+
+@lru_cache(maxsize=1024)
+def row(size: int, tail: int, version: int) -> struct.Struct | None:
+    """What decides about an opened packet of this size; None when it is too short."""
+    head, skip, addresses = (4, 8, 8) if version == 4 else (7, 1, 32)
+    rest = size - head - skip - addresses - tail
+    if rest < 0 or not tail:
+        return None
+    return struct.Struct(f"{head}s{skip}x{addresses}s{rest}x{tail}s")
+
+
+@lru_cache(maxsize=1024)
+def _headers(header: int, length: int, count: int) -> struct.Struct:
+    """A header for each packet, with nothing behind."""
+    return struct.Struct(f"{header}s{length}x" * count)
