@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from operator import add
 from typing import Final, TypeVar
 
 from cryptography.exceptions import InvalidTag
@@ -185,14 +186,12 @@ class AeadSealing:
         return layout(f"8sQ{len(sealed[0])}s", count).pack(*packets)
 
     def seal_each(self, numbers: range, plaintexts: Sequence[bytes]) -> list[bytes]:
-        parts = self._parts(numbers)
-        headers, nonces, salt = parts[0::2], parts[1::2], len(self._salt)
-        sealed = map(self._encrypt, nonces, plaintexts, headers)
-        if self._esn:  # of which the low half is sent
-            headers = tuple([header[:4] + header[8:] for header in headers])
-        return [
-            header + nonce[salt:] + text for header, nonce, text in zip(headers, nonces, sealed, strict=True)
-        ]
+        count, parts = len(numbers), self._parts(numbers)
+        fields = [self._spi] * (3 * count)
+        fields[1::3] = [number & _LOW for number in numbers] if self._esn else numbers
+        fields[2::3] = numbers
+        prefixes = layout("16s", count).unpack(layout("IIQ", count).pack(*fields))
+        return list(map(add, prefixes, map(self._encrypt, parts[1::2], plaintexts, parts[0::2])))
 
     def _seal_within(
         self, numbers: range, data: Buffer, size: int, start: int, length: int, trailer: bytes

@@ -28,6 +28,7 @@ import struct
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import groupby, repeat
+from typing import cast
 
 from protego_cli.counters import Counters
 from protego_cli.esp.events import Event, FirstPacket, PeerMoved
@@ -170,42 +171,43 @@ class Inbound:
                 self._judge_one(pair, plaintext, now)
             return
         rows = [(t[:4], t[12:20], t[-2 - t[-2] :]) for t in plaintexts]
-        known = map(pair.verdicts.get, zip(map(len, plaintexts), rows, strict=True))
-        verdicts = [
-            verdict or self._verdict(pair, row, text)
-            for verdict, row, text in zip(known, rows, plaintexts, strict=True)
-        ]
-        deliveries = [verdict for verdict in verdicts if not isinstance(verdict, str)]
-        ways = {id(delivery): delivery.way for delivery, _ in deliveries}
-        if len(deliveries) == len(verdicts) and len(set(ways.values())) == 1:
+        found = list(map(pair.verdicts.get, zip(map(len, plaintexts), rows, strict=True)))
+        verdicts = (
+            cast("list[Verdict]", found)
+            if None not in found
+            else [
+                verdict or self._verdict(pair, row, text)
+                for verdict, row, text in zip(found, rows, plaintexts, strict=True)
+            ]
+        )
+        delivery = _only_delivery(verdicts)
+        if delivery is not None:
+            way, header = delivery
+            lengths = [length for _, length in cast("list[tuple[Delivery, int]]", verdicts)]
             if sa.limits:
-                plaintexts, deliveries = self._admitted(sa, plaintexts, deliveries, now)
-                if not deliveries:
+                plaintexts, lengths = self._admitted(sa, plaintexts, lengths, now)
+                if not lengths:
                     return
             if pair.mss is not None:
                 plaintexts = [clamp(plaintext, pair.mss) for plaintext in plaintexts]
-            frames = [
-                delivery.header + text[:length]
-                for text, (delivery, length) in zip(plaintexts, deliveries, strict=True)
-            ]
-            self._outbox.add_row(deliveries[0][0].way, frames)
+            frames = [header + text[:length] for text, length in zip(plaintexts, lengths, strict=True)]
+            self._outbox.add_row(way, frames)
             sa.packets += len(frames)
-            sa.bytes += sum([length for _, length in deliveries])
+            sa.bytes += sum(lengths)
             return
         for verdict, plaintext in zip(verdicts, plaintexts, strict=True):
             self._deliver(pair, verdict, [plaintext], now)
 
     def _admitted(
-        self, sa: InboundSa, texts: list[bytes], deliveries: list[tuple[Delivery, int]], now: float
-    ) -> tuple[list[bytes], list[tuple[Delivery, int]]]:
+        self, sa: InboundSa, texts: list[bytes], lengths: list[int], now: float
+    ) -> tuple[list[bytes], list[int]]:
         """What the limits leave of a row of packets of any sizes."""
-        lengths = [length for _, length in deliveries]
         places = admit_row(sa.limits, lengths, now)
         if len(places) == len(lengths):
-            return texts, deliveries
-        left = sum([lengths[place] for place in places])
-        self._limited(sa, len(lengths) - len(places), sum(lengths) - left)
-        return [texts[place] for place in places], [deliveries[place] for place in places]
+            return texts, lengths
+        left = [lengths[place] for place in places]
+        self._limited(sa, len(lengths) - len(places), sum(lengths) - sum(left))
+        return [texts[place] for place in places], left
 
     def _one_spi(
         self,
@@ -391,6 +393,16 @@ class Inbound:
             return "gpn_drop_no_vtep"
         way, header = delivery
         return Delivery(way._replace(tos=ecn.tos(packet)), header), inner.length
+
+
+def _only_delivery(verdicts: Sequence[Verdict]) -> Delivery | None:
+    """How all packets of these verdicts leave, if that is one way."""
+    delivery: Delivery | None = None
+    for verdict in {id(verdict): verdict for verdict in verdicts}.values():  # a few, for many packets
+        if isinstance(verdict, str) or verdict[0] != (delivery or verdict[0]):
+            return None
+        delivery = verdict[0]
+    return delivery
 
 
 def _leave(plaintext: bytes, tos: int) -> bytes | None:

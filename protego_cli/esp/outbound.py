@@ -25,7 +25,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import groupby, repeat
 from operator import add
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from protego_cli.counters import Counters
 from protego_cli.errors import Malformed
@@ -48,6 +48,7 @@ MAX_FLOWS = 1 << 16
 # Where in a frame that lies which decides: the row but for MAC addresses, of IPv6 the hop limit, too.
 _V4_SPANS: Spans = ((0, 8), (20, 26), (28, 32), (34, 42))
 _V6_SPANS: Spans = ((0, 8), (20, 62))
+_V4_ROW = struct.Struct("26s2x4s2x8s")  # the fields of a row
 _LEAST = FRAME_LENGTH + 20  # of a frame with an IPv4 header
 RETURN = "gpn_returned"  # what becomes of frames that a GEN should have
 
@@ -147,16 +148,32 @@ class Outbound:
 
         Their ECN field means nothing for what is within.
         """
-        if min(map(len, frames)) < _LEAST or {frame[20:22] for frame in frames} != {ETHERTYPE_IPV4}:
-            return False
-        if self._by_packet and not self._by_packet.isdisjoint([frame[4:7] for frame in frames]):
+        sizes = list(map(len, frames))
+        if min(sizes) < _LEAST:
             return False
         origin = "" if source in self._gens else source[0]
-        rows: list[Row] = [(frame[:26], frame[28:32], frame[34:42]) for frame in frames]
-        flows: list[Flow | str] = [
-            self._flows.get((origin, len(frame), row)) or self._find(origin, row, memoryview(frame))
-            for row, frame in zip(rows, frames, strict=True)
-        ]
+        rows: list[Row] = list(map(_V4_ROW.unpack_from, frames))
+        found = list(map(self._flows.get, zip(repeat(origin), sizes, rows, strict=False)))
+        known = None not in found
+        if not known and ({row[0][20:22] for row in rows} != {ETHERTYPE_IPV4} or self._asks_for_ports(rows)):
+            return False
+        flows = (
+            cast("list[Flow | str]", found)
+            if known
+            else [
+                flow or self._find(origin, row, memoryview(frame))
+                for flow, row, frame in zip(found, rows, frames, strict=True)
+            ]
+        )
+        pair = _only_pair(flows, frames)
+        if pair is not None:
+            plain = cast("list[Flow]", flows)
+            texts = [
+                frame[FRAME_LENGTH : FRAME_LENGTH + flow.length] + flow.trailer
+                for flow, frame in zip(plain, frames, strict=True)
+            ]
+            self._seal_each(pair, texts, [flow.length for flow in plain], now)
+            return True
         for sealer, row in groupby(zip(flows, frames, strict=True), key=_sealer):
             if sealer is None:
                 for flow, frame in row:
@@ -168,6 +185,10 @@ class Outbound:
                 ]
                 self._seal_each(sealer[0], texts, [flow.length for flow, _ in framed], now)
         return True
+
+    def _asks_for_ports(self, rows: Sequence[Row]) -> bool:
+        """Whether more decides about any of these than what is in its row."""
+        return bool(self._by_packet) and not self._by_packet.isdisjoint([row[0][4:7] for row in rows])
 
     def _seal_each(self, pair: Pair, texts: Sequence[bytes], lengths: Sequence[int], now: float) -> None:
         """Padded inner packets of one TOS, and their lengths without the trailers."""
@@ -397,6 +418,23 @@ class Outbound:
         if sa.next >= sa.low_at and not pair.low_told:
             pair.low_told = True
             self._events.append(RangeLow(pair.entry.spi_in))
+
+
+def _only_pair(flows: Sequence[Flow | str], frames: Sequence[bytes]) -> Pair | None:
+    """Who seals all these frames, if that is one, with one TOS, and all may be sealed as they are."""
+    distinct = {id(flow): flow for flow in flows}.values()  # a few, for many frames
+    first, marks = flows[0], set()
+    for flow in distinct:
+        if isinstance(flow, str) or isinstance(first, str) or flow.oversize or flow.flags:
+            return None
+        if flow.pair is not first.pair or flow.tos != first.tos:
+            return None
+        if flow.unfinished is not None:
+            marks.add(flow.unfinished)
+    for at in {mark.at for mark in marks}:
+        if not {mark.value for mark in marks}.isdisjoint([frame[at : at + 2] for frame in frames]):
+            return None
+    return None if isinstance(first, str) else first.pair
 
 
 def _sealer(framed: tuple[Flow | str, bytes]) -> tuple[Pair, int] | None:

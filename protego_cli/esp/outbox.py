@@ -50,10 +50,10 @@ class _Run:
 
     __slots__ = ("packets", "parts", "size", "way")
 
-    def __init__(self, way: Way, size: int, part: Buffer, packets: int) -> None:
+    def __init__(self, way: Way, size: int, parts: list[Buffer], packets: int) -> None:
         self.way = way
         self.size = size
-        self.parts = [part]
+        self.parts = parts
         self.packets = packets
 
 
@@ -76,7 +76,7 @@ class Outbox:
                     self._close(self._open.pop(way.dest))
                 return
             self._close(run)
-        self._open[way.dest] = _Run(way, size, data, packets)
+        self._open[way.dest] = _Run(way, size, [data], packets)
 
     def add_row(self, way: Way, packets: Sequence[Buffer]) -> None:
         """Packets of any sizes, in order."""
@@ -84,25 +84,24 @@ class Outbox:
         if run is not None and run.way != way:
             self._close(self._open.pop(way.dest))
             run = None
+        parts: list[Buffer] = [] if run is None else run.parts
+        size, joined = (0, 0) if run is None else (run.size, run.packets)
         for packet in packets:
-            size = len(packet)
-            if run is not None:
-                if size == run.size:
-                    run.parts.append(packet)
-                    run.packets += 1
+            length = len(packet)
+            if joined and length <= size:
+                parts.append(packet)
+                joined += 1
+                if length == size:
                     continue
-                if size < run.size:
-                    run.parts.append(packet)
-                    run.packets += 1
-                    self._close(run)
-                    run = None
-                    continue
-                self._close(run)
-            run = _Run(way, size, packet, 1)
-        if run is not None:
-            self._open[way.dest] = run
-        else:
-            self._open.pop(way.dest, None)
+                self._sends.append(_send((way, b"".join(parts), size, joined)))
+                parts, joined = [], 0
+                continue
+            if joined:
+                self._sends.append(_send((way, _whole(parts), size, joined)))
+            parts, size, joined = [packet], length, 1
+        self._open.pop(way.dest, None)
+        if joined:
+            self._open[way.dest] = _Run(way, size, parts, joined)
 
     def put(self, way: Way, datagram: bytes) -> None:
         """A datagram that leaves behind everything added so far, and alone."""
@@ -121,5 +120,8 @@ class Outbox:
         self._open.clear()
 
     def _close(self, run: _Run) -> None:
-        data = run.parts[0] if len(run.parts) == 1 else b"".join(run.parts)
-        self._sends.append(_send((run.way, data, run.size, run.packets)))
+        self._sends.append(_send((run.way, _whole(run.parts), run.size, run.packets)))
+
+
+def _whole(parts: list[Buffer]) -> Buffer:
+    return parts[0] if len(parts) == 1 else b"".join(parts)
