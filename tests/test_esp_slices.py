@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 
 from protego_cli.config.model import Rate
 from protego_cli.crypto.algorithms import BufferAead, Encryption, EspSuite
+from protego_cli.crypto.mac import hmac_sha256
 from protego_cli.esp.outbox import Send
 from protego_cli.esp.slices import FEW, MAX_BUFFERS, MAX_LAYOUTS, MAX_ROWS, ROOM, Pool, Sliced
 from protego_cli.esp.transforms import opening, sealing
+from protego_cli.wire.tags import Tag, TagKind, seal_tag
 from protego_cli.wire.vxlan import ETHERTYPE_IPV4, ETHERTYPE_IPV6, build_frame_header
 from tests.support.esp_packets import ipv4, ipv6
 from tests.support.esp_reference import ReferenceSa, padded, seal
@@ -27,6 +29,8 @@ from tests.support.esp_world import (
     GATEWAY_MAC,
     GCM,
     GEN,
+    GIN,
+    GIN_KEY,
     NOW,
     REGISTRY,
     VTEP_MAC,
@@ -306,6 +310,19 @@ def test_every_suite_and_path_gives_what_it_gives_without_slices(
     assert results[0] == results[1]
     assert results[0][0]
     assert results[0][1]
+
+
+def test_what_leaves_through_a_gin_has_its_header_before_each_packet() -> None:
+    results = []
+    for everywhere in (False, True):
+        w = world(through_gins=True)
+        w.receive_esp(seal_tag(GIN_KEY, Tag(TagKind.PROBE, 7), hmac_sha256))
+        header = build_frame_header(ACME, GATEWAY_MAC, VTEP_MAC, ETHERTYPE_IPV4)
+        frames = [header + ipv4(HERE, THERE, bytes([place]) * 100) for place in range(20)]
+        with slices(everywhere=everywhere):
+            results.append([marked(w.receive_vxlan(*frames)) for _ in range(3)])
+    assert results[0] == results[1]
+    assert [dest for dest, _, _ in results[0][2]] == [GIN] * 20
 
 
 class OnlyBytes:

@@ -237,9 +237,9 @@ class Inbound:
         if usual is not None and pair.mss is None and not ecn.telling(tos):
             guess = self._frames.guess(usual, count)
             opened = guess and sa.open_into(numbers, data, size, guess.slots, self._counters, now)
+            if guess is not None and (opened is None or len(opened) < count):
+                del pair.usual[size - sa.overhead]
             if guess is not None and opened is not None:
-                if len(opened) < count:
-                    del pair.usual[size - sa.overhead]
                 if opened:
                     self._opened(pair, numbers[-1], source, origin)
                     self._guessed(pair, guess, opened, now)

@@ -61,7 +61,7 @@ class ReplayWindow:
 
     def ahead(self, numbers: Sequence[int]) -> bool:
         """Whether the numbers, in whatever order, are all right of the window."""
-        return min(numbers) > self.top and max(numbers) < self.end
+        return min(numbers) > self.top and (self.end == _END or max(numbers) < self.end)
 
     def commit(self, number: int) -> None:
         """Mark a number whose packet opened; `check` must just have admitted it."""
@@ -102,6 +102,8 @@ class ReplayWindow:
 
 
 def _consecutive(numbers: Sequence[int]) -> bool:
-    """A range, as the data path makes them, always is."""
-    first, count = numbers[0], len(numbers)
-    return isinstance(numbers, range) or tuple(numbers) == tuple(range(first, first + count))
+    """Whether each is one more than that before it."""
+    first, last = numbers[0], numbers[-1]
+    if isinstance(numbers, range):  # of which the data path makes no others
+        return True
+    return last - first == len(numbers) - 1 and tuple(numbers) == tuple(range(first, last + 1))

@@ -379,12 +379,14 @@ def _slices() -> Target:
     def sealed(text: bytes) -> bytes:
         return seal(sa.key_in, sa.spi_in, next(numbers), text, sa.suite)
 
+    def fitting(data: bytes, length: int) -> bytes:
+        return data[:length].ljust(length, b"\0")
+
     def run(data: bytes) -> None:
         with slices(everywhere=True):
             w.receive_esp(sealed(usual), sealed(usual))
-            hostile = sealed(usual)
-            forged = hostile[:8] + data[: len(hostile) - 8].ljust(len(hostile) - 8, b"\0")
-            w.receive_esp(sealed(usual), sealed(data[: len(usual)].ljust(len(usual), b"\0")), forged)
+            good, hostile, forged = sealed(usual), sealed(fitting(data, len(usual))), sealed(usual)
+            w.receive_esp(good, hostile, forged[:8] + fitting(data, len(forged) - 8))
 
     return Target("slices", run, [usual, sealed(usual)[8:], padded(inner[:-4], 4, extra=4)])
 
