@@ -145,4 +145,6 @@ def _stretch(side: Side, sink: UdpSocket) -> float:
 def _arrivals(sink: UdpSocket) -> Iterator[int]:
     counters = Counters()
     while train := sink.receive_train():
-        yield from (-(-len(view) // size) for view, size, *_ in unbundled(train, counters, "gpn_drop_tag"))
+        senders = {batch.source[0] for batch in train}
+        for view, size, *_ in unbundled(train, senders, counters, "gpn_drop_tag"):
+            yield -(-len(view) // size)

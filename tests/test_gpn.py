@@ -160,7 +160,8 @@ async def test_bundles_are_what_is_in_them(world: World) -> None:
     for number in range(1, 4):
         expected = seal(KEY_OUT, SPI_OUT, number, padded(OUT, 4))
         assert await world.peer.hear() == (expected, (VIP, world.esp[1]))
-    await world.until(gpn_opened=5, gpn_sealed=3, gpn_drop_tag=1)
+    world.vtep.say(world.vxlan, bundle((size, FRAME_OUT * 2), (size, FRAME_OUT)))  # it is no neighbour
+    await world.until(gpn_opened=5, gpn_sealed=3, gpn_drop_tag=2)
 
 
 async def test_parked_packets_leave_the_moment_the_keys_arrive(world: World) -> None:

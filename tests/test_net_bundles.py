@@ -61,7 +61,7 @@ class World:
             for data, size, to, tos in self.fabric.sent
             if to == dest
         ]
-        found = unbundled(batches, self.counters, "gpn_drop_tag")
+        found = unbundled(batches, {SOURCE[0]}, self.counters, "gpn_drop_tag")
         return [(bytes(part), tos) for view, size, _, tos in found for part in segments(view, size)]
 
     def datagrams(self, dest: Address) -> list[bytes]:
@@ -174,7 +174,10 @@ def test_bundles_that_a_card_has_merged_are_taken_apart() -> None:
         Batch(memoryview(plain + made + made[:-4] + b"\0\0\0\0"), len(made), SOURCE, 3),
         Batch(memoryview(b"\4" * (len(made) + 3) * 2 + made), len(made) + 3, SOURCE, 3),
     ]
-    found = [(bytes(view), size, tos) for view, size, _, tos in unbundled(train, Counters(), "gpn_drop_tag")]
+    found = [
+        (bytes(view), size, tos)
+        for view, size, _, tos in unbundled(train, {SOURCE[0]}, Counters(), "gpn_drop_tag")
+    ]
     parts = [(b"\1" * 60, 30, 3), (b"\2" * 41, 41, 3)]
     single = (b"\4" * (len(made) + 3), len(made) + 3, 3)
     assert found == [(plain, len(made), 3), *parts, *found[3:5], single, single, *parts]
@@ -188,10 +191,10 @@ def test_what_is_no_bundle_is_left_as_it_came() -> None:
         Batch(memoryview(b""), 0, SOURCE),
     ]
     counters = Counters()
-    found = unbundled(train[:1], counters, "gpn_drop_tag")
+    found = unbundled(train[:1], {SOURCE[0]}, counters, "gpn_drop_tag")
     assert found is not train
     assert list(found) == train[:1]
-    again = unbundled(train, counters, "gpn_drop_tag")
+    again = unbundled(train, {SOURCE[0]}, counters, "gpn_drop_tag")
     whole = b"".join(bytes(batch.view) for batch in train)
     assert b"".join(bytes(batch.view) for batch in again) == whole
     assert counters.nonzero() == {}
@@ -202,12 +205,21 @@ def test_a_malformed_bundle_is_counted_and_stops_nothing() -> None:
     broken = made[:5] + b"\xff" + made[6:]
     counters = Counters()
     train = [Batch(memoryview(data), len(data), SOURCE) for data in (broken, made)]
-    assert len(unbundled(train, counters, "gpn_drop_tag")) == 2
+    assert len(unbundled(train, {SOURCE[0]}, counters, "gpn_drop_tag")) == 2
+    assert counters.nonzero() == {"gpn_drop_tag": 1}
+
+
+def test_a_bundle_from_a_stranger_is_dropped() -> None:
+    made = bundle((30, b"\1" * 60), (41, b"\2" * 41))
+    counters = Counters()
+    train = [Batch(memoryview(made), len(made), source) for source in (("10.20.0.5", 4789), SOURCE)]
+    found = unbundled(train, {SOURCE[0]}, counters, "gpn_drop_tag")
+    assert [batch.source for batch in found] == [SOURCE, SOURCE]
     assert counters.nonzero() == {"gpn_drop_tag": 1}
 
 
 def test_a_bundle_within_a_bundle_stays_one() -> None:
     inner = bundle((30, b"\1" * 60))
     outer = bundle((len(inner), inner), (30, b"\2" * 30))
-    found = unbundled([Batch(memoryview(outer), len(outer), SOURCE)], Counters(), "gpn_drop_tag")
+    found = unbundled([Batch(memoryview(outer), len(outer), SOURCE)], {SOURCE[0]}, Counters(), "gpn_drop_tag")
     assert [bytes(view) for view, *_ in found] == [inner, b"\2" * 30]

@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protego_cli.errors import Malformed
-from protego_cli.wire.bundle import MAX_BATCHES, MAX_SEGMENTS, PADDING, WORD, build, could_be, parse
+from protego_cli.wire.bundle import MAX_BATCHES, MAX_PACKETS, PADDING, WORD, build, could_be, parse
 from protego_cli.wire.tags import TagKind, is_tag
 
 SHAPES = st.lists(
-    st.integers(1, 300).flatmap(lambda size: st.tuples(st.just(size), st.integers(size, size * 9))),
+    st.integers(1, 300).flatmap(lambda size: st.tuples(st.just(size), st.integers(size, size * MAX_PACKETS))),
     min_size=1,
     max_size=20,
 )
@@ -57,7 +57,7 @@ GOOD = bundle((3, bytes(8)), (5, bytes(5)))
         + bytes(MAX_BATCHES + 1),
         WORD + b"\0\1" + bytes([0, 0, 0, 4]) + bytes(4),
         WORD + b"\0\1" + bytes([0, 4, 0, 3]) + bytes(3),
-        WORD + b"\0\1" + bytes([0, 1, 0, MAX_SEGMENTS + 1]) + bytes(MAX_SEGMENTS + 1),
+        WORD + b"\0\1" + bytes([0, 1, 0, MAX_PACKETS + 1]) + bytes(MAX_PACKETS + 1),
         GOOD + bytes(PADDING + 1),
     ],
     ids=["empty", "short", "cut off", "none", "many", "no size", "less than one", "too many packets", "more"],

@@ -100,7 +100,7 @@ class Gateway:
         self._pairs: dict[int, Pair] = {}
         self._tenants: dict[int, Tenant] = {}
         self._neighbours: dict[str, Neighbour] = {}
-        self._fabric: frozenset[str] = frozenset()  # their addresses
+        self.fabric: frozenset[str] = frozenset()  # their addresses
         self._gin: tuple[Address, bytes] | None = None  # that probed last: its address and key
         self._rules: dict[str, int] = {}  # inbound SPI
         self._named: dict[int, str] = {}  # the rule that names an SA
@@ -222,10 +222,10 @@ class Gateway:
         self._outbound.rule(vni, rule, pair if ruled else None)
 
     def _learn_neighbours(self) -> None:
-        self._fabric = frozenset(neighbour.address for neighbour in self._neighbours.values())
+        self.fabric = frozenset(neighbour.address for neighbour in self._neighbours.values())
         if self._gin and all(each.tag_key != self._gin[1] for each in self._neighbours.values()):
             self._gin = None
-        if self._doors is not None and self._doors.keep(self._fabric):
+        if self._doors is not None and self._doors.keep(self.fabric):
             self._choose_ways()
         self._outbound.set_gens(n.vxlan for _, n in sorted(self._neighbours.items()) if n.vxlan)
 
@@ -249,7 +249,7 @@ class Gateway:
         if not size:
             self._counters["gpn_drop_short"] += 1
             return
-        origin = None if source[0] in self._fabric else source
+        origin = None if source[0] in self.fabric else source
         whole = len(view) - len(view) % size
         if whole:
             self._inbound.receive(view[:whole], size, source, now, origin, tos)
@@ -279,7 +279,7 @@ class Gateway:
             view, size, source, tos = train[0]
             return self.receive_esp(view, size, source, now, tos)
         for source, tos, stretch in _stretches(train):
-            origin = None if source[0] in self._fabric else source
+            origin = None if source[0] in self.fabric else source
             packets = [] if ecn.telling(tos) else _packets(stretch)
             if not (packets and self._inbound.receive_row(packets, source, now, origin, tos)):
                 for view, size in stretch:

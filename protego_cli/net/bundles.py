@@ -10,22 +10,30 @@ batches do, and cost it twice: to send here and to receive in the GPN.
 2. Long batches go as they are, and so do those that find no company.
 3. A GPN gets bundles only while it has been found to take them: probes go to it in bundles, too, and it has
    echoed one lately (`tagging.py`). One of an older version never does.
-4. The GPN takes bundles apart before anything else looks at them.
+4. The GPN takes bundles apart before anything else looks at them; only those of its neighbours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Protocol
 
 from protego_cli.counters import Counters
 from protego_cli.errors import Malformed
-from protego_cli.net.batch import LONG, Address, Batch, Buffer, new_batch
+from protego_cli.net.batch import Address, Batch, Buffer, new_batch
 from protego_cli.net.gso import segments
 from protego_cli.net.steering import Sender
-from protego_cli.wire.bundle import BATCH_LENGTH, LEAST_LENGTH, PADDING, WORD, build, could_be, parse
-
-MAX_BATCHES = 64  # of a bundle here
+from protego_cli.wire.bundle import (
+    BATCH_LENGTH,
+    LEAST_LENGTH,
+    MAX_BATCHES,
+    MAX_PACKETS,
+    PADDING,
+    WORD,
+    build,
+    could_be,
+    parse,
+)
 
 Handle = Callable[[Batch], None]
 
@@ -112,11 +120,11 @@ class Bundler:
     ) -> bool:
         """Let it wait for others to the same GPN, or send it behind those that wait."""
         length, bundle = len(data), self._open.get(dest)
-        if bundle is None or bundle.tos != tos or length > bundle.left or length > LONG * size:
+        if bundle is None or bundle.tos != tos or length > bundle.left or length > MAX_PACKETS * size:
             if bundle is not None:
                 self._close(dest, bundle)
             room = self._rooms.get(dest, 0) - LEAST_LENGTH - PADDING
-            if length > room or length > LONG * size or not length or source is not None:
+            if length > room or length > MAX_PACKETS * size or not length or source is not None:
                 return self._fabric.send(data, size, dest, source=source, tos=tos)
             bundle = self._open[dest] = _Bundle(tos, room)
         bundle.left -= length + BATCH_LENGTH
@@ -143,14 +151,18 @@ class Bundler:
             self._counters[self._refused] += packets
 
 
-def unbundled(train: Sequence[Batch], counters: Counters, dropped: str) -> Sequence[Batch]:
-    """A train with its bundles taken apart; those that are malformed are counted as `dropped`."""
+def unbundled(
+    train: Sequence[Batch], senders: Container[str], counters: Counters, dropped: str
+) -> Sequence[Batch]:
+    """A train with its bundles taken apart. Those that are malformed, or come from elsewhere than these
+    addresses, are counted as `dropped`.
+    """
     for place, (view, size, _, _) in enumerate(train):
         perhaps = could_be(size) or (size and could_be(len(view) % size))
         if perhaps and _has_bundles(view, size):
             found = list(train[:place])
             for batch in train[place:]:
-                found += _apart(batch, counters, dropped)
+                found += _apart(batch, senders, counters, dropped)
             return found
     return train
 
@@ -160,17 +172,19 @@ def _has_bundles(view: memoryview, size: int) -> bool:
     return 0 in view[::size].tobytes()
 
 
-def _apart(batch: Batch, counters: Counters, dropped: str) -> list[Batch]:
+def _apart(batch: Batch, senders: Container[str], counters: Counters, dropped: str) -> list[Batch]:
     view, size, source, tos = batch
     if not size or not _has_bundles(view, size):
         return [batch]
     found = []
     for segment in segments(view, size):
-        if segment[:4] == WORD:
-            try:
-                found += [new_batch((part, each, source, tos)) for part, each in parse(segment)]
-            except Malformed:
-                counters[dropped] += 1
-        else:
+        if segment[:4] != WORD:
             found.append(new_batch((segment, len(segment), source, tos)))
+            continue
+        try:
+            parts = parse(segment) if source[0] in senders else []
+        except Malformed:
+            parts = []
+        found += [new_batch((part, each, source, tos)) for part, each in parts]
+        counters[dropped] += not parts
     return found

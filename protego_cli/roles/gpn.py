@@ -104,12 +104,12 @@ class GpnPlane:
 
     def receive_esp(self, train: Sequence[Batch]) -> None:
         """Batches on the ESP port."""
-        train = unbundled(train, self.counters, "gpn_drop_tag")
+        train = unbundled(train, self._gateway.fabric, self.counters, "gpn_drop_tag")
         self._act(self._gateway.receive_esp_train(train, time.time()))
 
     def receive_vxlan(self, train: Sequence[Batch]) -> None:
         """Batches on the VXLAN port."""
-        train = unbundled(train, self.counters, "gpn_drop_tag")
+        train = unbundled(train, self._gateway.fabric, self.counters, "gpn_drop_tag")
         self._act(self._gateway.receive_vxlan_train(train, time.time()))
 
     def _act(self, sends: list[Send]) -> None:

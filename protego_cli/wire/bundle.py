@@ -7,7 +7,7 @@ A bundle begins with a reserved SPI like a tag (`tags.py`), so it is neither ESP
 
 A batch is packets of `size` bytes, the last perhaps shorter, `length` bytes in all. What is within a bundle
 means what it would mean by itself, in that order; but a bundle within a bundle means nothing. There is no
-MAC, as there is none on the packets.
+MAC, as there is none on the packets: what it takes to send one is an address of the fabric.
 
 A bundle's length is one more than a multiple of four. No ESP has such a length, so among datagrams that a
 card has merged, bundles need not be looked for as long as all have others.
@@ -26,8 +26,8 @@ WORD = KIND.to_bytes(4)
 FIXED_LENGTH = 6
 BATCH_LENGTH = 4  # what each batch takes in the header
 LEAST_LENGTH = FIXED_LENGTH + BATCH_LENGTH  # of a header
-MAX_BATCHES = 256
-MAX_SEGMENTS = 64  # packets of a batch
+MAX_BATCHES = 64
+MAX_PACKETS = 8  # of a batch: a longer one goes by itself
 PADDING = 3  # at most
 
 _PADDING = (b"\0", b"", b"\0\0\0", b"\0\0")  # by the length before it, modulo four
@@ -57,7 +57,7 @@ def parse(view: memoryview) -> list[tuple[memoryview, int]]:
     shapes: tuple[int, ...] = _header(2 * batches).unpack_from(view)[2:]
     found = []
     for size, length in zip(shapes[::2], shapes[1::2], strict=True):
-        if not 0 < size <= length <= size * MAX_SEGMENTS:
+        if not 0 < size <= length <= size * MAX_PACKETS:
             raise Malformed("bundle with an impossible batch")
         found.append((view[start : start + length], size))
         start += length

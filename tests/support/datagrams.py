@@ -62,7 +62,9 @@ class Station:
                     await self._sock.wait_readable()
                     continue
                 self.datagrams += -(-len(batch.view) // batch.size) if batch.size else 1
-                for view, size, source, tos in unbundled([batch], Counters(), "gpn_drop_tag"):
+                for view, size, source, tos in unbundled(
+                    [batch], {batch.source[0]}, Counters(), "gpn_drop_tag"
+                ):
                     self._heard += [(bytes(part), source, tos) for part in segments(view, size)]
             return self._heard.pop(0)
 

@@ -168,7 +168,7 @@ class Net:
     def perish(self, data: bytes, dest: Address) -> None:
         """It reaches nobody."""
         datagram = Batch(memoryview(data), len(data), dest)
-        parts = unbundled([datagram], Counters(), "gpn_drop_tag")
+        parts = unbundled([datagram], {dest[0]}, Counters(), "gpn_drop_tag")
         self.lost += sum(
             is_packet(bytes(part), dest) for each in parts for part in segments(each.view, each.size)
         )
