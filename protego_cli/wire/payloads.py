@@ -322,6 +322,6 @@ PARSERS: dict[int, Callable[[Reader], Payload]] = {
     PayloadType.NOTIFY: _parse_notify_untrusted,
     PayloadType.DELETE: _parse_delete_untrusted,
     PayloadType.VENDOR: lambda reader: Vendor(reader.rest()),
-    PayloadType.TS_I: lambda reader: TsI(parse_selectors_untrusted(reader)),
-    PayloadType.TS_R: lambda reader: TsR(parse_selectors_untrusted(reader)),
+    PayloadType.TS_I: lambda reader: TsI(parse_selectors_untrusted(reader.rest())),
+    PayloadType.TS_R: lambda reader: TsR(parse_selectors_untrusted(reader.rest())),
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 from struct import Struct
 
 from protego_cli.errors import Malformed
@@ -15,6 +16,7 @@ from protego_cli.wire.reader import Reader
 
 MAX_PROPOSALS = 64
 MAX_TRANSFORMS = 128
+SUITES = 256  # of ours that are remembered as bytes
 
 _CHAINED = Struct("!BxH")  # whether more follow, a reserved byte, the length
 _PROPOSAL = Struct("!BBBB")
@@ -62,10 +64,7 @@ def build_proposals(proposals: Sequence[Proposal]) -> bytes:
     parts = []
     for index, proposal in enumerate(proposals):
         last = index == len(proposals) - 1
-        transforms = b"".join(
-            _build_transform(transform, last=at == len(proposal.transforms) - 1)
-            for at, transform in enumerate(proposal.transforms)
-        )
+        transforms = _build_transforms(proposal.transforms)
         length = 8 + len(proposal.spi) + len(transforms)
         parts += [
             bytes((_LAST if last else _MORE_PROPOSALS, 0)),
@@ -75,6 +74,12 @@ def build_proposals(proposals: Sequence[Proposal]) -> bytes:
             transforms,
         ]
     return b"".join(parts)
+
+
+@lru_cache(SUITES)
+def _build_transforms(transforms: tuple[Transform, ...]) -> bytes:
+    last = len(transforms) - 1
+    return b"".join(_build_transform(transform, last=at == last) for at, transform in enumerate(transforms))
 
 
 def _build_transform(transform: Transform, *, last: bool) -> bytes:

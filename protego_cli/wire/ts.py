@@ -7,11 +7,16 @@ are empty, among them OPAQUE ports (65535-0), are kept as they are; narrowing ma
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from struct import Struct
+from typing import Final
 
 from protego_cli.errors import Malformed
 from protego_cli.wire.reader import Reader
 from protego_cli.wire.selectors import TrafficSelector
+
+BODIES: Final = 4096  # that are remembered, of at most
+SHORT: Final = 64  # bytes
 
 ADDRESS_LENGTH = {7: 4, 8: 16}  # TS_IPV4_ADDR_RANGE, TS_IPV6_ADDR_RANGE
 _KIND = {length: kind for kind, length in ADDRESS_LENGTH.items()}
@@ -34,8 +39,15 @@ def build_selectors(selectors: Sequence[TrafficSelector]) -> bytes:
     return b"".join(parts)
 
 
-def parse_selectors_untrusted(reader: Reader) -> tuple[TrafficSelector, ...]:
-    """The selectors of a TSi or TSr payload's body."""
+def parse_selectors_untrusted(body: bytes) -> tuple[TrafficSelector, ...]:
+    """The selectors of a TSi or TSr payload's body. Those of a tunnel come with every rekey, so short bodies
+    are remembered.
+    """
+    return _remembered(body) if len(body) <= SHORT else _selectors(body)
+
+
+def _selectors(data: bytes) -> tuple[TrafficSelector, ...]:
+    reader = Reader(data)
     count = reader.u8()
     reader.take(3)
     selectors = []
@@ -51,3 +63,6 @@ def parse_selectors_untrusted(reader: Reader) -> tuple[TrafficSelector, ...]:
         selectors.append(TrafficSelector(body.take(size), body.take(size), protocol, start_port, end_port))
     reader.finish()
     return tuple(selectors)
+
+
+_remembered = lru_cache(BODIES)(_selectors)
