@@ -12,7 +12,7 @@ import trio.testing
 from protego_cli.config.model import Cluster
 from protego_cli.control.channel import pki
 from protego_cli.control.channel.fabric import NodeDown
-from protego_cli.control.channel.messages import AnyRequest, Park, Reply, Stale
+from protego_cli.control.channel.messages import AnyRequest, Park, Reply, Stale, Sync
 from protego_cli.errors import Refused
 from tests.support.control import dialled, make_cluster, running_gmn, until
 from tests.support.node import Node, hello
@@ -69,6 +69,30 @@ async def test_a_push_is_heard_without_anybody_waiting(cluster: Cluster) -> None
         gmn.fabric.desire("gpn-1", put=[Park(300)])
         gmn.fabric.push("gpn-1")
         await until(lambda: ("park", 300) in plane.records)
+
+
+@pytest.mark.parametrize("again", range(4))  # tasks run in another order each time
+async def test_nothing_is_sent_ahead_of_the_sync_and_all_behind_it(cluster: Cluster, again: int) -> None:
+    """A node takes no Update before its Sync; what was gathering behind one would then be left behind."""
+    async with running_gmn(cluster) as gmn:
+        node, spi = Node(), 300
+
+        async def push() -> None:
+            nonlocal spi
+            while not gmn.fabric.connected("gpn"):
+                gmn.fabric.desire("gpn-1", put=[Park(spi)])
+                gmn.fabric.push("gpn-1")
+                await trio.lowlevel.checkpoint()
+                spi += 1
+
+        async with dialled(gmn.cluster, "gpn-1", node) as link, trio.open_nursery() as nursery:
+            nursery.start_soon(push)
+            await link.call(hello())
+            await until(lambda: gmn.fabric.connected("gpn"))
+            await trio.testing.wait_all_tasks_blocked(0.05)
+        assert isinstance(node.asked[0], Sync)
+        heard = {*node.asked[0].records, *(record for update in node.updates() for record in update.put)}
+        assert heard >= {Park(each) for each in range(300, spi)}
 
 
 async def test_of_those_who_share_an_update_only_who_wants_the_bad_record_fails(cluster: Cluster) -> None:

@@ -13,6 +13,7 @@ import msgspec
 import pytest
 import trio
 from msgspec.structs import replace
+from trio._core import _run as scheduler
 from trio.testing import MockClock
 
 from protego_cli.control.channel.messages import Route
@@ -23,6 +24,7 @@ from protego_cli.errors import EnvironmentFault, NoAdditionalSas, ProtegoError, 
 from protego_cli.ike.events import ChildEstablished, ChildSa, ExchangeFailed
 from protego_cli.ike.exchanges.create_child import Selectors
 from protego_cli.wire.notifies import NotifyType
+from protego_cli.wire.payloads import ExchangeType
 from protego_cli.wire.selectors import TrafficSelector
 from tests.support.gmn_world import World, world
 
@@ -336,6 +338,40 @@ async def test_a_gmn_that_ends_in_a_move_completes_it(
         await w.settle(30)
         await at_rest(w, len(PAIRS))
         assert gpns(w) == {target}
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_a_rekey_that_is_held_in_a_new_life_waits_for_nothing_that_waits_for_it(
+    autojump_clock: MockClock, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The move of one SA was completed by its peer's DELETE, another rekey is not answered: the new life has
+    to end the former under the IKE_SA that the latter holds up.
+    """
+    monkeypatch.setattr(scheduler, "_ALLOW_DETERMINISTIC_SCHEDULING", True)
+    scheduler._r.seed(seed)
+    asked = 0
+
+    def lost(sender: str, exchange: int, response: bool) -> bool:
+        nonlocal asked
+        rekey = sender == "gmn" and exchange == ExchangeType.CREATE_CHILD_SA and not response
+        asked += rekey
+        return rekey and asked > 1
+
+    async with world() as w:
+        await up(w, PAIRS[:2])
+        w.lost = lost
+        w.life_task(w.migrations.migrate, w.tunnel.id, elsewhere(w))
+        await w.until(lambda: asked == 2)
+        new = next(strand.aside for strand in w.tunnel.strands if strand.aside is not None)
+        old = new.strand.sealing
+        assert old is not None
+        w.peer.delete(old.child.spi_out)
+        await w.until(lambda: new.seals and old.retiring)
+        await w.settle(0.2)
+        w.kill_gmn()
+        w.lost = lambda sender, exchange, response: False
+        await w.gmn_returns()
+        await at_rest(w, 2)
 
 
 async def test_records_of_versions_that_knew_one_child_sa_are_read(autojump_clock: MockClock) -> None:

@@ -96,8 +96,9 @@ class Member:
 
     async def sync(self, link: Link) -> None:
         """Send the whole state on a new link, and Updates there from now on. Raises ProtegoError."""
-        self._link = link
-        await self._send_sync(link, 0)
+        async with holding(self._syncing):
+            self._link = link  # in the step that sends the Sync: what is ahead of one is in vain
+            await self._send_sync(link)
         self._whole = True
 
     def detach(self, link: Link) -> None:
@@ -142,7 +143,9 @@ class Member:
                 raise type(sent.error)(str(sent.error)) from sent.error
             if not sent.stale:
                 return
-            await self._send_sync(link, sent.revision)
+            async with holding(self._syncing):  # one Sync serves all that wait for it
+                if self._synced <= sent.revision:
+                    await self._send_sync(link)
 
     def _doubtful(self, sent: _Round, mine: Iterable[Key]) -> bool:
         """Whether these keys were refused, or only others in the same Update, is not known."""
@@ -236,19 +239,16 @@ class Member:
             self._refused.update(record.key for record in request.put if record.key in self._desired)
         return error
 
-    async def _send_sync(self, link: Link, stale: int) -> None:
-        """Make a node whole that has not applied revision `stale`; one Sync serves all that wait for it."""
-        async with self._syncing:
-            if stale and self._synced > stale:
-                return
-            self._revision += 1
-            self._synced = revision = self._revision
-            self._pending.clear()
-            self._fresh.clear()
-            self._refused.clear()
-            sync = Sync(self._epoch, revision, tuple(self._desired.values()))
-            try:
-                await link.call(sync, SYNC_DEADLINE, self._release)
-            except ProtegoError as error:
-                raise self._failed(link, sync, error) from error
-            self._applied = max(self._applied, revision)
+    async def _send_sync(self, link: Link) -> None:
+        """Send all that is desired; the caller holds `_syncing`."""
+        self._revision += 1
+        self._synced = revision = self._revision
+        self._pending.clear()
+        self._fresh.clear()
+        self._refused.clear()
+        sync = Sync(self._epoch, revision, tuple(self._desired.values()))
+        try:
+            await link.call(sync, SYNC_DEADLINE, self._release)
+        except ProtegoError as error:
+            raise self._failed(link, sync, error) from error
+        self._applied = max(self._applied, revision)

@@ -280,16 +280,17 @@ class Restart:
             return None
         if asked.replaces is None:
             return self._driver.resume(token).outcome
-        return partial(self._once_steered, asked, self._driver.resume(token, held=True))
+        request = self._driver.resume(token, held=True)
+        self._tasks.start_soon(self._let_go, asked, request)
+        return request.outcome
 
-    async def _once_steered(self, asked: Asked, request: Request[ChildEstablished]) -> ChildEstablished:
-        """The outcome of a rekey whose request may not have left: not every node may know of its SPI."""
-        try:
-            await passed(self._sad.gathered)
-            await self._sad.nodes.cleared(asked.gpn)
-        finally:
-            request.let_go()
-        return await request.outcome()
+    async def _let_go(self, asked: Asked, request: Request[ChildEstablished]) -> None:
+        """A rekey's request may not have left: not every node may know of its SPI. Whoever takes the answer
+        may come late, and what he waits for may have to send something behind it.
+        """
+        await passed(self._sad.gathered)
+        await self._sad.nodes.cleared(asked.gpn)
+        request.let_go()
 
     async def _delete(self, spi: int) -> None:
         try:
