@@ -9,7 +9,7 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from protego_cli.control.channel.messages import Migrated, Rule
+from protego_cli.control.channel.messages import Migrated, Rule, Sa
 from protego_cli.control.sas.ranges import EXTENDED_SIZE
 from protego_cli.control.sas.tunnel import Placed
 from protego_cli.control.state import crash
@@ -333,6 +333,31 @@ async def test_the_new_sa_goes_back_when_the_target_dies_after_the_rekey(autojum
         w.never_before(("peer deletes", old.spi), ("acknowledged", "gpn-1", ("sa", new.spi)))
         await w.settle(10)
         assert (await w.tunnel_status()).state == "up"
+
+
+async def test_a_peer_that_deletes_the_new_sa_at_once_keeps_its_tunnel_as_it_was(
+    autojump_clock: MockClock,
+) -> None:
+    async with world(delay=(0.005, 0.005)) as w:
+        await w.up()
+        old = sealing(w)
+        rules: list[Rule] = []
+
+        def strike(entry: tuple[object, ...]) -> None:
+            if entry[:2] == ("put", "gpn-1") and isinstance(entry[2], Rule):
+                rules.append(entry[2])
+            if entry[:2] == ("put", "gpn-2") and isinstance(entry[2], Sa):
+                w.peer.delete(list(w.peer.opens)[-1])
+
+        w.nodes.tap = strike
+        with pytest.raises(Refused, match="deleted the new SA at once; it stays on gpn-1"):
+            await migrated(w, "gpn-2")
+        await w.settle(10)
+        assert [rule.direct for rule in rules] == [False, True]
+        assert sealing(w) is old
+        w.check_clean()
+        w.nodes.tap = lambda entry: None
+        await migrated(w, "gpn-2")
 
 
 async def test_a_barrier_that_is_not_echoed_does_not_stop_the_migration(autojump_clock: MockClock) -> None:

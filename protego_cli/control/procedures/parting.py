@@ -59,8 +59,8 @@ class Parting:
             trip.withdraw()
         for old in self._olds:
             if old.seals:
-                self._sad.nodes.rule(old)
-                self._sad.nodes.tell((old.gpn,))
+                self._sad.nodes.divert(old, diverted=False)
+        self._sad.nodes.tell(dict.fromkeys(old.gpn for old in self._olds))
 
     def begin(self) -> None:
         """None of the old SAs seals any more, and what they have sealed is on its way."""

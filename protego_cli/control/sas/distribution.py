@@ -106,10 +106,12 @@ class Distribution:
             strand.mark(binding=binding)
         self._fabric.desire(placed.gpn, put=(rule_record(placed),))
 
-    def divert(self, placed: Placed) -> None:
-        """What VTEPs still send straight to the GPN of this SA is to go on to a GEN: it is leaving."""
+    def divert(self, placed: Placed, *, diverted: bool = True) -> None:
+        """What VTEPs still send straight to the GPN of this SA is to go on to a GEN, for the tunnel is
+        leaving; or no longer.
+        """
         if placed.strand.ruled.get(placed.gpn) == placed.spi:
-            self._fabric.desire(placed.gpn, put=(rule_record(placed, direct=False),))
+            self._fabric.desire(placed.gpn, put=(rule_record(placed, direct=not diverted),))
 
     def unrule(self, placed: Placed, *, binding: bool = True) -> None:
         """End the Rule of this SA on its GPN, if it has one still. Not `binding`: a new life may give it
