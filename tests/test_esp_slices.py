@@ -166,6 +166,20 @@ def test_one_odd_packet_in_a_batch_that_is_guessed(suite: EspSuite, version: int
         peers_send(suite, [plain, plain, batch, plain, batch, batch, plain], 200)
 
 
+@pytest.mark.parametrize("pad", [2, 6, 18, 22, 38, 254])
+def test_trailers_longer_than_what_lies_between_inner_packets(pad: int) -> None:
+    w = world()
+    sa = w.sa()
+    text = ipv4(THERE, HERE, bytes(36)) + bytes(range(1, pad + 1)) + bytes((pad, 4))
+    with slices(everywhere=True):
+        for first in range(1, 5 * FEW, FEW):
+            packets = [seal(sa.key_in, sa.spi_in, number, text) for number in range(first, first + FEW)]
+            for packet in packets:
+                w.reference.receive_esp(packet)
+            assert marked(w.receive_esp(*packets)) == w.reference.sent_in[-FEW:]
+    assert w.counters.nonzero() == dict(w.reference.counts) == {}
+
+
 def test_batches_of_changing_length_find_every_header_in_place() -> None:
     peers_send(GCM, [Batch(30, count, {}, held=False) for count in (20, 20, 12, 15, 13, 20, 24, 24)], 1)
 

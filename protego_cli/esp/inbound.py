@@ -299,7 +299,7 @@ class Inbound:
         ):
             frames, header = _framed(verdict, plaintexts), len(verdict[0].header)
             if alike(frames, header + verdict[1], count, judged(header, version)):
-                if whole and pair.inbound.opens_into and verdict[1] + tail == len(first) and tail <= header:
+                if whole and count >= FEW and pair.inbound.opens_into and verdict[1] + tail == len(first):
                     pair.expect(Usual(verdict[0].header, verdict[1], tail, version))
                 self._send(pair, verdict, frames, count, now)
                 return

@@ -182,7 +182,9 @@ class Pair:
         return Used(self.outbound.next, self.inbound.highest)
 
     def expect(self, usual: Usual) -> None:
-        """Guess that of the next batch of this length."""
+        """Guess that of the next batch of this length, if there is room for trailers before inner packets."""
+        if usual.tail > len(usual.header):
+            return
         if len(self.usual) >= MAX_USUAL:
             self.usual.clear()
         self.usual[usual.length + usual.tail] = usual

@@ -170,6 +170,9 @@ class InboundSa:
         fresh: bool,
     ) -> list[bytes]:
         """Those that stand, of the plaintexts of a row."""
+        if fresh and not forged:
+            self.window.commit_row(numbers)
+            return plaintexts
         places = self._commit(numbers, forged, counters, fresh)
         if len(places) == len(plaintexts):
             return plaintexts
