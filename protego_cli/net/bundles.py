@@ -120,11 +120,12 @@ class Bundler:
     ) -> bool:
         """Let it wait for others to the same GPN, or send it behind those that wait."""
         length, bundle = len(data), self._open.get(dest)
-        if bundle is None or bundle.tos != tos or length > bundle.left or length > MAX_PACKETS * size:
+        alone = not 0 < length <= MAX_PACKETS * size or source is not None
+        if bundle is None or alone or bundle.tos != tos or length > bundle.left:
             if bundle is not None:
                 self._close(dest, bundle)
             room = self._rooms.get(dest, 0) - LEAST_LENGTH - PADDING
-            if length > room or length > MAX_PACKETS * size or not length or source is not None:
+            if alone or length > room:
                 return self._fabric.send(data, size, dest, source=source, tos=tos)
             bundle = self._open[dest] = _Bundle(tos, room)
         bundle.left -= length + BATCH_LENGTH
