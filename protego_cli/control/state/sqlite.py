@@ -7,11 +7,11 @@
    of records, it would rewrite a page of its own or more. What is stored is the records as the batches behind
    them have left them.
 3. *Shredding.* At the latest `SHRED` seconds after a commit, or `FRAMES` pages later, the batches are folded
-   into the records, a key that has changed often once. Pages are zeroed where something was deleted or
-   replaced (secure_delete), but the WAL still has the page as it was, so it is copied into the database and
-   cut to nothing: from then on no file here holds what was deleted. That costs three fsyncs and the changed
-   pages once a minute at most, however much is stored. What a disk keeps of blocks that files gave back is
-   beyond a program's reach: encrypt the disk.
+   into the records, a key that has changed often once, and their pages are given back (auto_vacuum). Pages
+   are zeroed where something was deleted or replaced (secure_delete), but the WAL still has the page as it
+   was, so it is copied into the database and cut to nothing: from then on no file here holds what was
+   deleted. That costs three fsyncs and the changed pages once a minute at most, however much is stored. What
+   a disk keeps of blocks that files gave back is beyond a program's reach: encrypt the disk.
 4. *The head.* SQLite takes a WAL up to its first damaged frame, for what comes after may be a transaction
    that was never finished. A WAL that lost its end would thus silently take the gateway back in time, to
    numbers that were used since. So `state.head` says after each commit how far the WAL goes. It is written
@@ -39,7 +39,7 @@ from protego_cli.control.state.store import Change
 from protego_cli.errors import EnvironmentFault
 
 SHRED: Final = 60.0  # seconds that a deleted value may still be in the WAL
-FRAMES: Final = 500  # pages in the WAL after which it is emptied at once
+FRAMES: Final = 1000  # pages in the WAL after which it is emptied at once
 PAGE: Final = 8192  # of new databases
 
 _TABLES: Final = (
@@ -138,6 +138,7 @@ class SqliteStore:
         try:
             db.execute("PRAGMA locking_mode = EXCLUSIVE")
             db.execute(f"PRAGMA page_size = {PAGE}")
+            db.execute("PRAGMA auto_vacuum = FULL")  # of a new one: what batches took is given back
             mode = db.execute("PRAGMA journal_mode = WAL").fetchone()[0]
             db.execute("PRAGMA synchronous = FULL")
             db.execute("PRAGMA secure_delete = ON")
