@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from protego_cli.config.model import Cluster, LimitConfig, Node, Rate
-from protego_cli.control.channel.messages import Limit, Report, SaUsage, Steer
+from protego_cli.control.channel.messages import Limit, Report, Sa, SaUsage, Steer
 from protego_cli.control.sas.limits import GEN_CEILING, GIN_CEILING, LEAST_BURST, parts
 from protego_cli.control.sas.tunnel import Placed
 from tests.support.gmn_cluster import make_cluster
 from tests.support.gmn_reload import applied, edited, footprint, with_nodes
 from tests.support.gmn_world import TUNNEL, World, world
+from tests.support.stores import MemoryStore
 
 M = 10**6
 TEN = Rate(10 * M, 100_000)
@@ -140,6 +141,21 @@ async def test_a_limit_is_there_before_the_sa_and_leaves_after_it(autojump_clock
         assert held(w, old) == {}
         assert held(w, to) == {TUNNEL: Limit(TUNNEL, TEN, HUNDRED)}
         w.ordered(("sent", to, ("limit", TUNNEL)), ("acknowledged", to, ("limit", TUNNEL)))
+
+
+async def test_a_tenants_limit_takes_no_sa_to_a_gpn_that_is_not_stored(autojump_clock: MockClock) -> None:
+    """Its parts change with the SAs on each GPN, which is told at once: nothing else may leave too early."""
+    stored: list[bool] = []
+    async with world(cluster=cluster(NONE, BOTH), store=MemoryStore(delay=0.1)) as w:
+
+        def put(entry: tuple[object, ...]) -> None:
+            if entry[0] == "put" and isinstance(entry[2], Sa):
+                stored.append(b"sa/" + entry[2].spi_in.to_bytes(4) in w.store.held)
+
+        w.nodes.tap = put
+        await w.up()
+        assert stored
+        assert all(stored)
 
 
 async def test_without_a_limit_nothing_is_said_of_it(autojump_clock: MockClock) -> None:

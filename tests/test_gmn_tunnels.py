@@ -24,11 +24,13 @@ from protego_cli.control.channel.messages import (
 from protego_cli.control.procedures.tunnels import OVERDUE
 from protego_cli.control.sas.ranges import EXTENDED_SIZE
 from protego_cli.control.sas.sad import SEAT_WAIT
+from protego_cli.control.sas.stored import load_sa
 from protego_cli.control.sas.tunnel import Meter, Placed, Totals
 from protego_cli.errors import NoAdditionalSas
 from protego_cli.ike.events import ExchangeFailed, IkeClosed
 from protego_cli.wire.payloads import ExchangeType
 from tests.support.gmn_world import TUNNEL, World, world
+from tests.support.stores import MemoryStore
 
 
 def sealing(w: World) -> Placed:
@@ -188,6 +190,27 @@ async def test_a_rekey_while_its_gpn_is_down_moves_the_tunnel_behind_a_barrier(
             w.ordered(("barrier", gen, "gpn-1"), ("drop", "gpn-1", ("rule", TUNNEL)))
             w.ordered(("barrier", gen, "gpn-1"), ("wire", "gmn", "INFORMATIONAL", True))
         w.check_clean()
+
+
+async def test_an_sa_leaves_its_gpn_once_it_is_stored_where_it_lies(autojump_clock: MockClock) -> None:
+    async with world(store=MemoryStore(delay=0.1)) as w:
+        await w.up()
+        w.peer.silent, w.peer.tidy = True, False
+        w.peer.rekey()
+        await w.until(
+            lambda: w.tunnel.sas and list(w.tunnel.sas.values())[-1] is w.tunnel.strands[0].successor
+        )
+        await w.settle()
+        placed, stored = list(w.tunnel.sas.values())[-1], list[str]()
+
+        def drop(entry: tuple[object, ...]) -> None:
+            if entry[0] == "drop" and entry[2] == ("sa", placed.spi):
+                stored.append(load_sa(w.store.held[b"sa/" + placed.spi.to_bytes(4)])[0].gpn)
+
+        w.nodes.tap, w.watching = drop, False
+        w.sad.move(w.tunnel, placed, "gpn-2")
+        await w.settle()
+        assert stored == ["gpn-2"]
 
 
 async def test_a_peer_that_neither_sends_nor_deletes_is_followed_in_the_end(

@@ -224,12 +224,14 @@ class Sad:
         self._enter(tunnel, placed, strand)
         self.ageing(tunnel, placed)
         placed.mark(binding=not expected)
+        self.limit(tunnel)  # GPNs hear of it at once, and of the SA
         return placed
 
     def take_up(self, tunnel: Tunnel, placed: Placed, granted: int, strand: Strand) -> None:
         """The SA lay there in an earlier life of the GMN, which had `granted` so many ranges of it."""
         self._ranges.restore(placed.spi, granted)
         self._enter(tunnel, placed, strand)
+        self.limit(tunnel)
         if placed.retiring:
             self._load[placed.gpn] -= 1
             self._let_linger(tunnel, placed)
@@ -244,7 +246,6 @@ class Sad:
         self._load[placed.gpn] += 1
         tunnel.add(placed, strand)
         self.nodes.put_sa(tunnel, placed)
-        self.limit(tunnel)
         self.steer(placed)
 
     def _store(self, spi: int) -> bytes | None:
@@ -308,13 +309,14 @@ class Sad:
         """Place an SA elsewhere; `steer` follows when it stands there. What its old GPN may have opened must
         be below its floor already.
         """
+        before = placed.gpn
         self.nodes.drop_sa(placed)
         self.nodes.unrule(placed)
-        self.nodes.tell((placed.gpn,))
-        self._load[placed.gpn] -= 1
+        self._load[before] -= 1
         self._load[gpn] += 1
         placed.gpn = gpn
         self.renumber(tunnel, placed)
+        self.nodes.tell((before,))
         self.limit(tunnel)
 
     def renumber(self, tunnel: Tunnel, placed: Placed) -> None:
