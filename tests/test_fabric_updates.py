@@ -124,6 +124,22 @@ async def test_of_those_who_share_an_update_only_who_wants_the_bad_record_fails(
         assert ("park", 302) in plane.records
 
 
+async def test_a_bad_record_that_nobody_waits_for_fails_nobody(cluster: Cluster) -> None:
+    async with running_gmn(cluster) as gmn:
+        plane, _ = await gmn.join("gpn-1")
+        plane.bad.add(("park", 302))
+        plane.slow = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(gmn.fabric.apply, "gpn-1", [Park(300)])
+            await until(lambda: ("park", 300) in plane.records)
+            nursery.start_soon(gmn.fabric.apply, "gpn-1", [Park(301)])
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            gmn.fabric.desire("gpn-1", put=[Park(302)])
+            gmn.fabric.push("gpn-1")
+            plane.slow.set()
+        assert ("park", 301) in plane.records
+
+
 async def test_a_bad_record_that_left_with_the_barriers_of_another_fails_who_wants_it(
     cluster: Cluster,
 ) -> None:

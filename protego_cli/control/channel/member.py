@@ -7,7 +7,7 @@
    the next one, which leaves when the answer is read: the busier the GMN, the more changes share an Update.
    Updates with barriers, which take their time, go beside.
 4. A record that the node refuses is the error of those alone who wait for it: when an Update is refused that
-   several wait for, each of them sends its own part again, and fails if it has none of its own.
+   others have a part in, each who waits sends its own part again, and fails if it has none of its own.
 5. Nothing leaves before what it reveals is stored (`instruct`).
 6. A node that answers `Stale` gets a Sync. One that does not answer within the deadline loses its link: it
    comes back, and its Sync makes it whole.
@@ -16,7 +16,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Final
 
 import trio
@@ -42,11 +42,12 @@ class NodeDown(Unreachable):
 class _Round:
     """An Update on its way, or one that gathers, and what came of it for those who wait."""
 
-    __slots__ = ("done", "error", "following", "link", "revision", "stale", "waiting")
+    __slots__ = ("done", "error", "following", "link", "put", "revision", "stale", "waiting")
 
     def __init__(self, link: Link) -> None:
         self.link = link
-        self.revision = 0  # once it is sent
+        self.revision = 0  # once it is sent, as the next
+        self.put: tuple[AnyRecord, ...] = ()
         self.following: _Round | None = None  # it leaves when this one has ended
         self.done = trio.Event()
         self.waiting = 0
@@ -147,11 +148,11 @@ class Member:
                 if self._synced <= sent.revision:
                     await self._send_sync(link)
 
-    def _doubtful(self, sent: _Round, mine: Iterable[Key]) -> bool:
+    def _doubtful(self, sent: _Round, mine: Collection[Key]) -> bool:
         """Whether these keys were refused, or only others in the same Update, is not known."""
         if sent.error is None and not sent.stale:  # they may have left before, with another one's barriers
             return not self._refused.isdisjoint(mine)
-        return sent.refused and sent.waiting > 1
+        return sent.refused and any(record.key not in mine for record in sent.put)
 
     async def _beside(self, link: Link, barriers: tuple[str, ...] = ()) -> _Round:
         """An Update of one's own."""
@@ -178,7 +179,7 @@ class Member:
     def _send(self, sent: _Round, barriers: tuple[str, ...] = ()) -> _Round:
         """Send what is pending; what becomes of it is told in the step in which the answer is read."""
         update = self._next_update(barriers)
-        sent.revision = update.revision
+        sent.revision, sent.put = update.revision, update.put
 
         def answered(reply: AnyReply | ProtegoError) -> None:
             if isinstance(reply, ProtegoError):
