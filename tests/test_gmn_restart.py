@@ -324,6 +324,28 @@ async def test_a_gpn_that_left_the_file_meanwhile_is_replaced(autojump_clock: Mo
         await still_works(w)
 
 
+async def test_a_gpn_that_left_the_file_while_a_tunnel_was_on_its_way_there_is_replaced(
+    autojump_clock: MockClock,
+) -> None:
+    """The peer may have been asked: whatever SA it has has a place."""
+    async with world() as w:
+        await w.up()
+        await w.settle(1.0)
+        killing(w, lambda name: name == "migration.steered")
+        await migrate(w)
+        await w.gmn_ended()
+        w.file = msgspec.structs.replace(
+            w.file, nodes=tuple(node for node in w.file.nodes if node.name != "gpn-2")
+        )
+        w.nodes.kill("gpn-2")
+        del w.nodes.all["gpn-2"]
+        await w.gmn_returns()
+        await settled(w)
+        w.peer.rekey()
+        await settled(w)
+        assert complaints(w) == []
+
+
 async def test_a_tunnel_that_left_the_file_meanwhile_is_ended_and_its_peer_told(
     autojump_clock: MockClock,
 ) -> None:

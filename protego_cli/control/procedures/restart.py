@@ -25,6 +25,7 @@ from functools import partial
 from typing import Final
 
 import trio
+from msgspec import structs
 
 from protego_cli.config.model import Cluster
 from protego_cli.control.procedures.driver import Driver, ExchangeError, Request
@@ -167,14 +168,17 @@ class Restart:
                 self._sad.nodes.rule(sealing)
 
     def _take_up_requests(self) -> None:
-        gpns = {node.name for node in self._cluster.nodes_of("gpn")}
+        gpns = [node.name for node in self._cluster.nodes_of("gpn")]
         for key, data in self._journal.found(ASKED):
             asked = load_asked(data)
             tunnel = self._sad.tunnels.get(asked.tunnel)
-            if tunnel is None or asked.gpn not in gpns:
+            if tunnel is None or not gpns:
                 self._journal.put(ASKED, key, None)
-            else:
-                self._sad.take_up_asked(tunnel, int.from_bytes(key), asked)
+                continue
+            if asked.gpn not in gpns:  # the peer may have the SA all the same; see `_take_up_sas`
+                asked = structs.replace(asked, gpn=gpns[0], granted=asked.granted + 1, opens=False)
+                self._journal.put(ASKED, key, asked)
+            self._sad.take_up_asked(tunnel, int.from_bytes(key), asked)
 
     # ---- what was under way
 
