@@ -261,6 +261,26 @@ async def installed_and_not_stored(w: World) -> int:
     return spi
 
 
+async def test_nothing_is_sealed_before_the_answer_that_reveals_its_sa_is_stored(
+    autojump_clock: MockClock,
+) -> None:
+    """A new life that knows nothing of an IKE_AUTH gets it again, and derives the same keys from it."""
+    async with world(delay=(0.001, 0.001), store=MemoryStore(delay=0.01)) as w:
+        killing(w, lambda name: name == "journal.before-commit" and ("sa" in acknowledged(w)))
+        w.peer.dial()
+        await w.gmn_ended()
+        assert "rule" not in acknowledged(w)
+        await w.gmn_returns()
+        await settled(w)
+        await still_works(w)
+
+
+def acknowledged(w: World) -> set[object]:
+    """The kinds of records that a GPN has confirmed."""
+    confirmed = [key for entry in w.log if entry[:2] == ("acknowledged", "gpn-1") for key in entry[2:]]
+    return {key[0] for key in confirmed if isinstance(key, tuple)}
+
+
 async def test_an_sa_that_was_installed_and_not_stored_goes_on_in_the_same_process(
     autojump_clock: MockClock,
 ) -> None:

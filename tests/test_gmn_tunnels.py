@@ -46,12 +46,12 @@ async def test_everything_stands_before_the_peer_hears_of_its_child_sa(autojump_
     async with world(delay=(0.0001, 0.05)) as w:
         await w.up()
         answer = ("wire", "gmn", "IKE_AUTH", True)
-        sa = ("sa", sealing(w).spi)
-        w.ordered(("acknowledged", "gpn-1", sa, ("rule", TUNNEL)), answer)
+        sa, rule = ("sa", sealing(w).spi), ("acknowledged", "gpn-1", ("rule", TUNNEL))
+        w.ordered(("acknowledged", "gpn-1", sa), rule)
         for gin in ("gin-1", "gin-2"):
             w.ordered(("acknowledged", gin, ("steer", sealing(w).spi)), answer)
         for gen in ("gen-1", "gen-2"):
-            w.ordered(("acknowledged", "gpn-1", sa), ("sent", gen, ("route", TUNNEL)))
+            w.ordered(rule, ("sent", gen, ("route", TUNNEL)))
             w.ordered(("acknowledged", gen, ("route", TUNNEL)), answer)
         w.check_clean()
 

@@ -28,6 +28,7 @@ FOUND = (  # by hunting
     70149,  # an SA that nobody rekeyed although it might open nothing
     70693,
     200639,  # a GEN that would not give a packet back to the GPN that sealed for it meanwhile
+    1204461,  # an IKE_AUTH that came again to a new life, when its first SA had sealed already
 )
 
 

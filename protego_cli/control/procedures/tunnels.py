@@ -232,9 +232,10 @@ class Tunnels:
             elif placed.gpn != gpn:
                 sad.move(tunnel, placed, gpn)  # its peer has not heard of it, so nothing was opened
                 sad.steer(placed)
+            first = all(sa is placed for sa in tunnel.seals)
             try:
-                if all(sa is placed for sa in tunnel.seals):
-                    await sad.install_first(tunnel, placed)
+                if first:
+                    await sad.install_silent(tunnel, placed)
                 else:
                     placed.strand.successor = placed
                     await sad.installed(placed)
@@ -249,11 +250,21 @@ class Tunnels:
                     self._sad.events.emit(
                         "rekeyed", tunnel=tunnel.id, node=placed.gpn, spi=placed.spi, initiator="peer"
                     )
-                self._driver.accept(event.ticket)
+                answer = self._driver.prepare_answer(event.ticket)
+                if first:
+                    await self._seal_first(tunnel, placed)
+                answer()
                 return placed
         if placed is not None:
             sad.forget(tunnel, placed)
         return None
+
+    async def _seal_first(self, tunnel: Tunnel, placed: Placed) -> None:
+        """Before its peer hears of the SA, which may be answered at once."""
+        try:
+            await self._sad.begin_sealing(tunnel, placed)
+        except ProtegoError as error:  # it seals there as soon as the GPN is back
+            log.warning("SA not sealing yet tunnel=%s node=%s reason=%s", tunnel.id, placed.gpn, error)
 
     async def _reject(self, tunnel: Tunnel, event: ChildOffered, error: ProtocolError) -> None:
         if event.ike in tunnel.ikes:

@@ -337,6 +337,25 @@ class Sad:
         self._seal_on(tunnel, placed)
         self.nodes.rule(placed)
         await self.installed(placed)
+        await self._route_first(tunnel, placed)
+
+    async def install_silent(self, tunnel: Tunnel, placed: Placed) -> None:
+        """The same up to where it would seal: `begin_sealing` has to follow. Raises NodeDown."""
+        self._seal_on(tunnel, placed)
+        await self.installed(placed)
+
+    async def begin_sealing(self, tunnel: Tunnel, placed: Placed) -> None:
+        """Seal on what was installed silently, as soon as all is stored that led to it: a new life that knew
+        nothing of it would derive the same keys from the same IKE_AUTH, and begin with the same numbers.
+        Raises NodeDown.
+        """
+        await self.journal.stored()
+        if placed.seals:
+            self.nodes.rule(placed)
+            await self.nodes.holds(placed.gpn)
+            await self._route_first(tunnel, placed)
+
+    async def _route_first(self, tunnel: Tunnel, placed: Placed) -> None:
         if placed.seals:
             self.nodes.route(tunnel, placed)
             await self.nodes.routed()
