@@ -302,7 +302,8 @@ class DataNodes:
             if not node.linked or node.link != message.link:
                 message.failure = NodeDown(f"{node.name}: gone")
         if journal is self._journal:
-            node.on_the_way -= 1
+            if node.link == message.link:  # else it is counted no more
+                node.on_the_way -= 1
             message.done.set()
             if message.failure is None and not message.whole:
                 self.note("acknowledged", node.name, *message.records)
