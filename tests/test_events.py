@@ -139,7 +139,7 @@ async def test_a_tunnels_life_is_told(autojump_clock: MockClock) -> None:
         reply = await w.operations.answer(GetEvents())
         assert isinstance(reply, Events)
         assert [event.kind for event in reply.events if event.kind != "node up"] == [
-            "IKE_SA up", "tunnel up", "SA up", "migration begun", "migrated", "node down", "IKE_SA closed",
+            "IKE_SA up", "SA up", "tunnel up", "migration begun", "migrated", "node down", "IKE_SA closed",
             "tunnel down",
         ]  # fmt: skip
         moved = next(event for event in reply.events if event.kind == "migrated")
