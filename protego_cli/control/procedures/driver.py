@@ -235,14 +235,13 @@ class Driver:
         self.prepare_answer(ticket)()
 
     def prepare_answer(self, ticket: int) -> Callable[[], None]:
-        """The same when what this returns is called; the response is made now, to be stored meanwhile. The
-        peer may hear of it before, if it asks again.
+        """The same when what this returns is called; the response is made now, and can be stored meanwhile.
+        The peer may hear of it before, if it asks again.
         """
         self._work()
         self._engine.accept(ticket, trio.current_time())
         answers = list(self._engine.datagrams_to_send())
         self._work()
-        self._release(_nothing)  # it is to be stored soon
 
         def let_go() -> None:
             for datagram in answers:
