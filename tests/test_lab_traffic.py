@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -89,7 +90,7 @@ def test_a_flow_tells_new_again_and_late() -> None:
     for number in (0, 1, 5, 3, 5, 100_000, 2):
         flow.add(number)
     assert (flow.received, flow.duplicated, flow.reordered) == (6, 1, 2)
-    assert flow.missing(7) == [4, 6]
+    assert flow.gaps(7) == ((4, 4), (6, 6))
 
 
 @given(st.lists(st.integers(0, 3000), max_size=300))
@@ -99,7 +100,11 @@ def test_a_flow_counts_what_a_set_counts(arrivals: list[int]) -> None:
         flow.add(number)
     assert flow.received == len(set(arrivals))
     assert flow.duplicated == len(arrivals) - len(set(arrivals))
-    assert flow.missing(3001) == sorted(set(range(3001)) - set(arrivals))
+    missing = set(range(3001)) - set(arrivals)
+    gaps = flow.gaps(3001, most=3001)
+    assert [number for first, last in gaps for number in range(first, last + 1)] == sorted(missing)
+    assert all(last + 2 <= first for (_, last), (first, _) in pairwise(gaps))
+    assert flow.gaps(3001, most=2) == gaps[:2]
 
 
 def test_each_packet_is_judged_by_where_it_arrived() -> None:

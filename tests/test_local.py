@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -140,6 +141,25 @@ def test_a_node_that_dies_fails_the_run_at_once_and_no_process_is_left(tmp_path:
     assert "gin-1 ended by signal 9 during the run" in out
     assert str(directory) in out  # the logs are kept
     assert processes_of(directory) == {}
+
+
+def test_a_run_that_loses_packets_says_which(tmp_path: Path) -> None:
+    arguments = options(duration=2, tenants=1, gpns=2, migrations=0)
+    with started(tmp_path, *arguments) as process:
+        wait_for(process, "traffic:")
+        (directory,) = tmp_path.iterdir()
+        gen = next(pid for pid, line in processes_of(directory).items() if "gen-1" in line)
+        os.kill(gen, signal.SIGSTOP)
+        out, _ = process.communicate(timeout=30)
+    assert process.returncode == 1
+    receipt = json.loads((directory / "receipt.json").read_text())
+    found = re.search(r"  peers: t1/hq never got ([\d,]+) to ([\d,]+) of ([\d,]+)\n", out)
+    assert found is not None
+    first, last, sent = (int(number.replace(",", "")) for number in found.groups())
+    assert last + 1 == sent
+    assert receipt["lost"] == sent - first > 0
+    assert "tenants: t1/hq never got" not in out
+    assert (directory / "failure.txt").read_text() in out
 
 
 def test_children_do_not_outlive_a_killed_orchestrator(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -42,6 +44,22 @@ minimum = {minimum}
 maximum = 2
 provisioner = {{ kind = "local" }}
 """
+
+
+def test_what_lies_where_the_user_is_is_not_run(tmp_path: Path) -> None:
+    decoy = tmp_path / "protego_cli"
+    decoy.mkdir()
+    (decoy / "__init__.py").write_text("raise SystemExit(99)\n")
+    command = tmp_path / "bin" / "command"
+    command.parent.mkdir()
+    command.write_text(
+        "import subprocess\n"
+        "from protego_cli.control.pools.processes import program\n"
+        'raise SystemExit(subprocess.run([*program(), "--version"]).returncode)\n'
+    )
+    done = subprocess.run([sys.executable, command], cwd=tmp_path, capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("protego ")
 
 
 @pytest.fixture

@@ -6,7 +6,9 @@ import contextlib
 import logging
 import socket
 import struct
+import time
 from collections.abc import AsyncIterator, Awaitable
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -18,6 +20,7 @@ from protego_cli.config.model import Cluster
 from protego_cli.control.channel import pki
 from protego_cli.control.channel.frames import NODE_LIMIT, encode
 from protego_cli.control.channel.messages import (
+    AnyReply,
     AnyRequest,
     Applied,
     Failed,
@@ -218,6 +221,30 @@ async def test_a_late_reply_is_dropped_and_the_link_stands(cluster: Cluster) -> 
         gate.set()
         assert await gpn.call(FirstPacket(2)) == Noted()
         assert gpn.closed is None
+
+
+async def test_what_came_while_this_process_did_not_run_came_in_time(cluster: Cluster) -> None:
+    async with bare(cluster) as (link, other):
+        for number in range(12):  # which of two tasks runs first that are due together is left to chance
+            answers: list[AnyReply | ProtegoError] = []
+            identifier = link.send(Park(number), answers.append, 0.1)
+            other.send(encode(identifier, Noted()))
+            time.sleep(0.3)  # noqa: ASYNC251 - the whole process is to stand still
+            await until(partial(bool, answers))
+            assert answers == [Noted()]
+
+
+async def test_time_in_which_this_process_did_not_run_is_granted_again(cluster: Cluster) -> None:
+    async with bare(cluster) as (link, other):
+        answers: list[AnyReply | ProtegoError] = []
+        identifier = link.send(Park(1), answers.append, 1.0)
+        await trio.testing.wait_all_tasks_blocked()
+        time.sleep(0.9)  # noqa: ASYNC251 - the same
+        await trio.sleep(0.4)
+        assert answers == []
+        other.send(encode(identifier, Noted()))
+        await until(lambda: answers)
+        assert answers == [Noted()]
 
 
 # ---- closing

@@ -44,14 +44,14 @@ class Child:
     def pid(self) -> int:
         return self._process.pid
 
-    async def ask(self, verb: Verb) -> Snapshot:
+    async def ask(self, verb: Verb, sent: Sequence[int] = ()) -> Snapshot:
         """Give an endpoint a command and get its counts."""
         stdin, stdout = self._process.stdin, self._process.stdout
         if stdin is None or stdout is None:
             raise ChildDied(f"{self.name} takes no commands")
         async with self._lock:
             try:
-                await stdin.send_all(msgspec.json.encode(Command(verb)) + b"\n")
+                await stdin.send_all(msgspec.json.encode(Command(verb, tuple(sent))) + b"\n")
                 while (end := self._unread.find(b"\n")) < 0:
                     chunk = await stdout.receive_some(_CHUNK)
                     if not chunk:

@@ -4,7 +4,8 @@
    a bounded number of batches from each that has some, and hands them to their sites.
 2. One task gives each site a turn every 10 ms, one after another so that they do not all burst at once, and
    sends what is due: numbers follow from the time since the start, so the rate holds without drift.
-3. Commands come on stdin; when it closes the process ends, so it cannot outlive the orchestrator.
+3. Commands come on stdin; when it closes the process ends, so it cannot outlive the orchestrator. What has
+   arrived by the last of them counts, whether its task has come to it or not.
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ _SHORTEST_SLEEP = 0.0004  # seconds; waking up costs a good part of it
 _BATCHES = 32  # received per turn of one socket
 _MAX_LINE = 1 << 16
 _AT_ONCE = 128  # packets of all flows that one tick may send beyond what the rate asks for
+
+
+Look = Callable[[Sequence[int]], Snapshot]
+"""The counts; with what the other ends have sent, also what is missing of it."""
 
 
 class SiteEnd(Protocol):
@@ -118,7 +123,7 @@ def pacer_of(plan: Plan) -> Pacer:
     return Pacer(plan.pps, len(plan.sites))
 
 
-async def run(ends: Sequence[SiteEnd], pacer: Pacer, look: Callable[[], Snapshot]) -> None:
+async def run(ends: Sequence[SiteEnd], pacer: Pacer, look: Look) -> None:
     """Run until stdin closes."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_receive, ends)
@@ -173,7 +178,7 @@ async def _pace(ends: Sequence[SiteEnd], pacer: Pacer) -> None:
         await trio.sleep_until(turn)
 
 
-async def _serve(ends: Sequence[SiteEnd], pacer: Pacer, look: Callable[[], Snapshot]) -> None:
+async def _serve(ends: Sequence[SiteEnd], pacer: Pacer, look: Look) -> None:
     decoder = msgspec.json.Decoder(Command)
     buffer = bytearray()
     stdin = trio.lowlevel.FdStream(sys.stdin.fileno())
@@ -196,4 +201,8 @@ async def _serve(ends: Sequence[SiteEnd], pacer: Pacer, look: Callable[[], Snaps
                 pacer.start(now)
             elif command.do == "stop":
                 pacer.running = False
-            await stdout.send_all(msgspec.json.encode(look()) + b"\n")
+            elif command.do == "account":
+                for site in ends:
+                    while _drain(site, now):
+                        pass
+            await stdout.send_all(msgspec.json.encode(look(command.sent)) + b"\n")

@@ -109,8 +109,7 @@ async def _elastic(options: ElasticOptions, json: bool, headless: bool) -> int:
         if json:
             sys.stdout.write(msgspec.json.encode(receipt).decode() + "\n")
             sys.stdout.flush()
-        if faults := receipt.packets.faults():
-            raise Failed("\n".join((f"the run failed: {'; '.join(faults)}", *_diagnosis(scene))))
+        _judge(receipt.packets, scene, directory)
     return Exit.OK
 
 
@@ -123,8 +122,7 @@ async def _local(options: Options, json: bool, headless: bool) -> int:
         if json:
             sys.stdout.write(msgspec.json.encode(receipt).decode() + "\n")
             sys.stdout.flush()
-        if faults := receipt.faults():
-            raise Failed("\n".join((f"the run failed: {'; '.join(faults)}", *_diagnosis(scene))))
+        _judge(receipt, scene, directory)
     return Exit.OK
 
 
@@ -174,14 +172,27 @@ def _first(group: BaseExceptionGroup[ProtegoError]) -> ProtegoError:
     return ProtegoError(str(error))
 
 
+def _judge(receipt: Receipt, scene: Scene, directory: Path) -> None:
+    """Raises Failed for a run that is not what it should be, and leaves all that is known beside its logs."""
+    if faults := receipt.faults():
+        said = "\n".join((f"the run failed: {'; '.join(faults)}", *_diagnosis(scene)))
+        (directory / "failure.txt").write_text(said + "\n")
+        (directory / "receipt.json").write_bytes(msgspec.json.encode(receipt))
+        raise Failed(said)
+
+
 def _diagnosis(scene: Scene) -> list[str]:
-    """Where packets went by each process's own count."""
-    ends = {"peers": scene.peers, "tenants": scene.tenants}
-    own = [
-        f"{name}: {reason}={count}"
-        for name, snapshot in ends.items()
-        if snapshot
-        for reason, count in snapshot.drops.items()
-        if count
-    ]
-    return [f"  {line}" for line in (*drops(scene.status), *own)]
+    """Which packets are missing, and where packets went by each process's own count."""
+    found = drops(scene.status)
+    for name, here, there in (
+        ("peers", scene.peers, scene.tenants),
+        ("tenants", scene.tenants, scene.peers),
+    ):
+        if here is None or there is None:
+            continue
+        found += [f"{name}: {reason}={count}" for reason, count in here.drops.items() if count]
+        for tunnel, got, sent in zip(scene.tunnels, here.sites, there.sites, strict=True):
+            numbers = ", ".join(f"{first:,} to {last:,}" for first, last in got.gaps)
+            if numbers:
+                found.append(f"{name}: {tunnel} never got {numbers} of {sent.sent:,}")
+    return [f"  {line}" for line in found]

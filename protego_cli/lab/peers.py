@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Sequence
 from pathlib import Path as FilePath
 
 import trio
@@ -116,7 +117,8 @@ class Peer:
         for spi in self._tunnel.take_first():
             self._seal_on(spi)
 
-    def count(self) -> SiteCount:
+    def count(self, expected: int = 0) -> SiteCount:
+        """`expected`: how many the other end has sent, where that is known."""
         flow = self.tally.flows[self.receives]
         return SiteCount(
             up=self._sealing is not None,
@@ -125,6 +127,7 @@ class Peer:
             received=flow.received,
             duplicated=flow.duplicated,
             reordered=flow.reordered,
+            gaps=flow.gaps(expected),
         )
 
     # ---- IKE
@@ -220,7 +223,8 @@ async def _run(plan: Plan) -> None:
     peers = [Peer(site, configs[site.tunnel], cluster, registry, tally) for site in plan.sites]
     pacer = pacer_of(plan)
 
-    def look() -> Snapshot:
+    def look(sent: Sequence[int]) -> Snapshot:
+        expected = sent or [0] * len(peers)
         drops = {
             "refused by the kernel": sum(peer.refused for peer in peers),
             "receive buffer full": sum(peer.socket.overflow() for peer in peers),
@@ -229,7 +233,7 @@ async def _run(plan: Plan) -> None:
             for name, count in peer.counters.nonzero().items():
                 drops[name] = drops.get(name, 0) + count
         return Snapshot(
-            sites=tuple(peer.count() for peer in peers),
+            sites=tuple(map(Peer.count, peers, expected)),
             misdelivered=tally.misdelivered,
             corrupted=tally.corrupted + drops.get("gpn_drop_auth", 0),
             seconds=pacer.seconds,

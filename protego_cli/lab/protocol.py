@@ -9,15 +9,17 @@ from typing import Literal
 
 import msgspec
 
-Verb = Literal["look", "connect", "rekey", "start", "stop"]
+Verb = Literal["look", "connect", "rekey", "start", "stop", "account"]
 
 
 class Command(msgspec.Struct, frozen=True):
     """`look` only asks; `connect`: peers initiate; `rekey`: they rekey; `start` begins to send
-    numbered packets; `stop` ends sending, not receiving.
+    numbered packets; `stop` ends sending, not receiving; `account` asks for the last counts, and for what is
+    missing of the packets that the other end has `sent`, for each site.
     """
 
     do: Verb
+    sent: tuple[int, ...] = ()
 
 
 class SiteCount(msgspec.Struct, frozen=True):
@@ -30,6 +32,7 @@ class SiteCount(msgspec.Struct, frozen=True):
     duplicated: int = 0
     reordered: int = 0
     via: dict[str, int] = {}  # packets received per GPN (tenants)
+    gaps: tuple[tuple[int, int], ...] = ()  # first and last numbers that never came, of the first few gaps
 
 
 class Snapshot(msgspec.Struct, frozen=True):

@@ -143,12 +143,14 @@ class Run:
             watchers.start_soon(self._watch_status)
             await self._drive(watchers, tenants, began)
             watchers.cancel_scope.cancel()
-        await peers.ask("stop")
-        await tenants.ask("stop")
+        peers_sent, tenants_sent = [
+            [site.sent for site in (await end.ask("stop")).sites] for end in (peers, tenants)
+        ]
         scene.phase = "waiting for the last packets"
         self.show.say(f"stopped sending; what is missing in {SETTLE:.0f} s is lost")
         await trio.sleep(SETTLE)
-        scene.peers, scene.tenants = await peers.ask("look"), await tenants.ask("look")
+        scene.peers = await peers.ask("account", tenants_sent)
+        scene.tenants = await tenants.ask("account", peers_sent)
         await self._status()
         return await self._receipt(make_receipt(scene.peers, scene.tenants, self.tunnels, self.moves))
 

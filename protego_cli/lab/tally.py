@@ -7,8 +7,9 @@ where it arrived and what it says of itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 from protego_cli.lab.traffic import Flow, parse, version_of
 
@@ -39,10 +40,21 @@ class FlowTally:
         else:
             self._next[version] = number + 1
 
-    def missing(self, sent: int) -> list[int]:
-        """The numbers below `sent` that never came, in order."""
-        seen = self._seen
-        return [n for n in range(sent) if n >> 3 >= len(seen) or not seen[n >> 3] & 1 << (n & 7)]
+    def gaps(self, sent: int, most: int = 4) -> tuple[tuple[int, int], ...]:
+        """The first and last of the numbers below `sent` that never came, gap by gap, of the first gaps."""
+        return tuple(islice(self._gaps(sent), most))
+
+    def _gaps(self, sent: int) -> Iterator[tuple[int, int]]:
+        seen, first = self._seen, None
+        for number in range(sent):
+            came = number >> 3 < len(seen) and seen[number >> 3] & 1 << (number & 7)
+            if first is None and not came:
+                first = number
+            elif first is not None and came:
+                yield first, number - 1
+                first = None
+        if first is not None:
+            yield first, sent - 1
 
 
 class Tally:

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import trio
@@ -87,13 +88,15 @@ class Vtep:
         version = frame[FRAME_LENGTH] >> 4 if len(frame) > FRAME_LENGTH else 0
         return frame[HEADER_LENGTH:FRAME_LENGTH] == self._expected.get(version)
 
-    def count(self) -> SiteCount:
+    def count(self, expected: int = 0) -> SiteCount:
+        """`expected`: how many the other end has sent, where that is known."""
         flow = self.tally.flows[self.receives]
         return SiteCount(
             sent=self.sent,
             received=flow.received,
             duplicated=flow.duplicated,
             reordered=flow.reordered,
+            gaps=flow.gaps(expected),
             via=self.via,
         )
 
@@ -109,9 +112,10 @@ async def _run(plan: Plan) -> None:
     vteps = [Vtep(site, plan.gen, gpns, tally) for site in plan.sites]
     pacer = pacer_of(plan)
 
-    def look() -> Snapshot:
+    def look(sent: Sequence[int]) -> Snapshot:
+        expected = sent or [0] * len(vteps)
         return Snapshot(
-            sites=tuple(vtep.count() for vtep in vteps),
+            sites=tuple(map(Vtep.count, vteps, expected)),
             misdelivered=tally.misdelivered,
             corrupted=tally.corrupted,
             seconds=pacer.seconds,

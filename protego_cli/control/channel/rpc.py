@@ -4,7 +4,8 @@
 2. `Link.run` owns the stream until it closes. A frame is written in the step that makes it; what the kernel
    does not take at once waits in the stream, so that nobody waits for anybody else's socket.
 3. `Link.send` sends a request, and its outcome is told in the step that reads the reply; `Link.call` waits
-   for it. Any number may be on their way, up to a bound. One task keeps the time of all of them.
+   for it. Any number may be on their way, up to a bound. One task keeps the time of all of them; time in
+   which this process did not run itself counts for none, for it has not heard what was said meanwhile.
 4. A request that arrives goes to the handler *from the reading task, in order of arrival*. The handler
    answers with a reply at once, or with an awaitable, which runs as a task of its own in `tasks` (not the
    link's: work begun for a connection is not torn apart when that closes) and whose reply goes out when it
@@ -51,6 +52,8 @@ Answered = Callable[["AnyReply | ProtegoError"], None]
 
 OUTSTANDING: Final = 256  # requests on their way, in each direction
 SILENCE: Final = 10.0  # seconds without a complete frame after which the other side counts as gone
+LOOKS: Final = 0.25  # seconds between looks at the clock while a call waits
+HELD_UP: Final = 0.1  # a look so many seconds late was late because this process did not run
 UNREAD: Final = 1 << 20  # bytes of replies that the other side may leave unread
 
 
@@ -118,7 +121,8 @@ class Link:
         self._release = release
         self._scope = trio.CancelScope()
         self._heard = 0.0  # when the last frame was complete
-        self._look = math.inf  # when `_keep_time` looks at the clock
+        self._looked = 0.0  # when `_keep_time` looked at the clock, and when it will again
+        self._look = math.inf
         self._sooner = trio.Event()  # it has to look earlier than that
         self._calls: dict[int, _Call] = {}
         self._next_id = 0
@@ -169,8 +173,10 @@ class Link:
 
         def let_out() -> None:
             if self.closed is None:
-                call.deadline = trio.current_time() + timeout
-                if call.deadline < self._look:
+                now = trio.current_time()
+                call.deadline = now + timeout
+                if (look := min(call.deadline, now + LOOKS)) < self._look:
+                    self._looked, self._look = now, look
                     self._sooner.set()
                 self._stream.send(frame)
 
@@ -219,10 +225,14 @@ class Link:
 
     async def _keep_time(self) -> None:
         """End the calls that are not answered in time, and the link when the other side is silent. It looks
-        when the first of these may be due, so many calls that are answered cost one look.
+        now and then while calls wait, however many are made and answered meanwhile.
         """
         while True:
             now = trio.current_time()
+            if now - self._look > HELD_UP:  # the answers may lie in the socket
+                self._heard += now - self._looked
+                for call in self._calls.values():
+                    call.deadline += now - self._looked
             if self._heard + self._silence <= now:
                 self.close(f"silent for {self._silence:g} s")
             for identifier, call in list(self._calls.items()):
@@ -231,8 +241,10 @@ class Link:
                     call.answered(
                         Unanswered(f"{self.peer.name}: no answer to {call.request} within {call.timeout:g} s")
                     )
-            deadlines = (call.deadline for call in self._calls.values())
-            self._look = min(self._heard + self._silence, min(deadlines, default=math.inf))
+            deadline = min([call.deadline for call in self._calls.values()], default=math.inf)
+            self._looked, self._look = now, min(self._heard + self._silence, deadline)
+            if deadline < math.inf:
+                self._look = min(self._look, now + LOOKS)
             self._sooner = trio.Event()
             with trio.move_on_at(self._look):
                 await self._sooner.wait()

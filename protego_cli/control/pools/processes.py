@@ -12,10 +12,13 @@ _STARTED = 21  # of /proc/PID/stat, from 0: the time of its start, field 22 of p
 
 
 def program() -> list[str]:
-    """How to run this same `protego` again."""
+    """How to run this same `protego` again, whatever lies in the directory that the user is in: only where he
+    has named the module himself may it come from there.
+    """
     if getattr(sys, "frozen", False):
         return [sys.executable]
-    return [sys.executable, "-m", "protego_cli"]
+    by_name = getattr(sys.modules["__main__"], "__spec__", None) is not None
+    return [sys.executable, *(() if by_name else ("-P",)), "-m", "protego_cli"]
 
 
 class ProcessId(NamedTuple):
