@@ -89,6 +89,7 @@ TABLE: dict[str, str] = {
     "ike_drop_message_id": "IKE messages outside the window, or answers to nothing asked",
     "ike_drop_version": "IKE messages of another major version",
     "ike_drop_unexpected": "IKE messages that are not legal in the state of their IKE_SA",
+    "ike_drop_rate": "IKE requests dropped because their tunnel's peer asks too much",
     "ike_drop_half_open": "IKE_SA_INIT requests dropped because too many handshakes are half open",
     "ike_retransmitted": "IKE requests sent again",
     "ike_replayed_response": "stored responses sent again for a retransmitted request",

@@ -101,9 +101,12 @@ class ProtocolError(Exception):
 
     notify: int = 7  # INVALID_SYNTAX
 
-    def __init__(self, detail: str, *, data: bytes = b"") -> None:
+    def __init__(self, detail: str, *, data: bytes = b"", protocol: int = 0, spi: bytes = b"") -> None:
+        """`protocol` and `spi`: of the SA that it is about, where the NOTIFY says so (RFC 7296 3.10)."""
         super().__init__(detail)
         self.data = data
+        self.protocol = protocol
+        self.spi = spi
 
 
 class InvalidSyntax(ProtocolError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable
 
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from protego_cli.crypto import groups
 from protego_cli.crypto.algorithms import KeGroup, RandomSource
 from protego_cli.crypto.builtin import ALGORITHMS
 from protego_cli.crypto.primes import MODP_2048, MODP_3072, MODP_4096
@@ -242,3 +244,18 @@ def test_any_bytes_give_a_secret_or_invalid_syntax(keyword: str, data: st.DataOb
     except InvalidSyntax:
         return
     assert any(secret)
+
+
+@pytest.mark.parametrize("keyword", ["modp2048", "ecp256"])
+def test_a_bad_value_costs_no_private_key(keyword: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stranger's value is judged before the arithmetic on ours begins."""
+
+    def costly(private: object) -> None:
+        raise AssertionError("a key was made for a value that is no good")
+
+    for kind in (groups._Ecp, groups._Modp):
+        monkeypatch.setattr(kind, "_private", property(costly))
+    group = GROUPS[keyword]
+    for value in (b"", bytes(group.public_length)):
+        with pytest.raises(InvalidSyntax):
+            group.generate(os.urandom).shared(value)

@@ -363,18 +363,22 @@ def test_half_open_limits() -> None:
         half_open.add(f"192.0.2.{number}")
     assert half_open.wants_cookie
     for _ in range(10):
-        assert half_open.admits("198.51.100.1")
+        assert half_open.admits("198.51.100.1", named=True)
         half_open.add("198.51.100.1")
-    assert not half_open.admits("198.51.100.1")
-    assert half_open.admits("198.51.100.2")
+    assert not half_open.admits("198.51.100.1", named=True)
+    assert half_open.admits("198.51.100.2", named=True)
     for _ in range(10):
         half_open.remove("198.51.100.1")
-    assert half_open.admits("198.51.100.1")
+    assert half_open.admits("198.51.100.1", named=True)
     assert half_open.total == 4
     for number in range(10):
         half_open.add(f"2001:db8::{number}")
-    assert not half_open.admits("2001:db8::ffff")
-    assert half_open.admits("2001:db8:0:1::1")
+    assert not half_open.admits("2001:db8::ffff", named=True)
+    assert half_open.admits("2001:db8:0:1::1", named=False)
+    for number in range(6):
+        half_open.add(f"203.0.113.{number}")
+    assert not half_open.admits("2001:db8:0:1::1", named=False)
+    assert half_open.admits("2001:db8:0:1::1", named=True)
 
 
 # ---- windows

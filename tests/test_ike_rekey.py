@@ -198,7 +198,7 @@ def test_a_rekey_of_nothing() -> None:
     network, gateway, peer = connected()
     rekey = Notify(NotifyType.REKEY_SA, b"", 3, b"none")
     answer = ask(network, peer, ExchangeType.CREATE_CHILD_SA, rekey, proposal(), Nonce(bytes(32)))
-    assert error(answer) == NotifyType.CHILD_SA_NOT_FOUND
+    assert answer.error() == Notify(NotifyType.CHILD_SA_NOT_FOUND, b"", 3, b"none")  # RFC 7296 3.10
     assert isinstance(gateway.outcome(gateway.rekey(0xDEAD, NEW)), ExchangeFailed)
 
 

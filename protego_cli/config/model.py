@@ -12,6 +12,8 @@ from typing import Literal
 import msgspec
 
 Role = Literal["gmn", "gin", "gen", "gpn"]
+MAX_PROPOSALS = 64  # for an SA: as many as we take from a peer
+MAX_SELECTORS = 64  # of a side of a tunnel: work and messages of IKE stay bounded
 AUTO = "auto"  # as a steering backend: the best that can run
 Encapsulation = Literal["auto", "force"]
 """Of ESP in UDP: where there is a NAT, or always (RFC 7296 2.23)."""

@@ -2,7 +2,9 @@
 
 Flow of one exchange: `generate(random)` draws the private value, `public` goes into our KE payload,
 `shared(theirs)` checks the peer's value and agrees. A peer's value is network input: whatever is wrong with
-it (length, not on the curve, a point of small order, outside 2..p-2) is InvalidSyntax and nothing else.
+it (length, not on the curve, a point of small order, outside 2..p-2) is InvalidSyntax and nothing else. What
+costs most is done when it is first asked for, so that a responder who calls `shared` first spends little on
+the bad value of a stranger.
 
 RFC 8031 (Curve25519), RFC 5903 (the NIST curves: x and y without a format octet, x alone is the secret),
 RFC 3526 (MODP), RFC 6989 (which checks each kind of group needs).
@@ -13,6 +15,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 
 from cryptography.hazmat.primitives.asymmetric import dh, ec, x25519
 from cryptography.utils import CryptographyDeprecationWarning
@@ -59,18 +62,23 @@ _UNCOMPRESSED = b"\x04"  # SEC 1 2.3.3; RFC 5903 leaves this octet out
 
 
 class _Ecp:
-    __slots__ = ("_curve", "_private", "public")
-
     def __init__(self, curve: ec.EllipticCurve, order: int, random: RandomSource) -> None:
         self._curve = curve
+        self._length = (curve.key_size + 7) // 8
         excess = int.from_bytes(random((order.bit_length() + 7) // 8 + _EXCESS), "big")
-        self._private = ec.derive_private_key(excess % (order - 1) + 1, curve)
+        self._value = excess % (order - 1) + 1
+
+    @cached_property
+    def _private(self) -> ec.EllipticCurvePrivateKey:
+        return ec.derive_private_key(self._value, self._curve)
+
+    @property
+    def public(self) -> bytes:
         point = self._private.public_key().public_numbers()
-        length = (curve.key_size + 7) // 8
-        self.public = point.x.to_bytes(length, "big") + point.y.to_bytes(length, "big")
+        return point.x.to_bytes(self._length, "big") + point.y.to_bytes(self._length, "big")
 
     def shared(self, peer_public: bytes) -> bytes:
-        _check_length(self._curve.name, peer_public, len(self.public))
+        _check_length(self._curve.name, peer_public, 2 * self._length)
         try:
             peer = ec.EllipticCurvePublicKey.from_encoded_point(self._curve, _UNCOMPRESSED + peer_public)
         except ValueError:
@@ -103,21 +111,27 @@ def _finite_field() -> Iterator[None]:
 class _Modp:
     """One exchange in a group with a safe prime, so 1 < y < p - 1 is all there is to check (RFC 6989 2.1)."""
 
-    __slots__ = ("_keyword", "_parameters", "_private", "public")
-
     def __init__(self, keyword: str, prime: int, exponent_length: int, random: RandomSource) -> None:
         self._keyword = keyword
-        exponent = int.from_bytes(random(exponent_length), "big")
+        self._exponent = int.from_bytes(random(exponent_length), "big")
         with _finite_field():
             self._parameters = dh.DHParameterNumbers(prime, _GENERATOR)
-            # A private key wants its public value, which is what we are after: agreeing with the generator
-            # itself yields generator^exponent by the library's own constant-time arithmetic.
-            generator = dh.DHPublicNumbers(_GENERATOR, self._parameters)
-            self._private = dh.DHPrivateNumbers(exponent, generator).private_key()
-            self.public = self._private.exchange(generator.public_key())
+            self._generator = dh.DHPublicNumbers(_GENERATOR, self._parameters)
+
+    @cached_property
+    def _private(self) -> dh.DHPrivateKey:
+        # A private key wants its public value, which is what we are after: agreeing with the generator
+        # itself yields generator^exponent by the library's own constant-time arithmetic.
+        with _finite_field():
+            return dh.DHPrivateNumbers(self._exponent, self._generator).private_key()
+
+    @cached_property
+    def public(self) -> bytes:
+        with _finite_field():
+            return self._private.exchange(self._generator.public_key())
 
     def shared(self, peer_public: bytes) -> bytes:
-        _check_length(self._keyword, peer_public, len(self.public))
+        _check_length(self._keyword, peer_public, (self._parameters.p.bit_length() + 7) // 8)
         value = int.from_bytes(peer_public, "big")
         if not 1 < value < self._parameters.p - 1:
             raise InvalidSyntax(f"public value of {self._keyword} is outside 2..p-2")

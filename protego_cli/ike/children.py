@@ -17,7 +17,7 @@ from protego_cli.errors import InvalidSyntax, NoProposalChosen, StateError, TsUn
 from protego_cli.ike.events import ChildSa
 from protego_cli.ike.keys import child_keys
 from protego_cli.ike.message import Payloads
-from protego_cli.ike.narrowing import covered, describe, narrow
+from protego_cli.ike.narrowing import MAX_PREFIXES, covered, describe, narrow, scattered
 from protego_cli.ike.negotiation import ESP_SPI_LENGTH, choose, confirm, difference, without_groups
 from protego_cli.ike.record import Selectors, Story, bid, few
 from protego_cli.wire.payloads import Sa, TsI, TsR
@@ -165,6 +165,8 @@ def terms_answered(
             f"the peer granted local {describe(local)}, remote {describe(remote)}, beyond "
             f"what was proposed: local {describe(local_ts)}, remote {describe(remote_ts)}"
         )
+    if scattered(local) or scattered(remote):
+        raise InvalidSyntax(f"the peer granted more than {MAX_PREFIXES} prefixes")
     return Terms(chosen.suite, chosen.answer, _spi(chosen.spi), local, remote)
 
 

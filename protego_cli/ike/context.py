@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -12,11 +12,11 @@ from protego_cli.config.model import IkeSettings
 from protego_cli.counters import Counters
 from protego_cli.crypto.algorithms import RandomSource, Registry
 from protego_cli.ike.cookies import Cookies
-from protego_cli.ike.events import Datagram, Event, Negotiated, NegotiationFailed, Path
+from protego_cli.ike.events import Datagram, Event, Path
 from protego_cli.ike.half_open import HalfOpen
 from protego_cli.ike.negotiation import IKE_SPI_LENGTH
-from protego_cli.ike.policies import Policies, Tunnel
-from protego_cli.ike.record import Negotiation
+from protego_cli.ike.policies import Policies
+from protego_cli.ike.rations import Allowance, Ration
 
 if TYPE_CHECKING:
     from protego_cli.ike.sa import IkeSa
@@ -24,26 +24,11 @@ if TYPE_CHECKING:
 NONCE_LENGTH = 32
 NO_SPI = bytes(IKE_SPI_LENGTH)
 COMPLAINTS_PER_SECOND = 10  # answers to what belongs to no IKE_SA (RFC 7296 2.5)
-_REPORTS_PER_SECOND = 10
+_REPORTS_PER_SECOND = 10  # as many as a person could want to read
 _NUMBERS = 32  # bits below the epoch's in a handle, ticket or token
 
 RequestKey = tuple[bytes, str, int]
 """What tells one IKE_SA_INIT request from another: the initiator's SPI, address and port."""
-
-
-class Ration:
-    """So much in a second, and no more."""
-
-    def __init__(self, per_second: int) -> None:
-        self._limit = per_second
-        self._second = 0
-        self._count = 0
-
-    def allow(self, now: float) -> bool:
-        if int(now) != self._second:
-            self._second, self._count = int(now), 0
-        self._count += 1
-        return self._count <= self._limit
 
 
 @dataclass
@@ -70,9 +55,10 @@ class Context:
     barred: set[str] = field(default_factory=set)  # tunnels whose peers are refused, by the operator's will
     touched: dict[IkeSa, None] = field(default_factory=dict)  # in this call, in order
     changed: dict[bytes, IkeSa | None] = field(default_factory=dict)  # our SPI; not yet told by `changes`
+    allowances: dict[str, Allowance] = field(default_factory=dict)  # tunnel -> of its peers
     _numbers: itertools.count[int] = field(init=False)
     complaints: Ration = field(default_factory=lambda: Ration(COMPLAINTS_PER_SECOND))
-    _reports: Ration = field(default_factory=lambda: Ration(_REPORTS_PER_SECOND))
+    reports: Ration = field(default_factory=lambda: Ration(_REPORTS_PER_SECOND))  # on unproven peers
 
     def __post_init__(self) -> None:
         self.cookies = Cookies(self.random)
@@ -93,9 +79,18 @@ class Context:
     def new_nonce(self) -> bytes:
         return self.random(NONCE_LENGTH)
 
-    def forces(self, tunnels: Iterable[Tunnel]) -> bool:
-        """Whether a peer that may be any of these is to encapsulate, NAT or not."""
-        return not self.raw_esp() or any(tunnel.policy.encapsulation == "force" for tunnel in tunnels)
+    def forces(self, asked: bool) -> bool:
+        """Whether a peer is to encapsulate, NAT or not: where that is asked for, or nothing else will do."""
+        return asked or not self.raw_esp()
+
+    def allows(self, tunnel: str, now: float) -> bool:
+        """Whether a request of a tunnel's peer is to be taken now; counted if not."""
+        allowance = self.allowances.get(tunnel)
+        if allowance is None:
+            allowance = self.allowances[tunnel] = Allowance(now)
+        allowed = allowance.allow(now)
+        self.counters["ike_drop_rate"] += not allowed
+        return allowed
 
     def fraction(self) -> float:
         """A random number in [0, 1)."""
@@ -106,8 +101,3 @@ class Context:
 
     def emit(self, event: Event) -> None:
         self.events.append(event)
-
-    def report_untrusted(self, event: NegotiationFailed, record: Negotiation, now: float) -> None:
-        """Emit what an unproven peer caused, no more often than a person could want to read."""
-        if self._reports.allow(now):
-            self.events += (event, Negotiated(record))

@@ -81,6 +81,8 @@ class Engine:
             tunnel = context.policies.get(sa.name)
             if tunnel is not None:
                 sa.tunnel = tunnel
+        allowances = context.allowances.items()
+        context.allowances = {name: left for name, left in allowances if context.policies.get(name)}
 
     def check_policies(self, policies: Iterable[Policy]) -> None:
         """Raises ValueError when `set_policies` would."""

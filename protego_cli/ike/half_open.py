@@ -1,8 +1,9 @@
 """Limits on IKE_SAs whose peer has not proven itself, or that only linger to repeat a response.
 
 Beyond a tenth of the maximum every new handshake must bring a cookie; beyond a quarter, those from one
-address are dropped; beyond the maximum, all are (RFC 7296 2.6, RFC 8019 4.3). An IPv6 /64 counts as one
-address, since whoever has one has them all.
+address are dropped; beyond a half, those from addresses that no tunnel names; beyond the maximum, all are
+(RFC 7296 2.6, RFC 8019 4.3). So strangers, be they many, leave room for the peers that are expected. An IPv6
+/64 counts as one address, since whoever has one has them all.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ class HalfOpen:
     def wants_cookie(self) -> bool:
         return self._total >= self.maximum / 10
 
-    def admits(self, address: str) -> bool:
-        return self._total < self.maximum and self._by_address[_site(address)] < self.maximum / 4
+    def admits(self, address: str, *, named: bool) -> bool:
+        """`named`: by a tunnel, as its peer's."""
+        room = self.maximum if named else self.maximum / 2
+        return self._total < room and self._by_address[_site(address)] < self.maximum / 4
 
     def add(self, address: str) -> None:
         self._total += 1

@@ -4,7 +4,8 @@
 2. Window: outside it, the message is dropped before any cryptography.
 3. Integrity: the only outer payload is SK, and it opens; else dropped, and nothing has changed.
 4. A request sent again gets the stored bytes, or nothing while the driver still decides.
-5. Law: a new request must be legal in the state; else dropped, and the window stays.
+5. Law: a new request must be legal in the state, and within its tunnel's allowance (`ike.rations`); else
+   dropped, and the window stays.
 6. Only now the window moves and the message is authentic: the peer is alive, and perhaps elsewhere.
 7. Payloads are parsed and checked; the exchange answers, or processes the response. INVALID_SYNTAX in either
    direction is the end of the IKE_SA (RFC 7296 2.21.3). Payloads and notifications that we do not know change
@@ -73,6 +74,8 @@ def _request_untrusted(sa: IkeSa, header: Header, data: bytes, path: Path, now: 
         return
     if header.exchange not in TAKES[sa.state]:
         counters["ike_drop_unexpected"] += 1
+        return
+    if sa.name and not sa.context.allows(sa.name, now):
         return
     sa.receiver.accept(header.message_id)
     sa.heard(path, now)

@@ -8,28 +8,52 @@ it up, and, where that is inside a range granted as well, the range speaks for i
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import chain, islice
+from typing import Final
 
+from protego_cli.config.model import MAX_SELECTORS
 from protego_cli.errors import TsUnacceptable
 from protego_cli.wire.selectors import TrafficSelector
 
-MAX_SELECTORS = 64  # per side and CHILD_SA, so that work and messages stay bounded
+MAX_PREFIXES: Final = 512  # that the selectors of a side come to: a GEN has a route for each
+
+_Placed = tuple[int, TrafficSelector]
+"""A selector, and which of the offered ones it is of."""
 
 
 def narrow(
     offered: Sequence[TrafficSelector], ours: Sequence[TrafficSelector]
 ) -> tuple[TrafficSelector, ...]:
     """What both sides allow, empty when nothing; none of the result lies inside another one."""
-    result: list[TrafficSelector] = []
-    for theirs in offered:
-        for mine in ours:
-            common = theirs.intersect(mine)
-            if common is None or any(kept.contains(common) for kept in result):
-                continue
-            result = [kept for kept in result if not common.contains(kept)]
-            result.append(common)
-            if len(result) > MAX_SELECTORS:
-                raise TsUnacceptable(f"narrowing leaves more than {MAX_SELECTORS} selectors")
-    return tuple(result)
+    found: list[_Placed] = []
+    for mine in ours:  # each by itself: few of ours overlap, so few of the pieces need be compared
+        common = [(at, theirs.intersect(mine)) for at, theirs in enumerate(offered)]
+        found += _outermost([(at, piece) for at, piece in common if piece is not None])
+        if len(found) > MAX_SELECTORS:
+            found = _outermost(found)
+    result = tuple(selector for _, selector in _outermost(sorted(found, key=lambda placed: placed[0])))
+    if scattered(result):
+        raise TsUnacceptable(f"narrowing leaves more than {MAX_PREFIXES} prefixes")
+    return result
+
+
+def _outermost(pieces: Iterable[_Placed]) -> list[_Placed]:
+    """Those that lie inside no other."""
+    kept: list[_Placed] = []
+    for at, piece in pieces:
+        if any(other.contains(piece) for _, other in kept):
+            continue
+        kept = [placed for placed in kept if not piece.contains(placed[1])]
+        kept.append((at, piece))
+        if len(kept) > MAX_SELECTORS:
+            raise TsUnacceptable(f"narrowing leaves more than {MAX_SELECTORS} selectors")
+    return kept
+
+
+def scattered(selectors: Iterable[TrafficSelector]) -> bool:
+    """Whether these are more prefixes than a CHILD_SA may have: a peer may name any range of addresses."""
+    prefixes = chain.from_iterable(selector.networks() for selector in selectors)
+    return next(islice(prefixes, MAX_PREFIXES, None), None) is not None
 
 
 def covered(answered: Iterable[TrafficSelector], proposed: Sequence[TrafficSelector]) -> bool:

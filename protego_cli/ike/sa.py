@@ -406,7 +406,7 @@ class IkeSa:
         self.context.touched[self] = None
 
     def refuse(self, error: ProtocolError) -> None:
-        self.respond((Notify(error.notify, error.data),))
+        self.respond((Notify(error.notify, error.data, error.protocol, error.spi),))
 
     def offer(
         self, accept: Callable[[float], None], reject: Callable[[ProtocolError, float], None], now: float

@@ -7,11 +7,13 @@ compares slices of a packet with them directly.
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterator
 from functools import lru_cache
+from itertools import islice
 
 import msgspec
 
-RANGES = 1024  # whose prefixes are remembered
+RANGES = 1024  # whose prefixes, and text, are remembered
 SPELLED = 3  # prefixes; a range that needs more of them is shown by its ends
 
 
@@ -43,6 +45,10 @@ class TrafficSelector(msgspec.Struct, frozen=True, array_like=True):
         """The fewest CIDR prefixes that cover exactly this address range (at most 2 * address bits)."""
         return list(_prefixes(self.start, self.end))
 
+    def networks(self) -> Iterator[ipaddress.IPv4Network | ipaddress.IPv6Network]:
+        """The same one by one, for who may not want all of them; none where the range is empty."""
+        return _networks(self.start, self.end) if self.start <= self.end else iter(())
+
     def intersect(self, other: TrafficSelector) -> TrafficSelector | None:
         """The packets that match both, or None (RFC 7296 2.9 narrowing)."""
         if len(self.start) != len(other.start):
@@ -66,11 +72,7 @@ class TrafficSelector(msgspec.Struct, frozen=True, array_like=True):
         )
 
     def __str__(self) -> str:
-        text = "empty"
-        if self.start <= self.end:
-            prefixes = self.prefixes()
-            ends = (str(ipaddress.ip_address(end)) for end in (self.start, self.end))
-            text = ", ".join(prefixes) if len(prefixes) <= SPELLED else "-".join(ends)
+        text = _spelled(self.start, self.end) if self.start <= self.end else "empty"
         if not self.any_transport:
             text += f"[{self.protocol or 'any'}/{self.start_port}-{self.end_port}]"
         return text
@@ -78,5 +80,15 @@ class TrafficSelector(msgspec.Struct, frozen=True, array_like=True):
 
 @lru_cache(RANGES)
 def _prefixes(start: bytes, end: bytes) -> tuple[str, ...]:
-    first, last = ipaddress.ip_address(start), ipaddress.ip_address(end)
-    return tuple(str(net) for net in ipaddress.summarize_address_range(first, last))
+    return tuple(map(str, _networks(start, end)))
+
+
+def _networks(start: bytes, end: bytes) -> Iterator[ipaddress.IPv4Network | ipaddress.IPv6Network]:
+    return ipaddress.summarize_address_range(ipaddress.ip_address(start), ipaddress.ip_address(end))
+
+
+@lru_cache(RANGES)
+def _spelled(start: bytes, end: bytes) -> str:
+    prefixes = list(map(str, islice(_networks(start, end), SPELLED + 1)))
+    ends = (str(ipaddress.ip_address(at)) for at in (start, end))
+    return ", ".join(prefixes) if len(prefixes) <= SPELLED else "-".join(ends)

@@ -39,6 +39,7 @@ from protego_cli.ike.message import Payloads
 from protego_cli.ike.narrowing import describe
 from protego_cli.ike.negotiation import propose, without_groups
 from protego_cli.ike.record import (
+    MAX_TUNNELS,
     Failure,
     Identities,
     Negotiation,
@@ -186,10 +187,13 @@ def answer(sa: IkeSa, payloads: Payloads, now: float) -> None:
     except ProtocolError as fault:
         sa.refuse(fault)
         told = _end(sa, Failure(str(fault), fault.notify, by_peer=False))
-        sa.context.report_untrusted(
-            NegotiationFailed(told.tunnel, sa.path, fault.notify, str(fault)), told, now
-        )
+        if sa.context.reports.allow(now):
+            sa.context.emit(NegotiationFailed(told.tunnel, sa.path, fault.notify, str(fault)))
+            sa.context.emit(Negotiated(told))
         sa.finish(str(fault), now)
+        return
+    if not sa.context.allows(sa.name, now):
+        sa.close("its peer dials again and again")  # and finds out by itself, which takes it a while
         return
     if payloads.notify(NotifyType.INITIAL_CONTACT) is not None:
         _close_others(sa)
@@ -221,7 +225,7 @@ def _authenticate(
         for tunnel in sa.context.policies.between(sa.path.remote, claimed, wanted)
         if sa.suite in tunnel.ike
     ]
-    here = sa.context.policies.facing(sa.path.remote)
+    here = sa.context.policies.facing(sa.path.remote, MAX_TUNNELS)
     sa.story.identities = introduced(found or here, claimed, wanted)
     if not found:
         names = " | ".join(f"{tunnel.remote_id} to {tunnel.local_id}" for tunnel in here)

@@ -18,7 +18,7 @@ from protego_cli.crypto.proposal import IkeProposal, parse_ike
 from protego_cli.crypto.shares import KeyShare
 from protego_cli.errors import InvalidKePayload, Malformed, NoProposalChosen, ProtocolError, StateError
 from protego_cli.ike.context import NO_SPI, Context
-from protego_cli.ike.events import NegotiationFailed, Path
+from protego_cli.ike.events import Negotiated, NegotiationFailed, Path
 from protego_cli.ike.exchanges.auth import Authenticate
 from protego_cli.ike.exchanges.base import EspSpi, Exchange, ExchangeState, record
 from protego_cli.ike.keys import ike_keys, skeyseed
@@ -57,7 +57,7 @@ class Dial(Exchange):
         context = sa.context
         if sa.handshake is None:
             sa.handshake = Handshake(context.new_nonce())
-            sa.forced = context.forces((sa.tunnel,))
+            sa.forced = context.forces(sa.tunnel.forced)
         if self._share is None:
             self._share = KeyShare.generate(self._group, context.random)
         cookie = (Notify(NotifyType.COOKIE, self._cookie),) if self._cookie else ()
@@ -235,7 +235,7 @@ def _invite(
 ) -> None:
     """Answer a request that is complete; the state it costs is one half-open IKE_SA."""
     offer, ke, nonce = payloads.one(Sa), payloads.one(Ke), payloads.one(Nonce)
-    if not context.half_open.admits(path.remote):
+    if not context.half_open.admits(path.remote, named=context.policies.named(path.remote)):
         context.counters["ike_drop_half_open"] += 1
         return
     if context.half_open.wants_cookie and not _proven(context, header, payloads, nonce.data, path, now):
@@ -252,7 +252,7 @@ def _invite(
     sa = IkeSa(context, path, header.spi_i, context.new_spi(), initiator=False)
     sa.handshake = Handshake(nonce.data, context.new_nonce(), request=data)
     sa.story = story
-    sa.forced = context.forces(context.policies.facing(path.remote))
+    sa.forced = context.forces(context.policies.forced(path.remote))
     _take_note(sa, detect(sa.spi_i, NO_SPI, path, payloads.notifies()))
     _derive(sa, suite, sa.handshake, shared)
     response = (
@@ -280,23 +280,26 @@ def _proven(
 
 def _choose(context: Context, offer: Sa, path: Path, now: float) -> tuple[IkeProposal, Proposal, Story]:
     """A suite of any tunnel this peer might be; which one it is, only IKE_AUTH tells."""
-    tunnels = context.policies.facing(path.remote)
-    suites = list(dict.fromkeys(suite for tunnel in tunnels for suite in tunnel.ike))
+    suites = context.policies.suites(path.remote)
     chosen = choose(suites, offer.proposals, 0)
-    offers = bid(context.registry, suites, offer.proposals, chosen.suite if chosen else None)
-    if chosen is not None:
-        return chosen.suite, chosen.answer, Story(offers)
-    detail = (
-        difference(suites, offer.proposals, context.registry)
-        if tunnels
-        else "no tunnel has a peer at this address"
-    )
+    if chosen is None:
+        if context.reports.allow(now):  # it costs more than all the rest
+            _report_untrusted(context, suites, offer, path)
+        raise NoProposalChosen("no proposal of the peer is one of ours")
+    return chosen.suite, chosen.answer, Story(bid(context.registry, suites, offer.proposals, chosen.suite))
+
+
+def _report_untrusted(context: Context, suites: Sequence[IkeProposal], offer: Sa, path: Path) -> None:
+    """Tell that there is no suite for a peer, and why."""
+    detail, offers = "no tunnel has a peer at this address", None
+    if suites:
+        detail = difference(suites, offer.proposals, context.registry)
+        offers = bid(context.registry, suites, offer.proposals)
+    tunnels = context.policies.facing(path.remote, 2)
     name = tunnels[0].name if len(tunnels) == 1 else None
     kind = NotifyType.NO_PROPOSAL_CHOSEN
-    failure = Failure(detail, kind, by_peer=False)
-    told = unanswered(name, path, offers if tunnels else None, failure)
-    context.report_untrusted(NegotiationFailed(name, path, kind, detail), told, now)
-    raise NoProposalChosen(detail)
+    context.emit(NegotiationFailed(name, path, kind, detail))
+    context.emit(Negotiated(unanswered(name, path, offers, Failure(detail, kind, by_peer=False))))
 
 
 def _take_note(sa: IkeSa, nat: Nat) -> None:

@@ -110,7 +110,8 @@ def answer(sa: IkeSa, notify: Notify, payloads: Payloads, now: float) -> None:
     """The peer rekeys a CHILD_SA."""
     old = sa.child_towards(int.from_bytes(notify.spi, "big"))
     if old is None or notify.protocol != Protocol.ESP:
-        raise ChildSaNotFound(f"no CHILD_SA with the peer's SPI {notify.spi.hex()}")
+        detail = f"no CHILD_SA with the peer's SPI {notify.spi.hex()}"
+        raise ChildSaNotFound(detail, protocol=notify.protocol, spi=notify.spi)
     if old.deleting or old.replaced(sa.children):
         raise TemporaryFailure("the CHILD_SA is being replaced or deleted")
     child, lowest, response = grant(sa, payloads)

@@ -1,0 +1,47 @@
+"""How much of the gateway others may have: what a stranger makes it say, and what the peer of a tunnel asks.
+
+A peer that has proven itself may still be broken, or mean no good. Each of its requests costs a commit and
+perhaps a key exchange and an SA on several nodes, so the peers of a tunnel have an `Allowance`, over all its
+IKE_SAs. A request beyond it is dropped as if it were lost: it comes again, and is answered then. What a peer
+asks for in earnest never comes near.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+BURST: Final = 256  # requests: sixteen CHILD_SAs rekeyed and deleted at once are 32
+RATE: Final = 16.0  # a second, from then on
+
+
+class Ration:
+    """So much in a second, and no more."""
+
+    def __init__(self, per_second: int) -> None:
+        self._limit = per_second
+        self._second = 0
+        self._count = 0
+
+    def allow(self, now: float) -> bool:
+        if int(now) != self._second:
+            self._second, self._count = int(now), 0
+        self._count += 1
+        return self._count <= self._limit
+
+
+class Allowance:
+    """`BURST` at once, `RATE` a second in the long run."""
+
+    __slots__ = ("_at", "_left")
+
+    def __init__(self, now: float) -> None:
+        self._left = float(BURST)
+        self._at = now
+
+    def allow(self, now: float) -> bool:
+        self._left = min(float(BURST), self._left + (now - self._at) * RATE)
+        self._at = now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
