@@ -176,6 +176,7 @@ remote_ts = ["10.2.0.0/24"]
         ('local_ts = ["10.1.0.0/24"]', 'local_ts = ["10.1.0.0/16"]', f"{HQ}.local_ts[0]", "not inside"),
         ('"10.3.0.0/24"', '"10.2.0.128/25"', f"{BRANCH}.remote_ts[0]", "10.2.0.0/24 of tunnel acme/hq"),
         ('"10.2.0.0/24"', '"10.2.0.0/24", "10.0.0.0/8"', f"{HQ}.remote_ts[1]", "overlaps 10.2.0.0/24"),
+        ('"10.2.0.0/24"', ",".join(f'"10.7.{n}.0/24"' for n in range(65)), f"{HQ}.remote_ts", "at most 64"),
         ('"10.2.0.0/24"', '"2001:db8:2::/64"', f"{HQ}.remote_ts", "local_ts (IPv4), got IPv6"),
         ('"branch.example"', '"198.51.100.7"', f"{BRANCH}.remote_id", 'acme/hq expects "198.51.100.7"'),
         ('peer = "198.51.100.7"', 'peer = "203.0.113.11"', f"{HQ}.peer", "our own side"),

@@ -8,10 +8,12 @@ itself has to reach.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from protego_cli.config.fields import join
 from protego_cli.config.model import Cluster, TenantConfig, TunAttach
+from protego_cli.config.networks import overlaps
 from protego_cli.config.values import AnyNetwork
 from protego_cli.errors import Problem
 
@@ -21,7 +23,7 @@ Place = tuple[str, str | None]  # a GEN, and a network namespace of its machine
 def check_attachments(cluster: Cluster) -> Iterator[Problem]:
     """What two attachments, or one and the rest of the cluster, have wrong between them."""
     devices: dict[tuple[Place, str], str] = {}
-    routed: dict[Place, list[tuple[AnyNetwork, str]]] = {}
+    routed: dict[Place, list[_Routed]] = {}
     reached = _reached(cluster)
     for tenant in cluster.tenants:
         attach = tenant.attach
@@ -38,9 +40,21 @@ def check_attachments(cluster: Cluster) -> Iterator[Problem]:
                 _key(tenant, "attach.device"),
                 f'"{attach.device}" is the device of tenant {devices[place, attach.device]} already',
             )
-        yield from _routes(tenant, routed.setdefault(place, []))
+        routed.setdefault(place, []).extend(
+            _Routed(key, network, tenant.name) for key, network in _remote(tenant)
+        )
         if attach.netns is None:
             yield from _own_table(tenant, reached)
+    for routes in routed.values():
+        yield from _routes(routes)
+
+
+class _Routed(NamedTuple):
+    """A prefix behind a tenant's peers."""
+
+    key: str
+    network: AnyNetwork
+    tenant: str
 
 
 def _key(tenant: TenantConfig, rest: str) -> str:
@@ -54,17 +68,16 @@ def _remote(tenant: TenantConfig) -> Iterator[tuple[str, AnyNetwork]]:
             yield key, ipaddress.ip_network(prefix)
 
 
-def _routes(tenant: TenantConfig, seen: list[tuple[AnyNetwork, str]]) -> Iterator[Problem]:
+def _routes(routes: Sequence[_Routed]) -> Iterator[Problem]:
     """Tenants of one place against one another; within a tenant, `checks.py` compares them."""
-    for key, network in _remote(tenant):
-        for other, owner in seen:
-            if owner != tenant.name and network.version == other.version and network.overlaps(other):
-                yield Problem(
-                    key,
-                    f"{network} overlaps {other} of tenant {owner}, whose TUN device is in the same network "
-                    "namespace: give one of the two a netns of its own",
-                )
-        seen.append((network, tenant.name))
+    for at, other in overlaps([route.network for route in routes]):
+        route, earlier = routes[at], routes[other]
+        if route.tenant != earlier.tenant:
+            yield Problem(
+                route.key,
+                f"{route.network} overlaps {earlier.network} of tenant {earlier.tenant}, whose TUN device is "
+                "in the same network namespace: give one of the two a netns of its own",
+            )
 
 
 def _reached(cluster: Cluster) -> dict[ipaddress.IPv4Address, str]:

@@ -14,7 +14,7 @@ from protego_cli.config.attach_checks import check_attachments
 from protego_cli.config.fields import join
 from protego_cli.config.limits import unreachable
 from protego_cli.config.model import Cluster, Node, TenantConfig, TunnelConfig
-from protego_cli.config.networks import inside, joined
+from protego_cli.config.networks import inside, joined, overlaps
 from protego_cli.config.pools import check_pools, pool_nodes
 from protego_cli.config.secrets import read_secret
 from protego_cli.config.values import AnyNetwork
@@ -34,8 +34,9 @@ def check_cluster(cluster: Cluster) -> Iterator[Problem]:
         yield from _vteps(tenant)
         yield from _gateway(tenant)
         yield from _remote_prefixes(tenant)
+        served = _served(tenant)
         for tunnel in tenant.tunnels:
-            yield from _tunnel(cluster, tenant, tunnel)
+            yield from _tunnel(cluster, tenant, served, tunnel)
     yield from _peers(cluster)
 
 
@@ -156,9 +157,11 @@ def _tenants(cluster: Cluster) -> Iterator[Problem]:
 
 
 def _vteps(tenant: TenantConfig) -> Iterator[Problem]:
-    vteps = tenant.vteps
-    for index, vtep in enumerate(vteps):
-        if vtep.prefix and any(vtep.prefix == other.prefix for other in vteps[:index]):
+    seen: set[str] = set()
+    for index, vtep in enumerate(tenant.vteps):
+        twice = vtep.prefix in seen
+        seen.add(vtep.prefix)
+        if vtep.prefix and twice:
             yield Problem(
                 tenant_key(tenant, f"attach.vteps[{index}].prefix"), f"{vtep.prefix} is listed twice"
             )
@@ -190,21 +193,26 @@ def _networks(prefixes: Iterable[str]) -> list[AnyNetwork]:
 
 def _remote_prefixes(tenant: TenantConfig) -> Iterator[Problem]:
     """A packet from the tenant must belong to one tunnel: its prefixes may overlap with no other's."""
-    seen: list[tuple[AnyNetwork, TunnelConfig]] = []
-    for tunnel in tenant.tunnels:
-        for index, prefix in enumerate(tunnel.remote_ts):
-            network = ipaddress.ip_network(prefix)
-            for other, owner in seen:
-                if network.version == other.version and network.overlaps(other):
-                    yield Problem(
-                        tunnel_key(tunnel, f"remote_ts[{index}]"),
-                        f"{network} overlaps {other} of tunnel {owner.id}; within a tenant each remote "
-                        "prefix belongs to one tunnel",
-                    )
-            seen.append((network, tunnel))
+    places = [(tunnel, index) for tunnel in tenant.tunnels for index in range(len(tunnel.remote_ts))]
+    networks = [ipaddress.ip_network(tunnel.remote_ts[index]) for tunnel, index in places]
+    for at, other in overlaps(networks):
+        tunnel, index = places[at]
+        yield Problem(
+            tunnel_key(tunnel, f"remote_ts[{index}]"),
+            f"{networks[at]} overlaps {networks[other]} of tunnel {places[other][0].id}; within a tenant "
+            "each remote prefix belongs to one tunnel",
+        )
 
 
-def _tunnel(cluster: Cluster, tenant: TenantConfig, tunnel: TunnelConfig) -> Iterator[Problem]:
+def _served(tenant: TenantConfig) -> list[AnyNetwork]:
+    """What the tenant's VTEPs serve; nothing where that is not known."""
+    prefixes = [vtep.prefix for vtep in tenant.vteps]
+    return [] if "" in prefixes else joined(prefixes)
+
+
+def _tunnel(
+    cluster: Cluster, tenant: TenantConfig, served: list[AnyNetwork], tunnel: TunnelConfig
+) -> Iterator[Problem]:
     if tunnel.peer in cluster.vips:
         yield Problem(
             tunnel_key(tunnel, "peer"), f"{tunnel.peer} is one of cluster.vips: that is our own side"
@@ -214,25 +222,23 @@ def _tunnel(cluster: Cluster, tenant: TenantConfig, tunnel: TunnelConfig) -> Ite
             tunnel_key(tunnel, "start"),
             'expected "wait": a peer whose address is not known cannot be dialled',
         )
-    yield from _covered(tenant, tunnel)
+    if served:
+        yield from _covered(tenant, served, tunnel)
     yield from _families(tunnel)
     for key, problem in unreachable(tenant, tunnel):
         yield Problem(tunnel_key(tunnel, key), problem)
 
 
-def _covered(tenant: TenantConfig, tunnel: TunnelConfig) -> Iterator[Problem]:
+def _covered(tenant: TenantConfig, served: list[AnyNetwork], tunnel: TunnelConfig) -> Iterator[Problem]:
     """The tenant's side of a tunnel must be reachable through the tenant's VTEPs."""
-    prefixes = [vtep.prefix for vtep in tenant.vteps]
-    if not prefixes or "" in prefixes:
-        return
-    reachable = joined(prefixes)
     for index, prefix in enumerate(tunnel.local_ts):
         network = ipaddress.ip_network(prefix)
-        if not any(inside(network, other) for other in reachable):
+        if not any(inside(network, other) for other in served):
+            prefixes = ", ".join(vtep.prefix for vtep in tenant.vteps)
             yield Problem(
                 tunnel_key(tunnel, f"local_ts[{index}]"),
                 f"{network} is not inside the prefixes of tenants.{tenant.name}.attach.vteps "
-                f"({', '.join(prefixes)}), so its packets could not be delivered",
+                f"({prefixes}), so its packets could not be delivered",
             )
 
 

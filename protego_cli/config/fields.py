@@ -70,9 +70,15 @@ class Table:
             return default
 
     def sequence(
-        self, name: str, convert: Callable[[object], T], *, example: str, default: tuple[T, ...] | None = None
+        self,
+        name: str,
+        convert: Callable[[object], T],
+        *,
+        example: str,
+        default: tuple[T, ...] | None = None,
+        most: int | None = None,
     ) -> tuple[T, ...]:
-        """A list of values with at least one, each converted; faults name the index."""
+        """A list of at least one value, each converted, and at `most` so many; faults name the index."""
         if name not in self._data and default is not None:
             self._known.append(name)
             return default
@@ -82,6 +88,9 @@ class Table:
                 converted.append(convert(value))
             except ValueError as error:
                 self.problem_at(name, index, str(error))
+        if most is not None and len(converted) > most:
+            self.problem(name, f"expected at most {most} of them, got {len(converted)}")
+            return ()
         return tuple(converted)
 
     def problem_at(self, name: str, index: int, message: str) -> None:

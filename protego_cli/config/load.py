@@ -27,6 +27,8 @@ from protego_cli.config.checks import check_cluster, check_secrets
 from protego_cli.config.fields import Table
 from protego_cli.config.limits import rate, read_limit
 from protego_cli.config.model import (
+    MAX_PROPOSALS,
+    MAX_SELECTORS,
     ROLES,
     Cluster,
     Encapsulation,
@@ -391,10 +393,16 @@ def _tunnel(
             table.table("auth", needed='{ kind = "psk", file = "secrets/NAME.psk" }'), "auth" in table, base
         ),
         local_ts=table.sequence(
-            "local_ts", values.prefix, example='a list of prefixes such as ["10.1.0.0/24"]'
+            "local_ts",
+            values.prefix,
+            example='a list of prefixes such as ["10.1.0.0/24"]',
+            most=MAX_SELECTORS,
         ),
         remote_ts=table.sequence(
-            "remote_ts", values.prefix, example='a list of prefixes such as ["10.2.0.0/24"]'
+            "remote_ts",
+            values.prefix,
+            example='a list of prefixes such as ["10.2.0.0/24"]',
+            most=MAX_SELECTORS,
         ),
         ike=_proposals(table, "ike", ("aes256gcm16-prfsha256-x25519",), plugged),
         esp=_proposals(table, "esp", ("aes256gcm16-x25519", "aes256gcm16"), plugged),
@@ -440,7 +448,11 @@ def _proposals(
         return proposal
 
     return table.sequence(
-        kind, convert, example=f'a list of proposals such as ["{default[0]}"]', default=default
+        kind,
+        convert,
+        example=f'a list of proposals such as ["{default[0]}"]',
+        default=default,
+        most=MAX_PROPOSALS,
     )
 
 
