@@ -9,7 +9,7 @@ from protego_cli.esp.outbox import Port, Send
 from protego_cli.wire.tags import Tag, TagKind, seal_tag
 from tests.support.esp_packets import ipv4
 from tests.support.esp_reference import padded, seal
-from tests.support.esp_world import GCM, GIN, GIN_KEY, NOW, VIP, World, world
+from tests.support.esp_world import GCM, GEN, GEN_KEY, GIN, GIN_KEY, NOW, VIP, VTEP, World, world
 from tests.test_esp_oversize import frame
 
 GIN2, KEY2 = ("10.10.0.4", 4501), bytes(range(64, 96))
@@ -92,15 +92,30 @@ def test_they_leave_by_the_gin_that_the_peer_came_by_and_by_another_when_it_is_s
     assert way(made) == GIN
     probe(made, GIN2, later)
     assert way(made) == GIN2, "it is back"
-    made.gateway.expire(later + SILENCE)
-    assert out(made) == []
+
+
+def test_where_all_gins_are_silent_it_was_the_gpn_that_was_stopped() -> None:
+    made = site()
+    probe(made)
+    probe(made, GIN2)
+    come_by(made, GIN2, 1)
+    later = NOW + SILENCE
+    made.gateway.expire(later)
+    assert way(made) == GIN2, "their probes wait in its socket"
+    probe(made, GIN, later)
+    made.gateway.expire(later)
+    assert way(made) == GIN, "one of them has gone"
 
 
 def test_a_clock_set_back_leaves_no_gin_for_ever() -> None:
     made = site()
     probe(made)
-    made.gateway.expire(NOW - 3600)
-    assert out(made) == []
+    earlier = NOW - 3600
+    made.gateway.expire(earlier)
+    assert way(made) == GIN, "nothing says yet that it is not there"
+    probe(made, GIN2, earlier)
+    made.gateway.expire(earlier)
+    assert way(made) == GIN2
 
 
 def test_a_gin_that_leaves_the_cluster_is_used_no_more() -> None:
@@ -125,3 +140,33 @@ def test_a_peer_that_moves_changes_nothing_here() -> None:
     come_by(made, GIN, 1)
     made.gateway._pairs[made.sa().spi_in].move_peer(("198.51.100.8", 61000))  # what an ORIGIN does
     assert way(made) == GIN, "the GIN hears of it from the GMN"
+
+
+def test_what_a_gen_should_have_goes_to_one_that_is_there() -> None:
+    made, gen2, nowhere = world(), ("10.10.0.5", 4789), frame(ipv4("10.1.0.5", "10.9.9.9", b"lost"))
+    made.gateway.put_neighbour("gen-2", Neighbour(gen2[0], gen2, KEY2))
+
+    def hear(gen: tuple[str, int], key: bytes, now: float) -> None:
+        tag = seal_tag(key, Tag(TagKind.PROBE, 7), hmac_sha256)
+        made.receive_vxlan(tag, source=gen, now=now)
+
+    def passed_on() -> tuple[str, int]:
+        (sent,) = made.receive_vxlan(nowhere, source=VTEP)
+        assert sent.way.counter == "gpn_returned"
+        return sent.way.dest
+
+    assert passed_on() == GEN, "the first, while nobody has been heard"
+    hear(gen2, KEY2, NOW)
+    assert passed_on() == gen2
+    hear(GEN, GEN_KEY, NOW)
+    assert passed_on() == GEN
+    later = NOW + SILENCE
+    hear(gen2, KEY2, later)
+    made.gateway.expire(later)
+    assert passed_on() == gen2, "the first is silent"
+    made.gateway.expire(later + SILENCE)
+    assert passed_on() == gen2, "all are: then it was the GPN that was stopped"
+    made.gateway.drop_neighbour("gen-2")
+    assert passed_on() == GEN
+    hear((GEN[0], 9), GEN_KEY, later)
+    assert passed_on() == GEN, "from no GEN's socket"

@@ -299,8 +299,9 @@ class Gateway:
         return self._outbox.take()
 
     def expire(self, now: float) -> None:
-        """Give up what has been parked too long, and silent GINs; to be called about every second."""
+        """Give up what is parked too long, and nodes that are silent; to be called about every second."""
         self._parking.expire(now)
+        self._outbound.expire(now)
         if self._doors is not None and self._doors.expire(now):
             self._choose_ways()
 
@@ -347,7 +348,7 @@ class Gateway:
         for at in range(0, len(view), size):
             frame = view[at : at + size]
             if is_tag(frame[:4]):
-                self._vxlan_tag(frame, source)
+                self._vxlan_tag(frame, source, now)
             else:
                 self._outbound.receive(frame, size, source, now, tos)
 
@@ -380,7 +381,7 @@ class Gateway:
         way = Way(Port.ESP, gin, None, "gpn_esp_returned", tos)
         self._outbox.add(way, len(datagram), datagram)
 
-    def _vxlan_tag(self, datagram: memoryview, source: Address) -> None:
+    def _vxlan_tag(self, datagram: memoryview, source: Address, now: float) -> None:
         opened = self._open_tag(datagram, source)
         if opened is None:
             return
@@ -388,6 +389,7 @@ class Gateway:
         if tag.kind is TagKind.ORIGIN:
             self._counters["gpn_drop_tag"] += 1
         else:
+            self._outbound.hear(source, now)
             self._echo(tag, key, Port.VXLAN, source)
 
     def _open_tag(self, datagram: memoryview, source: Address) -> tuple[Tag, bytes] | None:

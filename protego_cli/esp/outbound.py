@@ -4,8 +4,8 @@
    frames of a batch agree in it, which columns compared in C tell. Each distinct combination is judged once
    and remembered as a flow, until a table changes.
 2. The source must be a GEN or a VTEP of that VNI; the VNI and the selectors find the tunnel ruled to seal
-   here. What a VTEP sent straight here and no tunnel here takes, ARP too, goes on to a GEN, unchanged; also
-   what a tunnel takes that is leaving and `divert`ed.
+   here. What a VTEP sent straight here and no tunnel here takes, ARP too, goes on to a GEN that is there,
+   unchanged; also what a tunnel takes that is leaving and `divert`ed.
 3. A virtual link may have left inner checksums and segmentation to a card (`wire/offload.py`); one strided
    look at the checksum fields tells.
 4. Where the VXLAN packet's ECN field says so, the inner one is changed, or the packet dropped (RFC 6040).
@@ -29,6 +29,7 @@ from typing import NamedTuple, cast
 
 from protego_cli.counters import Counters
 from protego_cli.errors import Malformed
+from protego_cli.esp.doors import Doors
 from protego_cli.esp.events import Event, RangeLow
 from protego_cli.esp.limits import admit, admit_row
 from protego_cli.esp.outbox import Address, Buffer, Outbox, Port, Way
@@ -87,6 +88,7 @@ class Outbound:
         self._events = events
         self._oversize = Oversize(counters, tenants, outbox)
         self._gens: tuple[Address, ...] = ()
+        self._back = Doors()  # the GENs that are there
         self._ruled: dict[int, dict[str, Pair]] = {}  # by VNI, then tunnel
         self._diverted: set[str] = set()  # tunnels that take packets from GENs alone
         self._by_packet: set[bytes] = set()  # VNIs, as on the wire, whose selectors look at ports
@@ -95,7 +97,17 @@ class Outbound:
     def set_gens(self, gens: Iterable[Address]) -> None:
         """Where GENs send from, and take back what is not sealed here."""
         self._gens = tuple(gens)
+        self._back.keep(frozenset(address for address, _ in self._gens))
         self._flows.clear()
+
+    def hear(self, gen: Address, now: float) -> None:
+        """A GEN is there: it has sent an authentic tag."""
+        if gen in self._gens:
+            self._back.hear(gen, now)
+
+    def expire(self, now: float) -> None:
+        """Pass nothing on to a GEN that is silent, where another one is there."""
+        self._back.expire(now)
 
     def forget(self) -> None:
         """A table changed: what was remembered holds no more."""
@@ -294,7 +306,8 @@ class Outbound:
         """Frames of one flow."""
         if isinstance(flow, str):
             if flow is RETURN:
-                self._outbox.add(Way(Port.VXLAN, self._gens[0], None, RETURN, tos), size, view, count)
+                gen = self._back.choose(self._gens[0]) or self._gens[0]
+                self._outbox.add(Way(Port.VXLAN, gen, None, RETURN, tos), size, view, count)
             else:
                 self._counters[flow] += count
             return

@@ -94,7 +94,7 @@ class GpnPlane:
             nursery.start_soon(self._tend)
 
     async def _tend(self) -> None:
-        """Give up what waits too long, and GINs that are silent, with or without a GMN."""
+        """Give up what waits too long, and neighbours that are silent, with or without a GMN."""
         while True:
             await trio.sleep(TEND_INTERVAL)
             self._gateway.expire(time.time())
