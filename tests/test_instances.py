@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -14,11 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
+import trio.testing
 
 from protego_cli.config.load import load
 from protego_cli.config.model import Cluster
 from protego_cli.errors import ConfigError, EnvironmentFault, NotFound, UsageError
 from protego_cli.lab import layout
+from protego_cli.roles import instances
 from protego_cli.roles.instances import here
 from tests.support.clusters import changed, write_cluster
 
@@ -71,6 +75,39 @@ def test_those_of_this_machine_each_on_a_core(tmp_path: Path) -> None:
         here(cluster, "gpn-2", None)
     with pytest.raises(NotFound, match="no GPN 'gpn-7'"):
         here(cluster, "gpn-7", None)
+
+
+async def test_one_that_cannot_be_started_or_pinned_ends_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A core was taken from this machine's share, the program was away while it was being replaced; another
+    instance ends by a signal that has no name.
+    """
+    caplog.set_level("INFO", instances.log.name)
+    programs = iter(
+        (
+            [str(tmp_path / "nowhere")],
+            [sys.executable, "-c", "import os; os.kill(os.getpid(), 40)"],
+        )
+    )
+    monkeypatch.setattr(
+        instances, "program", lambda: next(programs, [sys.executable, "-c", "import sys; sys.stdin.read()"])
+    )
+
+    def refuse(pid: int, cores: set[int]) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "sched_setaffinity", refuse)
+    two = here(expanded(tmp_path, LOCAL), None, 2)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(instances.supervise, two, ())
+        with trio.fail_after(20):
+            while caplog.text.count("instance started") < 3:
+                await trio.testing.wait_all_tasks_blocked(0.01)
+        nursery.cancel_scope.cancel()
+    assert caplog.text.count("instance not pinned") == 3
+    for reason in ("it could not be started: [Errno 2]", "signal 40"):
+        assert f"reason={reason}" in caplog.text
 
 
 # ---- the real thing

@@ -2,8 +2,9 @@
 
 1. `here`: the GPNs of the cluster file whose address this machine has, as many as it has cores to give.
 2. Each is started as `protego up --name NODE`, pinned to a core of its own, with the supervisor's stderr.
-3. One that ends is started again, later and later as long as it does not live for `SETTLED` seconds. The
-   others are not touched: they share nothing with it.
+3. One that ends, or cannot be started, is started again, later and later as long as it does not live for
+   `SETTLED` seconds. The others are not touched: they share nothing with it. One whose core was taken away
+   meanwhile runs where the kernel lets it.
 4. When the supervisor is told to end, it ends all, and waits. Each also holds the reading end of a pipe as
    stdin and ends when that closes, so none outlives a supervisor that was killed.
 """
@@ -88,10 +89,12 @@ async def _keep(instance: Instance, arguments: Sequence[str]) -> None:
     name, pause = instance.node.name, FIRST_PAUSE
     while True:
         began = trio.current_time()
-        code = await _run(instance, arguments)
+        try:
+            how = _ending(await _run(instance, arguments))
+        except OSError as error:
+            how = f"it could not be started: {error}"
         if trio.current_time() - began >= SETTLED:
             pause = FIRST_PAUSE
-        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         log.error("instance ended node=%s reason=%s restart_in=%.1f", name, how, pause)
         await trio.sleep(pause)
         pause = min(2 * pause, LAST_PAUSE)
@@ -103,12 +106,28 @@ async def _run(instance: Instance, arguments: Sequence[str]) -> int:
         [*program(), "up", "--name", instance.node.name, "--lifeline", *arguments], stdin=subprocess.PIPE
     )
     try:
-        os.sched_setaffinity(process.pid, {instance.core})
+        _pin(process.pid, instance)
         log.info("instance started node=%s pid=%d core=%d", instance.node.name, process.pid, instance.core)
         return await process.wait()
     finally:
         with trio.CancelScope(shield=True):
             await _end(process)
+
+
+def _pin(pid: int, instance: Instance) -> None:
+    try:
+        os.sched_setaffinity(pid, {instance.core})
+    except OSError as error:
+        log.warning(
+            "instance not pinned node=%s core=%d reason=%s", instance.node.name, instance.core, error.strerror
+        )
+
+
+def _ending(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    names = {number.value: number.name for number in signal.Signals}
+    return f"signal {names.get(-code, -code)}"
 
 
 async def _end(process: trio.Process) -> None:
