@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from protego_cli.crypto.mac import hmac_sha256
+from protego_cli.esp import inbound
 from protego_cli.esp.events import FirstPacket, PeerMoved, RangeLow
 from protego_cli.esp.gateway import Neighbour
 from protego_cli.esp.outbox import Port, Way
@@ -398,6 +399,30 @@ def test_parking_is_bounded_in_size_and_time(w: World) -> None:
     assert w.counters["gpn_drop_park_expired"] == room + 1
     w.receive_esp(packet)
     assert w.counters["gpn_drop_unknown_spi"] == 1
+
+
+def test_to_park_a_packet_takes_no_look_at_what_else_is_parked(w: World) -> None:
+    """There may be thousands of SPIs, when a GPN has died."""
+    ours, other = 0xABCDEF01, 0xABCDEF02
+    for spi in (ours, other):
+        w.gateway.park(spi)
+        w.receive_esp(spi.to_bytes(4) + bytes(60))
+    later = NOW + MAX_AGE + 1
+    w.receive_esp(ours.to_bytes(4) + bytes(60), now=later)
+    assert w.counters.nonzero() == {"gpn_parked": 3, "gpn_drop_park_expired": 1}
+    w.gateway.expire(later)
+    assert w.counters["gpn_drop_park_expired"] == 2
+
+
+def test_what_is_remembered_of_all_sas_together_is_bounded(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inbound, "MAX_JUDGED", 8)
+    for length in range(12):
+        inner = ipv4("10.2.0.9", "10.1.0.5", bytes(4 * length))
+        for tunnel, dest in (("acme/hq", VTEP), ("blue/hq", BLUE_VTEP)):
+            (sent,) = datagrams(w.receive_esp(*esp(w.sa(tunnel), inner, first=length + 1)))
+            assert (sent[0], sent[1][22:]) == (dest, inner)
+        assert sum(len(pair.verdicts) for pair in w.gateway._pairs.values()) <= 8
+    assert w.counters.nonzero() == {}
 
 
 # ---- tags

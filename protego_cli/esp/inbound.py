@@ -49,6 +49,7 @@ from protego_cli.wire.strides import counting
 from protego_cli.wire.tags import MAX_RESERVED_SPI
 
 _SPI = ((0, 4),)
+MAX_JUDGED = 1 << 18  # verdicts remembered of all SAs together, each some 600 bytes
 MIN_PACKET = 28  # the least of any suite: SPI, number and IV, four bytes of ciphertext, an ICV of eight
 
 TagHandler = Callable[[memoryview, Address, float, int], None]
@@ -75,6 +76,7 @@ class Inbound:
         self._parking = parking
         self._outbox = outbox
         self._frames = Frames()
+        self._judged = 0  # remembered since all was forgotten
         self._events = events
         self._tag = tag
         self._give_back = give_back
@@ -376,7 +378,12 @@ class Inbound:
             verdict = self._judge(pair, plaintext)
             if len(pair.verdicts) >= MAX_VERDICTS:
                 pair.verdicts.clear()
+            if self._judged >= MAX_JUDGED:
+                self._judged = 0
+                for other in self._pairs.values():
+                    other.verdicts.clear()
             pair.verdicts[key] = verdict
+            self._judged += 1
         return verdict
 
     def _judge(self, pair: Pair, plaintext: bytes) -> Verdict:

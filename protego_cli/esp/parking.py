@@ -63,8 +63,8 @@ class Parking:
         self, spi: int, packets: Iterable[bytes], origin: Address | None, now: float, tos: int = 0
     ) -> None:
         """Hold packets of an SPI that is parked, as far as there is room."""
-        self.expire(now)
         lot = self._lots[spi]
+        self._expire(lot, now)
         for packet in packets:
             cost = len(packet) + OVERHEAD
             if lot.size + cost > self._per_spi or self._size + cost > self._overall:
@@ -85,11 +85,14 @@ class Parking:
         return list(lot.packets)
 
     def expire(self, now: float) -> None:
-        """Drop what has waited too long."""
-        oldest = now - self._max_age
+        """Drop what has waited too long, in all lots; to be called now and then."""
         for lot in self._lots.values():
-            while lot.packets and lot.packets[0].since < oldest:
-                cost = len(lot.packets.popleft().packet) + OVERHEAD
-                lot.size -= cost
-                self._size -= cost
-                self._counters["gpn_drop_park_expired"] += 1
+            self._expire(lot, now)
+
+    def _expire(self, lot: _Lot, now: float) -> None:
+        oldest = now - self._max_age
+        while lot.packets and lot.packets[0].since < oldest:
+            cost = len(lot.packets.popleft().packet) + OVERHEAD
+            lot.size -= cost
+            self._size -= cost
+            self._counters["gpn_drop_park_expired"] += 1
