@@ -142,6 +142,20 @@ def test_a_route_to_a_gpn_that_goes_and_comes_back_elsewhere(gen: Gen) -> None:
     assert gen.goes_to("10.2.0.1") == moved.address
 
 
+def test_gpns_that_take_over_each_others_addresses_are_known_by_them(gen: Gen) -> None:
+    """What a message of the GMN puts comes before what it drops."""
+    gen.steering.put_gpn(Gpn("renamed", GPN1.address, bytes(32)))
+    gen.steering.drop_gpn("gpn-1")
+    gen.steering.put_route("acme/hq", ACME, ["10.2.0.0/24"], "renamed")
+    gen.receive(packet("10.2.0.1"), source=GPN1.address)
+    gen.steering.put_gpn(Gpn("renamed", GPN2.address, bytes(32)))
+    gen.steering.put_gpn(Gpn("gpn-2", GPN1.address, bytes(32)))
+    for source in (GPN1.address, GPN2.address):
+        gen.receive(packet("10.2.0.1"), source=source)
+    assert [dest for _, _, dest, _ in gen.fabric.sent] == [GPN1.address, GPN2.address, GPN2.address]
+    assert gen.counters.nonzero() == {"gen_forwarded": 3}
+
+
 def test_tenants_with_the_same_addresses_stay_apart(gen: Gen) -> None:
     gen.steering.put_route("globex/hq", GLOBEX, ["10.2.0.0/24"], "gpn-2")
     gen.receive(packet("10.2.0.1", ACME), packet("10.2.0.1", ACME))

@@ -245,11 +245,16 @@ class Attachments:
         stack.callback(self._close)
 
     def put(self, spec: Spec) -> None:
-        """Make the device, or another one in its place. Raises EnvironmentFault."""
+        """Make the device, or another one in its place. Another VNI that has it has it no more: word of that
+        may come later, when a tenant has changed its VNI, or two their devices. Raises EnvironmentFault.
+        """
         known = self._open.get(spec.vni)
         if known is not None and known.spec == spec:
             return
         self.drop(spec.vni)
+        for vni, other in list(self._open.items()):
+            if (other.spec.netns, other.spec.device) == (spec.netns, spec.device):
+                self.drop(vni)
         made = self._open[spec.vni] = Attachment(spec, self._counters)
         self._reroute(spec.vni)
         if self._start is not None:

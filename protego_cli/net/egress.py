@@ -133,8 +133,8 @@ class MuxEgress:
 
     def drop_gpn(self, name: str) -> None:
         address = self._gpns.pop(name, None)
-        if address is not None:
-            self._returning.pop(address, None)
+        if address is not None and self._returning.get(address) == name:  # it may be another's by now
+            del self._returning[address]
         self._forget()
 
     def put_tenant(self, vni: int, vteps: Iterable[str], own: Iterable[bytes] = ()) -> None:

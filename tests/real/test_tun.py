@@ -147,9 +147,24 @@ def test_what_is_in_the_way_is_one_clear_sentence(space: Namespace) -> None:
         space.ip("link", "del", "acme0")
         attachments.put(spec(space))
         assert "acme0" in devices(space)
-        with pytest.raises(EnvironmentFault, match="exists already"):
-            attachments.put(spec(space, vni=1002))
     assert "acme0" not in devices(space)
+
+
+def test_a_device_goes_to_another_vni_before_the_one_that_had_it_is_dropped(space: Namespace) -> None:
+    """So a message of the GMN comes when a tenant has changed its VNI, or two their devices."""
+    with ExitStack() as stack:
+        attachments = Attachments(Counters(), stack)
+        attachments.put(spec(space))
+        attachments.put(spec(space, vni=1002, device="blue0", addresses=()))
+        attachments.put(spec(space, vni=1003))
+        attachments.drop(1001)
+        assert all(name in devices(space) for name in ("acme0", "blue0"))
+        attachments.put(spec(space, vni=1003, device="blue0"))
+        attachments.put(spec(space, vni=1002))
+        assert all(name in devices(space) for name in ("acme0", "blue0"))
+        attachments.drop(1003)
+        assert "acme0" in devices(space)
+        assert "blue0" not in devices(space)
 
 
 def test_without_privilege_it_says_what_is_needed(space: Namespace) -> None:
