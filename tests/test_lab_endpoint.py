@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import sys
+from types import SimpleNamespace
 
+import msgspec
 import pytest
 import trio
 
 from protego_cli.lab import endpoint
+from protego_cli.lab.protocol import Command, SiteCount, Snapshot
 from protego_cli.net.gso import segments
 from protego_cli.net.udp import Batch, UdpSocket
 
@@ -49,3 +54,26 @@ async def test_the_last_packet_of_a_full_turn_does_not_wait_for_the_next(count: 
         nursery.cancel_scope.cancel()
     sink.socket.close()
     assert sink.sizes == sizes
+
+
+async def test_what_waits_is_counted_before_the_account_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that got no CPU for a while may read the question before the packets that came earlier."""
+    sink, sizes = Sink(200), list(range(100, 300))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        for size in sizes:
+            sender.sendto(bytes(size), sink.socket.address)
+    stdin, asking = os.pipe()
+    answers, stdout = os.pipe()
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(fileno=lambda: stdin))
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(fileno=lambda: stdout))
+    os.write(asking, msgspec.json.encode(Command("account")) + b"\n")
+    os.close(asking)
+
+    def look(*_: object) -> Snapshot:
+        return Snapshot((SiteCount(received=len(sink.sizes)),))
+
+    await endpoint._serve([sink], endpoint.Pacer(1, 1), look)
+    answer = msgspec.json.decode(os.read(answers, 1 << 16), type=Snapshot)
+    os.close(answers)
+    sink.socket.close()
+    assert answer.sites[0].received == 200
