@@ -38,6 +38,7 @@ class Child:
         self._process = process
         self._lock = trio.Lock()
         self._unread = bytearray()
+        self._asked = 0  # commands so far
         self._dismissed = False
 
     @property
@@ -45,23 +46,30 @@ class Child:
         return self._process.pid
 
     async def ask(self, verb: Verb, sent: Sequence[int] = ()) -> Snapshot:
-        """Give an endpoint a command and get its counts."""
+        """Give an endpoint a command and get its counts, as of now. May be cancelled."""
         stdin, stdout = self._process.stdin, self._process.stdout
         if stdin is None or stdout is None:
             raise ChildDied(f"{self.name} takes no commands")
         async with self._lock:
+            self._asked += 1
             try:
-                await stdin.send_all(msgspec.json.encode(Command(verb, tuple(sent))) + b"\n")
-                while (end := self._unread.find(b"\n")) < 0:
-                    chunk = await stdout.receive_some(_CHUNK)
-                    if not chunk:
-                        raise self.obituary()
-                    self._unread += chunk
+                await stdin.send_all(msgspec.json.encode(Command(verb, tuple(sent), self._asked)) + b"\n")
+                while True:
+                    answer = msgspec.json.decode(await self._line(stdout), type=Snapshot)
+                    if answer.answers == self._asked:
+                        return answer
             except trio.BrokenResourceError:
                 raise self.obituary() from None
-            line = bytes(self._unread[:end])
-            del self._unread[: end + 1]
-        return msgspec.json.decode(line, type=Snapshot)
+
+    async def _line(self, stdout: trio.abc.ReceiveStream) -> bytes:
+        while (end := self._unread.find(b"\n")) < 0:
+            chunk = await stdout.receive_some(_CHUNK)
+            if not chunk:
+                raise self.obituary()
+            self._unread += chunk
+        line = bytes(self._unread[:end])
+        del self._unread[: end + 1]
+        return line
 
     async def watch(self) -> None:
         """Raise when the process ends, unless it was killed here."""

@@ -17,6 +17,7 @@ from typing import Protocol
 
 import msgspec
 import trio
+from msgspec import structs
 
 from protego_cli.lab.plan import Plan, Replay
 from protego_cli.lab.protocol import Command, Snapshot
@@ -205,4 +206,5 @@ async def _serve(ends: Sequence[SiteEnd], pacer: Pacer, look: Look) -> None:
                 for site in ends:
                     while _drain(site, now):
                         pass
-            await stdout.send_all(msgspec.json.encode(look(command.sent)) + b"\n")
+            answer = structs.replace(look(command.sent), answers=command.number)
+            await stdout.send_all(msgspec.json.encode(answer) + b"\n")

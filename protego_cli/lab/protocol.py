@@ -1,6 +1,7 @@
 """What the orchestrator asks its two endpoint processes, and what they answer: JSON, a line each.
 
-Every `Command` gets one `Snapshot` back.
+Every `Command` gets one `Snapshot` back, which names it: one who has stopped waiting leaves his answer in the
+pipe, ahead of that to the next.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ class Command(msgspec.Struct, frozen=True):
 
     do: Verb
     sent: tuple[int, ...] = ()
+    number: int = 0
 
 
 class SiteCount(msgspec.Struct, frozen=True):
@@ -37,6 +39,7 @@ class SiteCount(msgspec.Struct, frozen=True):
 
 class Snapshot(msgspec.Struct, frozen=True):
     sites: tuple[SiteCount, ...]  # in the plan's order
+    answers: int = 0  # the command of this number
     misdelivered: int = 0
     corrupted: int = 0
     seconds: float = 0.0  # how long numbered packets have been sent
