@@ -16,6 +16,7 @@ from protego_cli.net.egress import MuxEgress, fields, uniform
 from protego_cli.net.gso import segments
 from protego_cli.net.steering import HERE, Gpn
 from protego_cli.net.udp import LONG, Address, Batch
+from protego_cli.wire.prefixes import PrefixTable
 from tests.support.datagrams import vxlan
 from tests.support.senders import RecordingSender
 
@@ -131,6 +132,45 @@ def test_a_route_is_replaced_as_a_whole(gen: Gen) -> None:
 def test_a_route_moves_between_vnis(gen: Gen) -> None:
     gen.steering.put_route("acme/hq", GLOBEX, ["10.2.0.0/24"], "gpn-1")
     assert gen.goes_to("10.2.0.1") is None
+
+
+def test_a_route_costs_nothing_of_other_vnis(gen: Gen, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There may be tens of thousands, and all of them come with a Sync."""
+    made: list[PrefixTable[Any]] = []
+
+    def make(entries: Any) -> PrefixTable[Any]:
+        made.append(PrefixTable(entries))
+        return made[-1]
+
+    monkeypatch.setattr(egress, "PrefixTable", make)
+    assert gen.goes_to("10.2.0.1") == GPN1.address
+    assert len(made) == 1
+    for vni in range(2000, 2100):
+        gen.steering.put_route(f"t{vni}/hq", vni, ["10.2.0.0/24"], "gpn-2")
+    assert len(made) == 1, "made when a packet asks"
+    assert gen.goes_to("10.2.0.1") == GPN1.address
+    assert len(gen.steering._flows) == 1
+    assert len(made) == 1
+    gen.steering.put_route("acme/hq", ACME, ["10.2.0.0/24"], "gpn-2")
+    assert gen.goes_to("10.2.0.1") == GPN2.address
+    assert len(made) == 2
+
+
+def test_long_batches_that_look_alike_in_two_vnis_go_by_their_own_tables(gen: Gen) -> None:
+    gen.steering.put_tenant(GLOBEX, [VTEP[0]])
+    gen.steering.put_route("globex/hq", GLOBEX, ["10.2.0.0/24"], "gpn-1")
+
+    def go(vni: int) -> Address:
+        gen.fabric.sent.clear()
+        for _ in range(3):
+            gen.receive(*[packet("10.2.0.1", vni)] * (LONG + 1))
+        (dest,) = {dest for _, _, dest, _ in gen.fabric.sent}
+        return dest
+
+    assert go(ACME) == go(GLOBEX) == GPN1.address
+    for vni, tunnel in ((GLOBEX, "globex/hq"), (ACME, "acme/hq")):
+        gen.steering.put_route(tunnel, vni, ["10.2.0.0/24"], "gpn-2")
+        assert go(vni) == GPN2.address
 
 
 def test_a_route_to_a_gpn_that_goes_and_comes_back_elsewhere(gen: Gen) -> None:
@@ -252,8 +292,9 @@ def test_what_the_kernel_refuses_is_counted(gen: Gen) -> None:
     assert gen.counters.nonzero() == {"gen_drop_send": 2}
 
 
-def test_the_flow_cache_is_bounded(gen: Gen, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_flow_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(egress, "MAX_FLOWS", 8)
+    gen = _world()
     for host in range(100):
         assert gen.goes_to(f"10.2.0.{host}") == GPN1.address
     assert len(gen.steering._flows) <= 8

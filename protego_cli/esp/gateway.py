@@ -166,7 +166,7 @@ class Gateway:
             return []
         if pair is not None and entry.same_sa(pair.entry):
             if entry.path != pair.entry.path:
-                self._outbound.forget()
+                self._outbound.forget(entry.vni)
             pair.update(entry)
         else:
             identity = entry.spi_in, entry.spi_out
@@ -231,7 +231,7 @@ class Gateway:
 
     def _forget(self, vni: int) -> None:
         """A tenant's network changed."""
-        self._outbound.forget()
+        self._outbound.forget(vni)
         for pair in self._pairs.values():
             if pair.entry.vni == vni:
                 pair.forget()

@@ -2,7 +2,7 @@
 
 1. What decides about a frame is the headers up to the inner length, protocol, addresses. Nearly always all
    frames of a batch agree in it, which columns compared in C tell. Each distinct combination is judged once
-   and remembered as a flow, until a table changes.
+   and remembered as a flow, until a table of its VNI changes.
 2. The source must be a GEN or a VTEP of that VNI; the VNI and the selectors find the tunnel ruled to seal
    here. What a VTEP sent straight here and no tunnel here takes, ARP too, goes on to a GEN that is there,
    unchanged; also what a tunnel takes that is leaving and `divert`ed.
@@ -36,6 +36,7 @@ from protego_cli.esp.outbox import Address, Buffer, Outbox, Port, Way
 from protego_cli.esp.oversize import Oversize
 from protego_cli.esp.packet import trailer
 from protego_cli.esp.pairs import Pair
+from protego_cli.esp.remembered import Remembered
 from protego_cli.esp.sa import OutboundSa
 from protego_cli.esp.slices import FEW
 from protego_cli.esp.tenants import Tenant
@@ -92,7 +93,9 @@ class Outbound:
         self._ruled: dict[int, dict[str, Pair]] = {}  # by VNI, then tunnel
         self._diverted: set[str] = set()  # tunnels that take packets from GENs alone
         self._by_packet: set[bytes] = set()  # VNIs, as on the wire, whose selectors look at ports
-        self._flows: dict[tuple[str, int, Row], Flow | str] = {}  # by origin, frame size, and what decides
+        self._flows: Remembered[tuple[str, int, Row], Flow | str] = Remembered(
+            MAX_FLOWS
+        )  # by origin, frame size, and what decides
 
     def set_gens(self, gens: Iterable[Address]) -> None:
         """Where GENs send from, and take back what is not sealed here."""
@@ -109,9 +112,9 @@ class Outbound:
         """Pass nothing on to a GEN that is silent, where another one is there."""
         self._back.expire(now)
 
-    def forget(self) -> None:
-        """A table changed: what was remembered holds no more."""
-        self._flows.clear()
+    def forget(self, vni: int) -> None:
+        """A table changed: what was remembered of this VNI holds no more."""
+        self._flows.forget(vni)
 
     def rule(self, vni: int, tunnel: str, pair: Pair | None) -> None:
         """Seal the tunnel's packets on this pair, or not at all."""
@@ -125,13 +128,11 @@ class Outbound:
             self._by_packet.discard(vni.to_bytes(3))
         else:
             self._by_packet.add(vni.to_bytes(3))
-        self._flows.clear()
+        self._flows.forget(vni)
 
     def divert(self, tunnel: str, diverted: bool) -> None:
-        """Let what VTEPs send straight here for this tunnel go on to a GEN, or no longer."""
-        if diverted != (tunnel in self._diverted):
-            (self._diverted.add if diverted else self._diverted.discard)(tunnel)
-            self._flows.clear()
+        """Let what VTEPs send straight here for this tunnel go on to a GEN, or no longer. `rule` follows."""
+        (self._diverted.add if diverted else self._diverted.discard)(tunnel)
 
     def receive(self, view: memoryview, size: int, source: Address, now: float, tos: int = 0) -> None:
         """VXLAN frames of one size, that came with this TOS. `now` is wall-clock time."""
@@ -251,9 +252,7 @@ class Outbound:
         flow = self._flows.get(key)
         if flow is None:
             flow = self._decide(origin, frame)
-            if len(self._flows) >= MAX_FLOWS:
-                self._flows.clear()
-            self._flows[key] = flow
+            self._flows.put(row[0][4:7], key, flow)
         return flow
 
     def _decide(self, origin: str, frame: memoryview) -> Flow | str:

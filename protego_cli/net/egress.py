@@ -4,13 +4,14 @@
    packets of a batch agree in them, which a few C calls tell, and the batch goes on whole; else its packets
    are sorted by them.
 2. A bounded cache of flows answers what 3 and 4 decided before, and another, of the looks of long batches,
-   1 as well; any change of the tables empties both.
+   1 as well; a change of a VNI's tables takes out of both what is of that VNI.
 3. The source must be a VTEP of that VNI (RFC 7348), or a GPN that passes on what a VTEP sent to it. What asks
    for the gateway's own addresses, or is sent to one, is the role's to answer; and where the VTEP is in this
    node, all that GPNs send is the role's to deliver.
 4. The longest prefix routed in that VNI decides. Where two tunnels of a tenant claim the same prefix, the
    lower tunnel id has it. That may be the GPN which has passed the packet on: its Rule has come meanwhile. A
-   GPN passes on nothing that a GEN has sent it, so no packet goes in circles.
+   GPN passes on nothing that a GEN has sent it, so no packet goes in circles. A VNI's table is made from its
+   routes when a packet asks for it.
 5. Where the tunnel or its tenant has a ceiling, the packets above it are dropped.
 6. The packets go on untouched, TOS copied, in one segmented send from the socket they arrived on: barriers
    leave from it too, and so stay behind everything sent before them.
@@ -28,6 +29,7 @@ from protego_cli.config.model import Rate
 from protego_cli.counters import Counters
 from protego_cli.errors import Malformed
 from protego_cli.esp.limits import Bucket, Limits, admit_below
+from protego_cli.esp.remembered import Remembered
 from protego_cli.net.gso import grouped, segments
 from protego_cli.net.steering import HERE, Gpn, Offered, Own, Sender
 from protego_cli.net.udp import LONG, Address, Batch
@@ -50,7 +52,6 @@ Fields = tuple[bytes, bytes, bytes]
 
 
 class _Route(NamedTuple):
-    vni: int
     prefixes: tuple[Network, ...]
     gpn: str
 
@@ -100,8 +101,8 @@ class _Familiar(NamedTuple):
     flow: Flow
 
 
-_Shape = tuple[Address, int, int, bytes]
-"""Source, packet size, packets, and four bytes that flows differ in."""
+_Shape = tuple[Address, int, int, bytes, bytes]
+"""Source, packet size, packets, VNI, and four bytes that flows differ in."""
 
 
 class MuxEgress:
@@ -119,10 +120,11 @@ class MuxEgress:
         self._gpns: dict[str, Address] = {}
         self._returning: dict[Address, str] = {}
         self._tenants: dict[int, _Tenant] = {}
-        self._routes: dict[str, _Route] = {}
-        self._tables: dict[int, PrefixTable[tuple[str, str]]] = {}  # by VNI: tunnel and GPN
-        self._flows: dict[tuple[str | Address, Fields], Flow] = {}
-        self._familiar: dict[_Shape, _Familiar | None] = {}
+        self._vnis: dict[str, int] = {}  # of each route, by tunnel
+        self._routes: dict[int, dict[str, _Route]] = {}  # by VNI, then tunnel
+        self._tables: dict[int, PrefixTable[tuple[str, str]]] = {}  # by VNI, as far as asked for
+        self._flows: Remembered[tuple[str | Address, Fields], Flow] = Remembered(MAX_FLOWS)
+        self._familiar: Remembered[_Shape, _Familiar | None] = Remembered(MAX_FAMILIAR)
         self._tallies: dict[str, _Tally] = {}
         self._active: list[_Tally] = []  # those of which that is not so
 
@@ -135,34 +137,42 @@ class MuxEgress:
         address = self._gpns.pop(name, None)
         if address is not None and self._returning.get(address) == name:  # it may be another's by now
             del self._returning[address]
-        self._forget()
+        self._forget_all()
 
     def put_tenant(self, vni: int, vteps: Iterable[str], own: Iterable[bytes] = ()) -> None:
         addresses = frozenset(own)
         resolves = any(len(address) == IPV4_BYTES for address in addresses)
         known = frozenset(vteps)
         self._tenants[vni] = _Tenant(known, addresses, resolves, HERE in known)
-        self._forget()
+        self._forget(vni)
 
     def drop_tenant(self, vni: int) -> None:
         self._tenants.pop(vni, None)
-        self._forget()
+        self._forget(vni)
 
     def put_route(self, tunnel: str, vni: int, prefixes: Iterable[str], gpn: str) -> None:
-        before = self._routes.get(tunnel)
-        route = _Route(vni, tuple(ipaddress.ip_network(prefix) for prefix in prefixes), gpn)
-        self._routes[tunnel] = route
-        self._rebuild({vni} if before is None else {vni, before.vni})
+        route = _Route(tuple(ipaddress.ip_network(prefix) for prefix in prefixes), gpn)
+        if self._vnis.get(tunnel) != vni:
+            self._unroute(tunnel)
+        self._vnis[tunnel] = vni
+        self._routes.setdefault(vni, {})[tunnel] = route
+        self._forget(vni)
 
     def drop_route(self, tunnel: str) -> None:
-        before = self._routes.pop(tunnel, None)
-        if before is not None:
-            self._rebuild({before.vni})
+        self._unroute(tunnel)
         self._tallies.pop(tunnel, None)
+
+    def _unroute(self, tunnel: str) -> None:
+        vni = self._vnis.pop(tunnel, None)
+        if vni is not None:
+            del self._routes[vni][tunnel]
+            if not self._routes[vni]:
+                del self._routes[vni]
+            self._forget(vni)
 
     def limit(self, of: str | int, ceiling: Rate | None) -> None:
         if self._limits.put(of, ceiling, self._clock()):
-            self._forget()
+            self._forget_all()
 
     def offered(self) -> list[Offered]:
         active, self._active = self._active, []
@@ -180,7 +190,7 @@ class MuxEgress:
         if count <= LONG:
             self._sort(batch, count)
             return
-        shape = source, size, count, bytes(view[38:42])
+        shape = source, size, count, bytes(view[4:7]), bytes(view[38:42])
         familiar = self._familiar.get(shape)
         if familiar is not None and familiar.alike(view):
             self._pass_on(familiar.flow, view, size, count, tos)
@@ -238,16 +248,19 @@ class MuxEgress:
 
     def _remember(self, shape: _Shape, flow: Flow, view: memoryview) -> None:
         """Know such a batch the next time, if this is the second."""
+        familiar: _Familiar | None = None
         if shape in self._familiar:
-            _, size, count, _ = shape
-            self._familiar[shape] = _Familiar(likeness(view, size, count, _spans(view[20:22])[0]), flow)
-        else:
-            if len(self._familiar) >= MAX_FAMILIAR:
-                self._familiar.clear()
-            self._familiar[shape] = None
+            _, size, count, _, _ = shape
+            familiar = _Familiar(likeness(view, size, count, _spans(view[20:22])[0]), flow)
+        self._familiar.put(shape[3], shape, familiar)
 
-    def _forget(self) -> None:
-        """The tables are not what they were."""
+    def _forget(self, vni: int) -> None:
+        """The tables of a VNI are not what they were."""
+        self._tables.pop(vni, None)
+        self._flows.forget(vni)
+        self._familiar.forget(vni)
+
+    def _forget_all(self) -> None:
         self._flows.clear()
         self._familiar.clear()
 
@@ -255,9 +268,7 @@ class MuxEgress:
         flow = self._flows.get((origin, row))
         if flow is None:
             flow = self._decide(origin, row)
-            if len(self._flows) >= MAX_FLOWS:
-                self._flows.clear()
-            self._flows[origin, row] = flow
+            self._flows.put(row[0][4:7], (origin, row), flow)
         return flow
 
     def _pass_on(self, flow: Flow, data: memoryview | bytes, size: int, count: int, tos: int) -> None:
@@ -299,24 +310,24 @@ class MuxEgress:
             return "gen_drop_not_ip" if ethertype else "gen_drop_malformed"
         if not destination:
             return "gen_drop_malformed"
-        table = self._tables.get(vni)
-        tunnel, gpn = (table.find(destination) if table else None) or ("", None)
+        tunnel, gpn = self._table(vni).find(destination) or ("", None)
         if gpn is None or gpn not in self._gpns:
             return "gen_drop_no_route"
         limits = self._limits.find(tunnel.partition("#")[0], vni)  # a strand's are its tunnel's
         tally = self._tallies.setdefault(tunnel, _Tally(tunnel))
         return _Way(self._gpns[gpn], limits, tally)
 
-    def _rebuild(self, vnis: set[int]) -> None:
-        for vni in vnis:
-            routes = sorted((tunnel, route) for tunnel, route in self._routes.items() if route.vni == vni)
+    def _table(self, vni: int) -> PrefixTable[tuple[str, str]]:
+        """Tunnel and GPN by the destination."""
+        table = self._tables.get(vni)
+        if table is None:
+            routes = sorted(self._routes.get(vni, {}).items())
+            table = PrefixTable(
+                (prefix, (tunnel, route.gpn)) for tunnel, route in routes for prefix in route.prefixes
+            )
             if routes:
-                self._tables[vni] = PrefixTable(
-                    (prefix, (tunnel, route.gpn)) for tunnel, route in routes for prefix in route.prefixes
-                )
-            else:
-                self._tables.pop(vni, None)
-        self._forget()
+                self._tables[vni] = table
+        return table
 
 
 def uniform(view: memoryview, size: int, count: int, first: Fields) -> bool:
