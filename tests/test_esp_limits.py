@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from fractions import Fraction
+from typing import NoReturn
 
 import pytest
 from hypothesis import given
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from protego_cli.config.model import Rate
 from protego_cli.esp.limits import CLOCK_STEP, Bucket, Limits, admit, admit_below, admit_row
+from protego_cli.esp.pairs import Pair
 from tests.support.esp_packets import ipv4
 from tests.support.esp_reference import ReferenceSa, padded, seal
 from tests.support.esp_world import ACME, BLUE, GEN, GIN, NOW, VTEP_MAC, World, datagrams, entry, world
@@ -263,6 +265,26 @@ def test_a_limit_holds_for_sas_that_come_later_and_goes_on_through_a_rekey(w: Wo
     assert w.gateway.put_sa(entry(new), NOW) == []
     assert len(datagrams(w.receive_esp(*esp(old, IN, 6)))) == 6
     assert len(datagrams(w.receive_esp(*esp(new, IN, 6)))) == 4
+
+
+def test_a_limit_or_a_tenant_costs_nothing_of_others_sas(w: World) -> None:
+    """A GPN may hold thousands of SAs, and each that comes may bring a limit."""
+
+    class NotGoneThrough(dict[int, Pair]):
+        def values(self) -> NoReturn:
+            raise AssertionError("all SAs were looked at")
+
+    pairs = w.gateway._pairs = NotGoneThrough(w.gateway._pairs)
+    w.gateway.put_limit("acme/annex", TEN, TEN, NOW)
+    w.gateway.put_limit(BLUE, TEN, TEN, NOW)
+    w.gateway.put_tenant(BLUE, bytes(6), ())
+    limited = {pair.entry.tunnel: len(pair.inbound.limits) for pair in map(pairs.__getitem__, pairs)}
+    assert limited == {"acme/hq": 0, "acme/annex": 1, "blue/hq": 1}
+    w.gateway.drop_sa(w.sa("acme/annex").spi_in)
+    w.gateway.drop_limit("acme/annex")
+    w.gateway.put_sa(entry(w.sa("acme/annex")), NOW)
+    w.gateway.put_limit(ACME, TEN, TEN, NOW)
+    assert [len(pairs[w.sa(tunnel).spi_in].outbound.limits) for tunnel in limited] == [1, 1, 1]
 
 
 def test_a_limit_changes_and_goes_without_touching_the_sas(w: World) -> None:

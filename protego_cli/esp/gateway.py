@@ -98,6 +98,7 @@ class Gateway:
         self._outbox = Outbox()
         self._parking = Parking(counters)
         self._pairs: dict[int, Pair] = {}
+        self._of: dict[str | int, dict[int, Pair]] = {}  # the same by tunnel, and by VNI
         self._tenants: dict[int, Tenant] = {}
         self._neighbours: dict[str, Neighbour] = {}
         self.fabric: frozenset[str] = frozenset()  # their addresses
@@ -137,9 +138,8 @@ class Gateway:
         """Limit a tunnel by its id, or by the VNI all tunnels of a tenant together."""
         changed = self._limits_in.put(of, inward, now)
         if self._limits_out.put(of, outward, now) or changed:
-            for pair in self._pairs.values():
-                if of in (pair.entry.tunnel, pair.entry.vni):
-                    self._limit(pair)
+            for pair in self._of.get(of, {}).values():
+                self._limit(pair)
 
     def drop_limit(self, of: str | int) -> None:
         self.put_limit(of, None, None, 0.0)
@@ -177,6 +177,8 @@ class Gateway:
             self.drop_sa(entry.spi_in)
             self._limit(fresh)
             self._pairs[entry.spi_in] = fresh
+            for of in (entry.tunnel, entry.vni):
+                self._of.setdefault(of, {})[entry.spi_in] = fresh
             self._link(entry.vni, self._named.get(entry.spi_in))
         for parked in self._parking.release(entry.spi_in):
             packet = memoryview(parked.packet)
@@ -186,6 +188,10 @@ class Gateway:
     def drop_sa(self, spi_in: int) -> None:
         pair = self._pairs.pop(spi_in, None)
         if pair is not None:
+            for of in (pair.entry.tunnel, pair.entry.vni):
+                del self._of[of][spi_in]
+                if not self._of[of]:
+                    del self._of[of]
             identity = spi_in, pair.entry.spi_out
             self._retired.pop(identity, None)
             if len(self._retired) >= MAX_RETIRED:
@@ -232,9 +238,8 @@ class Gateway:
     def _forget(self, vni: int) -> None:
         """A tenant's network changed."""
         self._outbound.forget(vni)
-        for pair in self._pairs.values():
-            if pair.entry.vni == vni:
-                pair.forget()
+        for pair in self._of.get(vni, {}).values():
+            pair.forget()
 
     # ---- datagrams
 
