@@ -1,5 +1,6 @@
-"""Two gateways side by side, each in network namespaces of its own between a peer and a tenant: Protego's
-roles as `protego up` starts them, and strongSwan with ESP in user space (its plugin kernel-libipsec).
+"""Gateways side by side, each in network namespaces of its own between a peer and a tenant: Protego's
+roles as `protego up` starts them, strongSwan with ESP in user space (its plugin kernel-libipsec), and the
+least that two Python processes can do (`bare.py`).
 
     peer -- 198.51.100.0/24 -- gateway (VIP 203.0.113.10) -- 10.20.0.0/24 -- tenant
 
@@ -11,14 +12,19 @@ both ends are this process's. The namespaces, and strongSwan in one, are those o
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.initiator import Initiator
-from protego_cli.ike.events import Policy
+import msgspec
+
+from benchmarks.bare import Part
+from benchmarks.initiator import Agreed, Initiator
+from protego_cli.ike.events import ChildSa, Policy
+from protego_cli.ike.events import Path as Way
 from protego_cli.net.udp import Address, UdpSocket
 from protego_cli.wire.selectors import TrafficSelector
 from protego_cli.wire.vxlan import ETHERTYPE_IPV4, FRAME_LENGTH, build_frame_header
@@ -34,6 +40,7 @@ GATEWAY_MAC, VTEP_MAC = bytes.fromhex("025000001001"), bytes.fromhex("0200000000
 IKE, ESP = "aes256gcm16-prfsha256-x25519", "aes256gcm16"
 PSK = "a-pre-shared-key-of-good-length"
 NATT, VXLAN = 4500, 4789
+KEY_BYTES, SPI = 36, 0x1000
 IP_UDP = 28  # bytes of the headers before a payload
 NODES = {"gmn": "10.10.0.1", "gin": "10.10.0.2", "gen": GEN, "gpn": "10.10.0.11"}
 
@@ -103,7 +110,7 @@ class Bed(NamedTuple):
 
     name: str
     processes: dict[str, int]  # process id
-    initiator: Initiator
+    initiator: Initiator | Agreed
     tenant: UdpSocket
     dest: Address  # where the tenant's socket sends to
     header: bytes  # what that puts before an inner packet
@@ -171,6 +178,43 @@ def libipsec(directory: Path) -> Iterator[Bed]:
         host = _bind(stack, tenant, HERE, PORT)
         initiator.dial()
         yield Bed("libipsec", {"charon": swan.pid}, initiator, host, (THERE, PORT), b"", IP_UDP, 0)
+
+
+@contextmanager
+def bare(directory: Path) -> Iterator[Bed]:
+    """Two processes each way that have one SA and look at nothing."""
+    with ExitStack() as stack:
+        directory.mkdir()
+        peer, gateway, tenant = _spaces(stack, "b")
+        for address in NODES.values():
+            gateway.ip("addr", "add", f"{address}/32", "dev", "lo")
+        tenant.ip("route", "add", "10.10.0.0/24", "via", "10.20.0.1")
+        gpn, key_in, key_out = NODES["gpn"], os.urandom(KEY_BYTES), os.urandom(KEY_BYTES)
+        framed = build_frame_header(VNI, VTEP_MAC, GATEWAY_MAC, ETHERTYPE_IPV4)
+        parts = {
+            "gin": ("forward", Part((VIP, NATT), (gpn, NATT))),
+            "gpn, in": ("open", Part((gpn, NATT), (VTEP, VXLAN), key_out, header=framed)),
+            "gen": ("forward", Part((GEN, VXLAN), (gpn, VXLAN))),
+            "gpn, out": ("seal", Part((gpn, VXLAN), (PEER, NATT), key_in, SPI)),
+        }
+        processes, logs = {}, []
+        for name, (role, part) in parts.items():
+            file, log = directory / f"{name}.json", directory / f"{name}.log"
+            file.write_bytes(msgspec.json.encode(part))
+            process = gateway.popen(sys.executable, "-m", "benchmarks.bare", role, str(file), log=log)
+            stack.callback(stop, process)
+            processes[name] = process.pid
+            logs.append(log)
+        wait_until(lambda: all(log.read_text() for log in logs), "every process ready", every=0.05)
+        mine, theirs = ((TrafficSelector.from_prefix(prefix),) for prefix in (REMOTE, LOCAL))
+        sock = _bind(stack, peer, PEER, NATT)
+        way = Way(*sock.address, VIP, NATT)
+        child = ChildSa("acme/hq", SPI, SPI, ESP, key_in, key_out, mine, theirs, way, ESP)
+        vtep = _bind(stack, tenant, VTEP, VXLAN)
+        header = build_frame_header(VNI, GATEWAY_MAC, VTEP_MAC, ETHERTYPE_IPV4)
+        before = FRAME_LENGTH + IP_UDP
+        agreed = Agreed(sock, (VIP, NATT), child)
+        yield Bed("bare", processes, agreed, vtep, (GEN, VXLAN), header, 0, before)
 
 
 def _spaces(stack: ExitStack, label: str) -> Sequence[Namespace]:

@@ -100,6 +100,22 @@ class Initiator:
             self.socket.send(data, len(data), (datagram.path.remote, datagram.path.remote_port))
 
 
+class Agreed:
+    """The same where both ends were told of a CHILD_SA, and nobody speaks IKE."""
+
+    def __init__(self, sock: UdpSocket, gateway: Address, child: ChildSa) -> None:
+        self.socket = sock
+        self.gateway = gateway
+        self.children = {child.spi_in: child}
+
+    def attend(self) -> None:
+        while self.socket.receive() is not None:
+            pass
+
+    def hear(self, datagram: memoryview) -> None:
+        """There is nothing that could be IKE."""
+
+
 def suite(child: ChildSa) -> EspSuite:
     return REGISTRY.esp_suite(child.encryption, child.integrity, esn=child.esn)
 

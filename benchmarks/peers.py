@@ -1,8 +1,9 @@
 """`python -m benchmarks.peers`: Protego beside strongSwan's ESP in user space, bits for a second of CPU.
 
 1. All gateways come up side by side, each in namespaces of its own (`beds.py`): Protego whose GIN steers,
-   Protego whose GIN lets the kernel steer, and strongSwan. The same peer, Protego's own initiator in this
-   process, brings a tunnel up to each.
+   Protego whose GIN lets the kernel steer, the least that two Python processes can do, and strongSwan. The
+   same peer, Protego's own initiator in this process, brings a tunnel up to each (but the bare one has its SA
+   given).
 2. A stretch carries the same packets through one of them, in one direction: in segmented sends of runs of one
    size, or one by one, as fast as it goes with at most `IN_FLIGHT` on their way, or at an even pace at which
    each packet finds the gateway asleep. All are sealed before; all that come are counted.
@@ -38,7 +39,7 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks import loads
-from benchmarks.beds import HERE, IP_UDP, PORT, THERE, Bed, libipsec, protego
+from benchmarks.beds import HERE, IP_UDP, PORT, THERE, Bed, bare, libipsec, protego
 from benchmarks.bench import cpu_seconds, machine
 from benchmarks.initiator import NON_ESP, opener, sealer
 from benchmarks.loads import Load
@@ -50,7 +51,12 @@ from tests.support.netns import receive_buffers
 from tests.support.strongswan import CHARON
 
 INWARD, OUTWARD = "peer to tenant", "tenant to peer"
-OURS, KERNEL, THEIRS = "mux", "nftables", "libipsec"  # gateways; how a GIN steers, where it is ours
+OURS, KERNEL, BARE, THEIRS = (
+    "mux",
+    "nftables",
+    "bare",
+    "libipsec",
+)  # gateways; how a GIN steers, where it is ours
 TARGET_BATCHES, TARGET_SINGLE = 5.0, 1.0
 IN_FLIGHT: Final = 1024  # 10 Gbit/s for a millisecond
 PACED: Final = 5000  # packets per second
@@ -262,7 +268,7 @@ def measure(case: Case, beds: Sequence[Bed], ways: dict[str, dict[str, Way]], ef
         size=case.load.size,
         singly=case.singly,
         gateways={name: _figure(stretches) for name, stretches in found.items()},
-        ratios={name: _ratio(found[name], found[THEIRS]) for name in (OURS, KERNEL)},
+        ratios={name: _ratio(found[name], found[THEIRS]) for name in (OURS, KERNEL, BARE)},
     )
 
 
@@ -291,6 +297,7 @@ def run(chosen: Sequence[Case], effort: Effort, console: Console) -> list[Row]:
         directory = Path(stack.enter_context(TemporaryDirectory(prefix="protego-peers-")))
         stack.enter_context(receive_buffers(BUFFER))
         beds = [stack.enter_context(protego(directory / name, name)) for name in (OURS, KERNEL)]
+        beds.append(stack.enter_context(bare(directory / BARE)))
         beds.append(stack.enter_context(libipsec(directory / THEIRS)))
         ways = {bed.name: {way: Way(bed, way) for way in (INWARD, OUTWARD)} for bed in beds}
         for by_direction in ways.values():
@@ -309,7 +316,15 @@ def table(rows: Sequence[Row]) -> Table:
     )
     for heading in ("direction", "bytes"):
         made.add_column(heading)
-    for heading in (OURS, KERNEL, THEIRS, f"{OURS}, ratio", f"{KERNEL}, ratio", "target", "lost"):
+    for heading in (
+        OURS,
+        KERNEL,
+        BARE,
+        THEIRS,
+        *(f"{name}, ratio" for name in (OURS, KERNEL, BARE)),
+        "target",
+        "lost",
+    ):
         made.add_column(heading, justify="right")
     for row in rows:
         colour = "green" if row.met else "red"
@@ -317,7 +332,12 @@ def table(rows: Sequence[Row]) -> Table:
         made.add_row(
             *(row.direction, row.load),
             *(f"{sum(figure.micros.values()):.2f}, {figure.gbits:.2f}" for figure in figures),
-            *(f"[{colour}]{row.ratios[OURS]:.2f}[/]", f"{row.ratios[KERNEL]:.2f}", f"≥ {row.target:g}"),
+            *(
+                f"[{colour}]{row.ratios[OURS]:.2f}[/]",
+                f"{row.ratios[KERNEL]:.2f}",
+                f"{row.ratios[BARE]:.2f}",
+                f"≥ {row.target:g}",
+            ),
             ", ".join(str(figure.lost) for figure in figures),
         )
     return made

@@ -18,7 +18,7 @@ def test_every_line_carries_its_packets_through_both_gateways(tmp_path: Path) ->
     rows = json.loads(figures.read_text())["rows"]
     assert len(rows) == len(list(peers.cases()))
     for row in rows:
-        assert set(row["gateways"]) == {"mux", "nftables", "libipsec"}
+        assert set(row["gateways"]) == {"mux", "nftables", "bare", "libipsec"}
         assert all(gateway["gbits"] > 0 for gateway in row["gateways"].values())
     assert pictures.main([str(tmp_path), str(tmp_path)]) == 0
     assert (tmp_path / "peers.svg").exists()
