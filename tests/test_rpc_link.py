@@ -303,6 +303,17 @@ async def test_silence_closes(cluster: Cluster) -> None:
         assert link.closed == "silent for 0.05 s"
 
 
+async def test_silence_while_this_process_did_not_run_is_none(cluster: Cluster) -> None:
+    async with bare(cluster, silence=0.2) as (link, other):
+        await trio.testing.wait_all_tasks_blocked()
+        for _ in range(8):  # which of two tasks runs first that are due together is left to chance
+            other.send(encode(0, Report(0.0)))
+            time.sleep(0.35)  # noqa: ASYNC251 - the whole process is to stand still
+            await trio.testing.wait_all_tasks_blocked()
+            assert link.closed is None
+        await until(lambda: link.closed)
+
+
 async def test_a_frame_that_dribbles_in_counts_as_silence(cluster: Cluster) -> None:
     frame = encode(0, Report(0.0))
     async with bare(cluster, silence=0.2) as (link, stream):

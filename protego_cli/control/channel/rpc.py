@@ -230,7 +230,7 @@ class Link:
         while True:
             now = trio.current_time()
             if now - self._look > HELD_UP:  # the answers may lie in the socket
-                self._heard += now - self._looked
+                self._heard = max(self._heard, now - self._silence + LOOKS)
                 for call in self._calls.values():
                     call.deadline += now - self._looked
             if self._heard + self._silence <= now:
