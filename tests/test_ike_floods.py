@@ -11,10 +11,10 @@ import pytest
 
 from protego_cli.crypto.proposal import parse_ike
 from protego_cli.errors import TsUnacceptable
+from protego_cli.ike import rations
 from protego_cli.ike.events import Alive, ExchangeFailed, IkeEstablished, Path
 from protego_cli.ike.exchanges import init
 from protego_cli.ike.narrowing import MAX_PREFIXES, narrow
-from protego_cli.ike.rations import BURST, RATE
 from protego_cli.wire.ike import Header, build_message
 from protego_cli.wire.payloads import ExchangeType, Ke, Nonce, Sa
 from protego_cli.wire.proposals import Proposal, Protocol
@@ -118,7 +118,17 @@ def test_strangers_leave_room_for_the_peers_that_tunnels_name() -> None:
 
 # ---- a peer that has proven itself
 
+BURST, RATE = 256, 16.0
 
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Allowances that are soon used up."""
+    monkeypatch.setattr(rations, "BURST", BURST)
+    monkeypatch.setattr(rations, "RATE", RATE)
+
+
+@pytest.mark.usefixtures("small")
 def test_a_peer_that_asks_without_end_is_served_at_a_bounded_rate() -> None:
     network, gateway, peer = connected(weather=NEAR)
     began = network.now
@@ -138,6 +148,7 @@ def test_a_peer_that_asks_without_end_is_served_at_a_bounded_rate() -> None:
     assert gateway.counters["ike_drop_rate"] == dropped
 
 
+@pytest.mark.usefixtures("small")
 def test_so_is_one_that_dials_without_end_and_nobody_else_suffers() -> None:
     network, gateway, _ = pair(weather=NEAR)
     other = replace(GATEWAY_POLICY, tunnel="other/hq", remote="198.51.100.9", remote_id="198.51.100.9")
