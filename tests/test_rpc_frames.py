@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 
 import msgspec
@@ -16,18 +17,23 @@ from protego_cli.control.channel.messages import (
     Applied,
     Failed,
     FirstPacket,
+    GetEvents,
     Hello,
     Marks,
+    OfferedLoad,
     Park,
+    PeerAddress,
     Reply,
     Report,
     Request,
     Route,
     SaUsage,
     Steer,
+    SuiteCost,
     Sync,
     Update,
 )
+from protego_cli.control.channel.pool_messages import GetJob, MakeToken
 from protego_cli.errors import Malformed
 
 MESSAGES: list[AnyRequest | AnyReply] = [
@@ -115,3 +121,26 @@ def test_a_malformed_frame_does_not_quote_what_it_held() -> None:
         decode(body)
     assert "SECRET" not in str(caught.value)
     assert "SECRET" not in str(caught.value.__cause__)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        *(GetEvents(wait=wait) for wait in (math.nan, math.inf, -1.0)),
+        GetJob("drain-1", wait=math.nan),
+        MakeToken("cloud", valid=math.inf),
+        Report(math.nan),
+        Report(0.0, counters={"gpn_opened": 1 << 60}),
+        Report(0.0, (SaUsage(1, -1, 3, 4, 5, 6, 7),)),
+        Report(0.0, (SaUsage(1, 2, 2**64 - 1, 4, 5, 6, 7),)),
+        Report(0.0, offered=(OfferedLoad(1, -5),)),
+        Report(0.0, costs=(SuiteCost("aes256gcm16", 0.0, math.nan, 0.0, 0.0),)),
+        PeerAddress(1, "192.0.2.1", 1 << 16),
+        Marks({1: -1}),
+    ],
+    ids=repr,
+)
+def test_a_number_that_measures_nothing_is_malformed(message: Request | Reply) -> None:
+    """NaN would end whoever waits for so long, and sums without a bound fit into no message."""
+    with pytest.raises(Malformed):
+        decode(encode(1, message)[4:])

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 SECRETS = frozenset({"tag_key", "envelope_key", "key_in", "key_out", "secret", "token"})
+
+Amount = Annotated[float, msgspec.Meta(ge=0, le=1e15)]
+"""Of what can be measured, seconds or shares: finite, and no less than nothing. NaN is neither."""
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
+"""Of packets, bytes, events: thousands of them still add up to what a message can hold."""
+
+Number = Annotated[int, msgspec.Meta(ge=0)]
+"""A sequence number of ESP, extended or not."""
+
+Port = Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
 
 
 class Message(msgspec.Struct, frozen=True):

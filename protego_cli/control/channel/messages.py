@@ -19,6 +19,7 @@ from protego_cli.config.diff import Landed
 from protego_cli.config.model import Rate
 from protego_cli.control.channel.limit_record import Limit as Limit
 from protego_cli.control.channel.message import SECRETS as SECRETS
+from protego_cli.control.channel.message import Amount, Count, Number, Port
 from protego_cli.control.channel.message import Message as Message
 from protego_cli.control.channel.message import Record as Record
 from protego_cli.control.channel.message import Reply as Reply
@@ -234,7 +235,7 @@ class Stale(Reply, frozen=True):
 
 
 class Marks(Reply, frozen=True):
-    marks: dict[int, int]
+    marks: dict[int, Number]
 
 
 class Failed(Reply, frozen=True):
@@ -268,24 +269,24 @@ class SaUsage(msgspec.Struct, frozen=True, array_like=True):
     """Cumulative since this process installed the SA."""
 
     spi_in: int
-    packets_in: int
-    bytes_in: int
-    packets_out: int
-    bytes_out: int
-    highest_in: int  # highest authenticated sequence number
-    next_out: int  # next number to seal
-    limited_packets_in: int = 0  # dropped by limits
-    limited_bytes_in: int = 0
-    limited_packets_out: int = 0
-    limited_bytes_out: int = 0
+    packets_in: Count
+    bytes_in: Count
+    packets_out: Count
+    bytes_out: Count
+    highest_in: Number  # highest authenticated sequence number
+    next_out: Number  # next number to seal
+    limited_packets_in: Count = 0  # dropped by limits
+    limited_bytes_in: Count = 0
+    limited_packets_out: Count = 0
+    limited_bytes_out: Count = 0
 
 
 class Report(Request, frozen=True):
     """Sent every second, and at once when `urgent` reasons arise. No reply is awaited (`Noted`)."""
 
-    cpu: float  # CPU seconds per second of this process
+    cpu: Amount  # CPU seconds per second of this process
     usage: tuple[SaUsage, ...] = ()
-    counters: dict[str, int] = msgspec.field(default_factory=dict)
+    counters: dict[str, Count] = msgspec.field(default_factory=dict)
     silent: tuple[str, ...] = ()  # GPNs whose probes this GIN or GEN misses
     offered: tuple[OfferedLoad, ...] = ()  # what has changed
     costs: tuple[SuiteCost, ...] = ()
@@ -302,7 +303,7 @@ class PeerAddress(Request, frozen=True):
 
     spi_in: int
     address: str
-    port: int
+    port: Port
 
 
 class RangeLow(Request, frozen=True):
@@ -521,7 +522,7 @@ class GetEvents(Request, frozen=True):
     since: float | None = None  # wall time
     tunnel: str | None = None
     node: str | None = None
-    wait: float = 0.0  # seconds to wait for one, when there is none
+    wait: Amount = 0.0  # seconds to wait for one, when there is none
 
 
 class Events(Reply, frozen=True):

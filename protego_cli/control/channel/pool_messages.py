@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from protego_cli.control.channel.message import Reply, Request
+from protego_cli.control.channel.message import Amount, Reply, Request
 
 
 class Drain(Request, frozen=True):
@@ -49,7 +49,7 @@ class GetJob(Request, frozen=True):
 
     id: str
     revision: int = -1
-    wait: float = 0.0
+    wait: Amount = 0.0
 
 
 class StopJob(Request, frozen=True):
@@ -104,7 +104,7 @@ class MakeToken(Request, frozen=True):
 
     pool: str
     node: str | None = None
-    valid: float = 900.0  # seconds
+    valid: Amount = 900.0  # seconds
 
 
 class JoinToken(Reply, frozen=True):
