@@ -92,6 +92,8 @@ def test_a_corrupt_file_is_not_guessed_at(tmp_path: Path, content: bytes) -> Non
         State().next(tmp_path)
     assert str(tmp_path / "epoch") in str(caught.value)
     assert "a number above every epoch" in str(caught.value)
+    with pytest.raises(EnvironmentFault, match=r"remove it: the state beside it.*was 7"):
+        next_epoch(tmp_path, 7, lambda epoch: None)
     assert (tmp_path / "epoch").read_bytes() == content
 
 

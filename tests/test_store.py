@@ -198,6 +198,14 @@ def test_a_wal_that_lost_its_end(killed: Path, cut: int) -> None:
     assert "state.db-wal has lost" in refused(killed)
 
 
+@pytest.mark.parametrize("length", [1, 24, 32, 4096])
+def test_a_wal_whose_beginning_is_lost(killed: Path, length: int) -> None:
+    """SQLite takes none of it then, and goes on as if nothing had been in it."""
+    wal = killed / "state.db-wal"
+    wal.write_bytes(bytes(length) + wal.read_bytes()[length:])
+    assert "state.db-wal has lost" in refused(killed)
+
+
 def test_a_wal_that_is_gone(killed: Path) -> None:
     (killed / "state.db-wal").unlink()
     assert "state.db-wal has lost" in refused(killed)

@@ -29,7 +29,7 @@ def next_epoch(state: Path, stored: int | None, store: Callable[[int], None]) ->
     """
     path = state / "epoch"
     try:
-        noted = _noted(path)
+        noted = _noted(path, stored)
         if stored is not None and noted > stored:
             raise EnvironmentFault(
                 f"{state}: the state is of epoch {stored}, but `epoch` says {noted}: it is an old copy, and "
@@ -58,15 +58,18 @@ def _note(path: Path, epoch: int) -> None:
         os.close(directory)
 
 
-def _noted(path: Path) -> int:
-    """The number in the file, 0 when there is none."""
+def _noted(path: Path, stored: int | None) -> int:
+    """The number in the file, 0 when there is none. Raises EnvironmentFault, which says what to do."""
     try:
         text = path.read_bytes()[:32].strip()
     except FileNotFoundError:
         return 0
     if not text.isdigit() or int(text) >= _HIGHEST:
-        raise EnvironmentFault(
-            f"{path}: this does not hold an epoch; write into it a number above every epoch that the "
-            "nodes have seen (their log names it), or remove it and restart all data nodes"
+        remedy = (
+            "write into it a number above every epoch that the nodes have seen (their log names it), or "
+            "remove it and restart all data nodes"
+            if stored is None
+            else f"remove it: the state beside it, if it is the newest there is, knows that it was {stored}"
         )
+        raise EnvironmentFault(f"{path}: this does not hold an epoch; {remedy}")
     return int(text)
