@@ -5,8 +5,8 @@
    same peer, Protego's own initiator in this process, brings a tunnel up to each (but the bare one has its SA
    given).
 2. A stretch carries the same packets through one of them, in one direction: in segmented sends of runs of one
-   size, or one by one, as fast as it goes with at most `IN_FLIGHT` on their way, or at an even pace at which
-   each packet finds the gateway asleep. All are sealed before; all that come are counted.
+   size, or one by one, as fast as it goes with at most so many on their way (`--in-flight`), or at an even
+   pace at which each packet finds the gateway asleep. All are sealed before; all that come are counted.
 3. Its CPU time is the kernel's count for all of the gateway's processes and threads
    (/proc/PID/task/*/schedstat), the kernel's work within their system calls included.
 4. The gateways take turns; the result is the median of the rounds.
@@ -122,6 +122,7 @@ class Effort(NamedTuple):
 
     rounds: int = 5
     packets: int = 12_000  # of a stretch
+    in_flight: int = IN_FLIGHT  # packets
 
 
 QUICK: Final = Effort(1, 500)
@@ -201,7 +202,7 @@ class Way:
         opened = self._opener.open((number,), datagram, len(datagram), Counters(), 0.0)
         return bytes(unwrap(opened[0])[1][IP_UDP:]) if opened else b""
 
-    def carry(self, trains: Sequence[Train], pps: int | None = None) -> Stretch:
+    def carry(self, trains: Sequence[Train], in_flight: int, pps: int | None = None) -> Stretch:
         """One stretch, each train as soon as it may be on its way, or so many a second."""
         self._bed.initiator.attend()
         while self._bed.tenant.receive() is not None:
@@ -214,7 +215,7 @@ class Way:
             if pps and (early := began + place / pps - time.monotonic()) > 0:
                 time.sleep(early)
             flying += len(packets)
-            while flying > IN_FLIGHT:
+            while flying > in_flight:
                 more = self._arrivals()
                 arrived += more
                 flying = flying - more if more else len(packets)
@@ -261,7 +262,7 @@ def measure(case: Case, beds: Sequence[Bed], ways: dict[str, dict[str, Way]], ef
     for _ in range(effort.rounds):
         for bed in beds:
             way = ways[bed.name][case.direction]
-            found[bed.name].append(way.carry(way.trains(case.load, packets), case.pps))
+            found[bed.name].append(way.carry(way.trains(case.load, packets), effort.in_flight, case.pps))
     return Row(
         direction=case.direction,
         load=case.load.name,
@@ -348,6 +349,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m benchmarks.peers", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--only", default="", metavar="TEXT", help="only lines with this in their name")
     parser.add_argument("--rounds", type=int, default=Effort().rounds, help="take medians of so many")
+    parser.add_argument(
+        "--in-flight",
+        type=int,
+        default=IN_FLIGHT,
+        metavar="N",
+        help="at most so many packets on their way; less than two sends carry is as many as one does",
+    )
     parser.add_argument("--quick", action="store_true", help="only see that everything runs")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     options = parser.parse_args(arguments)
@@ -359,10 +367,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"no line's name has {options.only!r} in it", file=sys.stderr)
         return 2
     console = Console(width=None if sys.stdout.isatty() else 130)
-    rows = run(chosen, QUICK if options.quick else Effort(options.rounds), console)
+    effort = QUICK if options.quick else Effort(options.rounds, in_flight=options.in_flight)
+    rows = run(chosen, effort, console)
     console.print(table(rows))
     if options.json:
-        document = {**machine(), "rounds": options.rounds, "rows": _plain(rows)}
+        document = {**machine(), **effort._asdict(), "rows": _plain(rows)}
         options.json.write_text(json.dumps(document, indent=1) + "\n")
     return 0 if options.quick or all(row.met for row in rows) else 1
 

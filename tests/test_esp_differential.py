@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from itertools import groupby
 from typing import NamedTuple
+from unittest.mock import patch
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from protego_cli.crypto.algorithms import EspSuite
+from protego_cli.esp import gateway
 from protego_cli.wire.vxlan import ETHERTYPE_IPV4, ETHERTYPE_IPV6, build_frame_header
 from tests.support.esp_packets import ipv4, ipv6, summed
 from tests.support.esp_reference import ReferenceSa, Sent, padded, seal, unseal
@@ -39,6 +41,7 @@ CHOSEN = [
     REGISTRY.esp_suite("aes256", "sha256", esn=False),
     REGISTRY.esp_suite("aes128", "sha1", esn=True),
 ]
+SHORT = st.sampled_from([0, gateway.SHORT])  # 0: batches that come together are joined, however short
 MOST = st.sampled_from([0, 1, 2, 3, 64])  # packets of a batch where several are worked on at once; 0: alone
 PLACES = 4  # bytes of the payload that say which packet it is
 V4_HERE = ["10.1.0.5", "10.1.0.6", "10.1.0.200", "10.9.0.5"]
@@ -124,9 +127,11 @@ SEALED = st.builds(
 )
 
 
-@given(st.sampled_from(CHOSEN), st.lists(SEALED, min_size=1, max_size=14), MOST, st.booleans())
-def test_what_peers_send(suite: EspSuite, specs: list[Sealed], most: int, everywhere: bool) -> None:
-    with slices(everywhere=everywhere):
+@given(st.sampled_from(CHOSEN), st.lists(SEALED, min_size=1, max_size=14), MOST, SHORT, st.booleans())
+def test_what_peers_send(
+    suite: EspSuite, specs: list[Sealed], most: int, short: int, everywhere: bool
+) -> None:
+    with slices(everywhere=everywhere), patch.object(gateway, "SHORT", short):
         _peers_send(suite, specs, most)
 
 
@@ -223,6 +228,7 @@ FRAMED = st.builds(
     st.integers(0, 60),
     st.sampled_from([None, 0, 46]),
     MOST,
+    SHORT,
     st.booleans(),
 )
 def test_what_tenants_send(
@@ -232,9 +238,10 @@ def test_what_tenants_send(
     room: int,
     dscp: int | None,
     most: int,
+    short: int,
     everywhere: bool,
 ) -> None:
-    with slices(everywhere=everywhere):
+    with slices(everywhere=everywhere), patch.object(gateway, "SHORT", short):
         _tenants_send(suite, specs, ruled, room, dscp, most)
 
 

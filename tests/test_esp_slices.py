@@ -16,7 +16,7 @@ from protego_cli.config.model import Rate
 from protego_cli.crypto.algorithms import BufferAead, Encryption, EspSuite
 from protego_cli.crypto.mac import hmac_sha256
 from protego_cli.esp.outbox import Send
-from protego_cli.esp.slices import FEW, MAX_BUFFERS, MAX_LAYOUTS, MAX_ROWS, ROOM, Pool, Sliced
+from protego_cli.esp.slices import FEW, MAX_BUFFERS, MAX_LAYOUTS, MAX_ROWS, MAX_SLICES, ROOM, Pool, Sliced
 from protego_cli.esp.transforms import opening, sealing
 from protego_cli.wire.tags import Tag, TagKind, seal_tag
 from protego_cli.wire.vxlan import ETHERTYPE_IPV4, ETHERTYPE_IPV6, build_frame_header
@@ -57,19 +57,30 @@ def test_the_slices_of_a_layout_are_there_from_its_second_batch_on_and_stay() ->
     again = buffer.cut(4, 10, 20, 3)
     assert again is not None
     assert all(map(lambda one, other: one is other, five[:3], again))
-    buffer.view[:] = bytes(range(256)) * (ROOM // 256)
+    buffer.view[:256] = bytes(range(256))
     assert list(map(bytes, five)) == [bytes(range(at, at + 10)) for at in range(4, 104, 20)]
 
 
-def test_no_slice_reaches_beyond_the_buffer_and_no_row_beyond_a_batch() -> None:
-    buffer = Sliced()
+def test_no_slice_reaches_beyond_the_buffer_and_no_row_beyond_the_longest() -> None:
+    buffer, length = Sliced(), ROOM // MAX_ROWS
     for _ in range(2):
-        most = buffer.cut(0, ROOM // 64, ROOM // 64, MAX_ROWS)
+        most = buffer.cut(0, length, length, MAX_ROWS)
     assert most is not None
     assert sum(map(len, most)) == ROOM
     for _ in range(2):
-        assert buffer.cut(1, ROOM // 64, ROOM // 64, MAX_ROWS) is None
+        assert buffer.cut(1, length, length, MAX_ROWS) is None
         assert buffer.cut(0, 1, 1, MAX_ROWS + 1) is None
+
+
+def test_only_so_many_slices_are_kept() -> None:
+    buffer = Sliced()
+    layouts = [(0, length, length, MAX_ROWS) for length in range(1, MAX_SLICES // MAX_ROWS + 1)]
+    for layout in layouts:
+        assert buffer.cut(*layout) is None
+        assert buffer.cut(*layout) is not None
+    assert buffer.cut(*layouts[0]) is not None
+    assert buffer.cut(0, 500, 500, 1) is None
+    assert buffer.cut(*layouts[0]) is None
 
 
 def test_only_so_many_layouts_are_remembered() -> None:

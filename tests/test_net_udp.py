@@ -14,7 +14,7 @@ import trio.testing
 
 from protego_cli.errors import EnvironmentFault
 from protego_cli.net.gso import MAX_BYTES, segments
-from protego_cli.net.udp import FEW, MANY, UDP_SEGMENT, Batch, UdpSocket
+from protego_cli.net.udp import FEW, MANY, SEVERAL, UDP_SEGMENT, Batch, UdpSocket
 
 
 @pytest.fixture
@@ -302,6 +302,25 @@ def test_a_long_batch_comes_alone_and_a_train_has_an_end(pair: tuple[UdpSocket, 
     found = trains(right)
     assert [len(train) for train in found] == [1, MANY - 1, FEW, 100 - (MANY - 1) - FEW]
     assert [size for train in found[1:] for _, size in train] == list(range(100, 200))
+
+
+def test_long_batches_come_together_where_that_is_asked_for(pair: tuple[UdpSocket, UdpSocket]) -> None:
+    left, _ = pair
+    with closing(UdpSocket.bind("127.0.0.5", 0, together=True)) as right:
+        for count in (44, 44, 3, 44, 40, 9, 44):
+            left.send(numbered(count, 1400), 1400, right.address)
+        assert [[len(view) // 1400 for view, _ in train] for train in trains(right)] == [
+            *([44, 44], [3], [44, 40, 9, 44])
+        ]
+        for wait in (1, 2, 3, 2 * SEVERAL - 1, 2 * SEVERAL, 2 * SEVERAL + 6):
+            for number in range(wait):
+                left.send(bytes([number]) * 900, 100, right.address)
+            found = trains(right)
+            assert [view[0] for train in found for view, _ in train] == list(range(wait))
+            halves = [SEVERAL, SEVERAL] if wait > 2 * SEVERAL else []
+            rest = wait - sum(halves)
+            halves += [-(-rest // 2), rest // 2]
+            assert [len(train) for train in found] == [half for half in halves if half]
 
 
 def test_a_datagram_put_together_of_parts(pair: tuple[UdpSocket, UdpSocket]) -> None:

@@ -6,7 +6,8 @@
 1. `guess` has a free buffer with the header that packets of this length got lately in all places, and behind
    each a slot for a plaintext, into which the cipher writes.
 2. `verdict` tells whether that was right: what decides about the first packet has been judged before, to this
-   header and this length, and columns tell that all others agree with it. Then it mends the headers.
+   header and this length, and columns tell that all others agree with it, or what decides about them has been
+   judged the same, as of several flows to one VTEP. Then it mends the headers.
 3. `frames` are what is sent; the buffer rests until that has happened.
 4. Where it was wrong, or some packets are forged, `texts` are the plaintexts, as if nothing had been guessed.
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from itertools import repeat
 from typing import NamedTuple
 
 from protego_cli.esp.pairs import Pair, Usual
@@ -39,11 +41,14 @@ class Guess(NamedTuple):
         layout = row(length + tail, tail, version)
         if layout is None:
             return None
-        verdict = pair.verdicts.get((length + tail, layout.unpack_from(view, start)))
-        if verdict is None or isinstance(verdict, str) or verdict[0].header != header or verdict[1] != length:
-            return None
         step = start + length
+        rows = {layout.unpack_from(view, start)}
         if not alike(view, step, count, _decisive(start, version, step, tail)):
+            rows.update(map(layout.unpack_from, repeat(view), range(start, count * step, step)))
+        verdict, *others = {pair.verdicts.get((length + tail, each)) for each in rows}
+        if others or verdict is None or isinstance(verdict, str):
+            return None
+        if verdict[0].header != header or verdict[1] != length:
             return None
         fill(view, step, count, step, header[:tail])
         self.buffer.written = header, step
@@ -102,7 +107,7 @@ def row(size: int, tail: int, version: int) -> struct.Struct | None:
     return struct.Struct(f"{head}s{skip}x{addresses}s{rest}x{tail}s")
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def _headers(header: int, length: int, count: int) -> struct.Struct:
     """A header for each packet, with nothing behind."""
     return struct.Struct(f"{header}s{length}x" * count)

@@ -7,7 +7,7 @@
    read are these. Putting an SA releases what was parked for it, each packet as of when it came.
 2. `receive_*` take a GRO batch and return what to send; packets of one SA leave in the order they came.
    `receive_*_train` take several: short ones of one source are worked on together, as rows of packets of any
-   sizes, so that what a batch costs is not paid for every few packets.
+   sizes, long ones that are alike as one (`joining.py`), so that what a batch costs is not paid for each.
 3. Tags are answered behind everything received before them: PROBE and BARRIER with their echoes, an ORIGIN
    by opening its packet. Only neighbours of the desired state are believed, by the key of the pair.
 4. ESP whose source is no neighbour comes straight from a peer: a GIN's kernel has passed it on. Its source is
@@ -35,6 +35,7 @@ from protego_cli.errors import Malformed
 from protego_cli.esp.doors import Doors
 from protego_cli.esp.events import Event
 from protego_cli.esp.inbound import Inbound
+from protego_cli.esp.joining import joined
 from protego_cli.esp.limits import Limits
 from protego_cli.esp.outbound import Outbound
 from protego_cli.esp.outbox import Address, Outbox, Port, Send, Way
@@ -287,7 +288,7 @@ class Gateway:
             origin = None if source[0] in self.fabric else source
             packets = [] if ecn.telling(tos) else _packets(stretch)
             if not (packets and self._inbound.receive_row(packets, source, now, origin, tos)):
-                for view, size in stretch:
+                for view, size in joined(stretch, self._inbound.kind):
                     self._receive_esp(view, size, source, now, tos)
         return self._outbox.take()
 
@@ -299,7 +300,7 @@ class Gateway:
         for source, tos, stretch in _stretches(train):
             frames = [] if ecn.telling(tos) else _packets(stretch)
             if not (frames and self._outbound.receive_row(frames, source, now, tos)):
-                for view, size in stretch:
+                for view, size in joined(stretch, self._outbound.kind):
                     self._receive_vxlan(view, size, source, now, tos)
         return self._outbox.take()
 

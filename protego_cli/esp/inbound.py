@@ -10,9 +10,10 @@
 5. Packets of one verdict, as far as the rate limits admit them, go behind its VXLAN and Ethernet headers in
    one C call, and leave with their own TOS; before, TCP SYNs are held to the tunnel's MSS where it has one.
    Where it has none, all of a batch go behind the headers once the first is judged; then columns of the
-   frames are compared, and nearly always that was right.
+   frames are compared, or each flow is judged, and nearly always that was right.
 6. A long batch like the one before is opened right behind its headers, which are guessed (`frames.py`); from
    a batch with forged packets on, only after a whole one.
+7. Batches of one SPI that wait together are one row (`joining.py`).
 
 A row of packets of any sizes, from several batches, is taken apart packet by packet, but opened, judged and
 put into VXLAN in one go for each SA.
@@ -120,6 +121,11 @@ class Inbound:
                 part = b"".join([view[place * size : (place + 1) * size] for place in found])
                 row = [numbers[place] for place in found]
                 self._one_spi(spi, row, part, size, source, now, origin, tos)
+
+    def kind(self, view: memoryview, size: int) -> int | None:
+        """What batches have in common that may be one row (`joining.py`): the SPI."""
+        spi = int.from_bytes(view[:4])
+        return spi if spi in self._pairs and size >= MIN_PACKET else None
 
     def receive_row(
         self, packets: Sequence[bytes], source: Address, now: float, origin: Address | None, tos: int
@@ -300,7 +306,8 @@ class Inbound:
             and all(map(bytes.endswith, plaintexts, repeat(row[2])))
         ):
             frames, header = _framed(verdict, plaintexts), len(verdict[0].header)
-            if alike(frames, header + verdict[1], count, judged(header, version)):
+            same = alike(frames, header + verdict[1], count, judged(header, version))
+            if same or self._all_are(verdict, pair, plaintexts, layout):
                 if whole and count >= FEW and pair.inbound.opens_into and verdict[1] + tail == len(first):
                     pair.expect(Usual(verdict[0].header, verdict[1], tail, version))
                 self._send(pair, verdict, frames, count, now)
@@ -310,6 +317,13 @@ class Inbound:
             self._deliver(pair, verdict, plaintexts, now)
         else:
             self._mixed(pair, rows, plaintexts, now)
+
+    def _all_are(
+        self, verdict: Verdict, pair: Pair, plaintexts: Sequence[bytes], layout: struct.Struct
+    ) -> bool:
+        """Whether opened packets of one size are of this verdict, whatever flows they are of."""
+        examples = dict(zip(map(layout.unpack, plaintexts), plaintexts, strict=True))
+        return all(self._verdict(pair, row, text) == verdict for row, text in examples.items())
 
     def _mixed(self, pair: Pair, rows: list[Row], plaintexts: list[bytes], now: float) -> None:
         """Opened packets of several flows. Where their lengths differ, as padding allows, or their TOS, they
@@ -430,13 +444,13 @@ def _framed(verdict: tuple[Delivery, int], plaintexts: Sequence[bytes]) -> bytes
     return _frames(len(header), length, len(plaintexts)).pack(*fields)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def _numbers(size: int, count: int) -> struct.Struct:
     """Sequence number of each packet."""
     return struct.Struct("!" + f"4xI{size - 8}x" * count)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def _words(size: int, count: int) -> struct.Struct:
     """SPI and sequence number of each packet."""
     return struct.Struct("!" + f"II{size - 8}x" * count)
@@ -447,7 +461,7 @@ def _pairs(count: int) -> struct.Struct:
     return struct.Struct("!" + "II" * count)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def _frames(header: int, length: int, count: int) -> struct.Struct:
     """A header and an inner packet each; what an argument has beyond its length, the trailer, is cut off."""
     return struct.Struct(f"{header}s{length}s" * count)

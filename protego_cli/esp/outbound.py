@@ -156,6 +156,11 @@ class Outbound:
         else:
             self._mixed(origin, rows, view, size, now, tos)
 
+    def kind(self, view: memoryview, size: int) -> Row | None:
+        """What batches have in common that may be one row (`joining.py`): all that decides."""
+        layout = _row(size, bytes(view[20:22]))
+        return layout.unpack_from(view) if layout and len(view) >= size else None
+
     def receive_row(self, frames: Sequence[bytes], source: Address, now: float, tos: int) -> bool:
         """VXLAN frames of any sizes; False, having done nothing, where they are to be looked at singly.
 
@@ -465,7 +470,7 @@ def _pieces(view: memoryview, at: int, size: int) -> list[bytes]:
     return [bytes(view[start : start + 2]) for start in range(at, len(view), size)]
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def _inners(size: int, length: int, count: int) -> struct.Struct:
     """The inner packet of each frame, without what Ethernet put behind it."""
     return struct.Struct(f"{FRAME_LENGTH}x{length}s{size - FRAME_LENGTH - length}x" * count)

@@ -3,7 +3,7 @@
 To slice a `memoryview` costs a fifth of a microsecond, more than to copy the packet. So what a C function is
 to read or write for each packet of a row lies in a buffer of ours, which lives on and is sliced once for each
 layout: where the first slice begins, how long each is, how far apart they are. What is received is copied
-there, a whole batch at once.
+there, a whole row at once: a batch, or several (`joining.py`).
 
 1. `cut` returns the slices of a layout, from its second batch on: traffic of which no two batches are laid
    out alike pays for no slices.
@@ -21,10 +21,12 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 FEW: Final = 12  # packets of a batch, below which slices gain nothing
-MAX_ROWS: Final = 64  # packets of a batch, as the kernel merges them
-MAX_LAYOUTS: Final = 128  # remembered for a buffer; the slices of one take some 12 KB
+MAX_ROWS: Final = 512  # packets of a row: eight batches as long as the kernel merges them
+MAX_BYTES: Final = 1 << 19  # the same in bytes
+MAX_LAYOUTS: Final = 128  # remembered for a buffer
+MAX_SLICES: Final = 8192  # of all these; they take 1.5 MB
 MAX_BUFFERS: Final = 4  # of a pool
-ROOM: Final = (1 << 16) + 4096  # bytes: a whole batch, and what is written around its packets
+ROOM: Final = MAX_BYTES + (1 << 14)  # bytes: a whole row, and what is written around its packets
 
 
 class Sliced:
@@ -36,6 +38,7 @@ class Sliced:
         self.written: object = None  # what lies ready between slices, in the words of who has put it there
         self.rows = 0  # for how many packets it does
         self._kept: dict[tuple[int, int, int], list[memoryview]] = {}
+        self._slices = 0  # in all of these
         self.lent: Callable[[], memoryview | None] = _nobody  # what somebody holds of it
 
     def cut(self, start: int, length: int, step: int, count: int) -> Sequence[memoryview] | None:
@@ -43,13 +46,15 @@ class Sliced:
         layout = start, length, step
         kept = self._kept.get(layout)
         if kept is None:
-            if len(self._kept) >= MAX_LAYOUTS:
+            if len(self._kept) >= MAX_LAYOUTS or self._slices >= MAX_SLICES:
                 self._kept.clear()
+                self._slices = 0
             self._kept[layout] = []
             return None
         if len(kept) < count:
             if count > MAX_ROWS or start + (count - 1) * step + length > ROOM:
                 return None
+            self._slices += count - len(kept)
             view = self.view
             for at in range(start + len(kept) * step, start + count * step, step):
                 kept.append(view[at : at + length])

@@ -4,7 +4,7 @@ Receive: one `recvmmsg` of many datagrams (`mmsg.py`); the kernel says in contro
 segment is (UDP_GRO), and the TOS (one for all of a batch: the kernel merges only equals). Where it has merged
 nothing (it merges what a card or a segmented send gave it, not what came one by one), datagrams are merged
 here under the same rules, so that all that comes after costs less by the packet. `receive_train` hands out
-short batches together, so that whoever can works on them all at once.
+short batches together, and long ones where that is asked for, so that whoever can works on them all at once.
 Send: one `sendmsg` per 64 segments (UDP_SEGMENT), with the source address (IP_PKTINFO) and TOS beside it.
 
 Where the kernel lacks one of the two, datagrams go one by one. A path that refuses segmentation for a size
@@ -49,6 +49,7 @@ MEMINFO_DROPS = 8  # index of the drop count among the 32-bit words of SO_MEMINF
 HEADERS_BYTES = 28  # of IPv4 and UDP
 MANY = 64  # datagrams by one system call
 FEW = 4  # where the kernel merges many into one, so that they stay in the cache
+SEVERAL = 8  # of these that are handed out together, at most
 WRITABLE_WAIT_MS = 5  # how long a full send buffer may hold the role up before the packets are dropped
 MAX_REMEMBERED = 1024  # destinations with a largest segment; combinations of control messages
 
@@ -76,13 +77,15 @@ TRANSIENT = frozenset(
 class UdpSocket:
     """A bound, non-blocking UDP socket (IPv4)."""
 
-    def __init__(self, sock: socket.socket, *, gso: bool) -> None:
+    def __init__(self, sock: socket.socket, *, gso: bool, together: bool = False) -> None:
         self._sock = sock
         self._sendmsg = sock.sendmsg
         self._gso = gso
-        self._many, self._few = ManyReceiver(sock, MANY), ManyReceiver(sock, FEW)
+        self._together = together
+        self._many, self._few = ManyReceiver(sock, MANY), ManyReceiver(sock, 2 * SEVERAL if together else FEW)
         self._long = False  # the kernel has merged many
         self._waiting: list[Batch] = []  # received, but not handed out yet
+        self._share = 1  # of long ones among them, at once
         self._empty = False  # the kernel had no more after what came last
         self._ceilings: dict[str, int] = {}
         self._control: dict[tuple[int, str | None, int], Control] = {}
@@ -90,10 +93,13 @@ class UdpSocket:
         self.address: Address = (address, port)
 
     @classmethod
-    def bind(cls, address: str, port: int, *, buffer: int = 8 << 20, merge: bool = True) -> UdpSocket:
+    def bind(
+        cls, address: str, port: int, *, buffer: int = 8 << 20, merge: bool = True, together: bool = False
+    ) -> UdpSocket:
         """Bind, with `buffer` bytes of kernel buffer each way. Raises EnvironmentFault with the remedy.
 
         Without `merge` the kernel is not asked for merged datagrams; then it merges none on their way here.
+        `together`: trains are of several long batches, too.
         """
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         try:
@@ -112,7 +118,7 @@ class UdpSocket:
                 "kernel lacks UDP offload, datagrams go singly address=%s port=%d gro=%s gso=%s",
                 *(address, port, gro, gso),
             )
-        return cls(sock, gso=gso)
+        return cls(sock, gso=gso, together=together)
 
     def receive(self) -> Batch | None:
         """The next batch, without blocking; None when there is nothing."""
@@ -121,22 +127,25 @@ class UdpSocket:
         return self._waiting.pop(0) if self._waiting else None
 
     def receive_train(self) -> list[Batch]:
-        """The batches that wait, in order, up to a bound; a long one that the kernel made alone. None where
-        nothing waits.
+        """The batches that wait, in order, up to a bound: short ones, or a long one that the kernel made.
+        Where these are wanted together, half of them: whoever gets what comes of them has work meanwhile.
+        None where nothing waits.
 
         They are valid until the next receive.
         """
-        batches = self._waiting or self._fetch()
-        if len(batches) < 2 or not self._long:
-            self._waiting = []
-            return batches
-        stop = 0
-        for view, size, _, _ in batches:
-            if len(view) > LONG * size:
-                break
-            stop += 1
-        self._waiting = batches[stop or 1 :]
-        return batches[: stop or 1]
+        if not self._waiting:
+            self._waiting = self._fetch()
+            self._share = min(-(-len(self._waiting) // 2), SEVERAL) if self._together else 1
+        batches = self._waiting
+        stop = len(batches)
+        if stop > 1 and self._long:
+            long = [len(view) > LONG * size for view, size, _, _ in batches]
+            if (other := not long[0]) in long:
+                stop = long.index(other)
+            if long[0]:
+                stop = min(stop, self._share)
+        self._waiting = batches[stop:]
+        return batches[:stop]
 
     def _fetch(self) -> list[Batch]:
         """What one system call returns."""
@@ -150,9 +159,10 @@ class UdpSocket:
             if error.errno in TRANSIENT:
                 return []
             raise
-        self._empty = bool(batches) and not receiver.more
         if batches:
             self._long = receiver.long
+        later = self._together and self._long and len(batches) > 1  # by when more will have come
+        self._empty = bool(batches) and not receiver.more and not later
         return batches
 
     def send(

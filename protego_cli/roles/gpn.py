@@ -67,8 +67,11 @@ class GpnPlane:
         EnvironmentFault.
         """
         self.counters = Counters()
-        self.esp = stack.enter_context(closing(UdpSocket.bind(node.address, node.ports.esp)))
-        self.vxlan = stack.enter_context(closing(UdpSocket.bind(node.address, node.ports.vxlan)))
+
+        def bind(port: int) -> UdpSocket:
+            return stack.enter_context(closing(UdpSocket.bind(node.address, port, together=True)))
+
+        self.esp, self.vxlan = bind(node.ports.esp), bind(node.ports.vxlan)
         self._sockets: dict[Port, Sender] = {Port.ESP: self.esp, Port.VXLAN: self.vxlan}
         self.lacks = ""  # what keeps raw ESP from leaving from here
         if not through_gins:

@@ -27,6 +27,6 @@ def add_header(header: bytes, data: Buffer, size: int, count: int) -> bytes:
     return b"".join(fields)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def _cut(size: int, count: int) -> struct.Struct:
     return struct.Struct(f"{size}s" * count)
