@@ -178,6 +178,14 @@ async def test_the_desired_state_goes_away_again(world: World) -> None:
     await world.counted(gin_drop_unknown_spi=2)
 
 
+async def test_what_came_before_a_steer_goes_is_steered_by_it(mux_world: World) -> None:
+    """A process that got no CPU may hear that it goes before it comes to what waits in its sockets."""
+    mux_world.peer.say(mux_world.vip, esp(SPI, 1))
+    mux_world.plane.drop(("steer", SPI))
+    assert await mux_world.hear_at_gpn() == esp(SPI, 1)
+    assert mux_world.plane.counters.nonzero() == {"gin_esp_forwarded": 1}
+
+
 async def test_other_nodes_records_are_no_concern(world: World) -> None:
     world.plane.put(Park(SPI))
     world.plane.put(Tenant("acme", 1, bytes(6), ()))

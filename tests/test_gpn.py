@@ -337,6 +337,18 @@ async def test_what_comes_before_the_first_sync_waits(bound: World) -> None:
         nursery.cancel_scope.cancel()
 
 
+async def test_what_came_before_an_sa_or_its_rule_goes_is_opened_and_sealed_by_it(bound: World) -> None:
+    """A process that got no CPU may hear that they go before it comes to what waits in its sockets."""
+    bound.establish()
+    bound.gin.say(bound.esp, esp(1))
+    bound.gen.say(bound.vxlan, FRAME_OUT)
+    bound.plane.drop(("rule", "acme/hq"))
+    bound.plane.drop(("sa", SPI_IN))
+    assert (await bound.vtep.hear())[0] == FRAME_IN
+    assert int.from_bytes((await bound.peer.hear())[0][:4]) == SPI_OUT
+    assert bound.plane.counters.nonzero() == {"gpn_opened": 1, "gpn_sealed": 1}
+
+
 async def test_a_report_says_what_each_sa_carried(world: World) -> None:
     world.establish()
     world.gin.say_batch(world.esp, esp(1), esp(2))

@@ -5,7 +5,16 @@ from __future__ import annotations
 import trio
 import trio.testing
 
-from protego_cli.net.pump import BATCHES_PER_TURN, drain, drain_trains, pump, pump_trains
+from protego_cli.net.pump import (
+    BATCHES_PER_TURN,
+    JUST_NOW,
+    TURNS_BEHIND,
+    CatchUp,
+    drain,
+    drain_trains,
+    pump,
+    pump_trains,
+)
 from protego_cli.net.udp import Batch
 from protego_cli.roles.cpu import CpuMeter
 
@@ -55,6 +64,23 @@ async def test_all_trains_that_came_are_handled() -> None:
         await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
     assert sum(map(len, handled)) == 1003
+
+
+def test_to_catch_up_is_bounded_and_done_once_for_changes_that_come_together() -> None:
+    handled: list[Batch] = []
+    now = 100.0
+    few, flood = Flood(100), Flood()
+    catch_up = CatchUp(
+        lambda: drain(few, handled.append), lambda: drain(flood, handled.append), clock=lambda: now
+    )
+    catch_up()
+    assert len(handled) == 100 + TURNS_BEHIND * BATCHES_PER_TURN
+    few.left = 7
+    catch_up()
+    assert few.left == 7
+    now += 2 * JUST_NOW
+    catch_up()
+    assert few.left == 0
 
 
 async def test_a_flood_leaves_the_other_tasks_air() -> None:

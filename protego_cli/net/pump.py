@@ -3,10 +3,14 @@
 1. Wait until the socket is readable.
 2. Receive and handle batches without blocking, a bounded number of them.
 3. Let the other tasks run. Straight back to 2 while there is more.
+
+Where a process got no CPU for a while, it finds packets and the word of a change that came after them at
+once. `CatchUp` sees to it that the packets are handled first.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -15,6 +19,8 @@ import trio
 from protego_cli.net.udp import Batch
 
 BATCHES_PER_TURN = 32  # about two milliseconds of work
+TURNS_BEHIND = 128  # at most, to catch up with one socket
+JUST_NOW = 0.05  # seconds: changes that come together catch up once
 
 
 class Source(Protocol):
@@ -71,3 +77,22 @@ def drain_trains(
         handle(train)
         done += len(train)
     return True
+
+
+class CatchUp:
+    """Handles what waits in sockets, to be called before state goes by which it is to be handled."""
+
+    def __init__(self, *turns: Callable[[], bool], clock: Callable[[], float] = time.monotonic) -> None:
+        """Each of `turns` drains one socket a little, and says whether there may be more."""
+        self._turns = turns
+        self._clock = clock
+        self._at = -JUST_NOW
+
+    def __call__(self) -> None:
+        if self._clock() - self._at < JUST_NOW:
+            return
+        for turn in self._turns:
+            for _ in range(TURNS_BEHIND):
+                if not turn():
+                    break
+        self._at = self._clock()

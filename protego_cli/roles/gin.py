@@ -8,7 +8,7 @@
 
 With a backend that steers in the kernel, only what that does not know comes to VIP:natt.
 It holds no keys of tunnels. Desired state: Neighbour (GPNs) and Steer. What peers send before the first Sync
-waits in the sockets.
+waits in the sockets; what arrived before a Steer goes is steered by it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from protego_cli.control.channel.messages import AnyRecord, Key, Neighbour, Repo
 from protego_cli.counters import Counters
 from protego_cli.errors import EnvironmentFault, Refused
 from protego_cli.net.bundles import Bundler
-from protego_cli.net.pump import pump, pump_trains
+from protego_cli.net.pump import CatchUp, drain, drain_trains, pump, pump_trains
 from protego_cli.net.raw import RawSocket
 from protego_cli.net.relay import IkeRelay
 from protego_cli.net.returns import Returns
@@ -68,6 +68,13 @@ class GinPlane:
         self._returns = Returns(self.natt, self.raw, self.counters)
         returned = self._port(self.natt[0].address).receive_returned
         self._tags = TagLink(self.fabric, self.counters, "gin_drop_tag", returned, bundler=self._bundler)
+        self._trains = [(sock, self._receive(self._port(sock.address))) for sock in self.natt]
+        self._singles = [(raw, self._port(raw.address).receive_raw) for raw in self.raw]
+        self._catch_up = CatchUp(
+            *(partial(drain_trains, sock, receive) for sock, receive in self._trains),
+            *(partial(drain, raw, receive_raw) for raw, receive_raw in self._singles),
+            partial(drain, self.fabric, self._from_fabric),
+        )
         self._cpu = CpuMeter()
 
     async def serve(self, noticed: Callable[[], None]) -> None:
@@ -76,12 +83,10 @@ class GinPlane:
             nursery.start_soon(pump, self.fabric, self._from_fabric)
             nursery.start_soon(self._tags.probe, noticed)
             nursery.start_soon(self._tend)
-            for sock in self.natt:
-                port = self._port(sock.address)
-                receive = self._bundler.over(port.receive_natt, port.receive_natt_row)
+            for sock, receive in self._trains:
                 nursery.start_soon(pump_trains, sock, receive)
-            for raw in self.raw:
-                nursery.start_soon(pump, raw, self._port(raw.address).receive_raw)
+            for raw, receive_raw in self._singles:
+                nursery.start_soon(pump, raw, receive_raw)
             for sock in self._ike:
                 nursery.start_soon(pump, sock, self._port(sock.address).receive_ike)
 
@@ -93,6 +98,9 @@ class GinPlane:
 
     def _port(self, local: Address) -> VipPort:
         return VipPort(partial(self._relay.from_peer, local), self._steering, self.counters)
+
+    def _receive(self, port: VipPort) -> Callable[[Sequence[Batch]], None]:
+        return self._bundler.over(port.receive_natt, port.receive_natt_row)
 
     def _from_fabric(self, batch: Batch) -> None:
         for rest in self._tags.take(batch):
@@ -127,6 +135,7 @@ class GinPlane:
                 self._tags.drop_gpn(name)
                 self._returns.drop_gpn(name)
             case "steer", int(spi):
+                self._catch_up()
                 self._steering.unsteer(spi)
                 self._returns.unsteer(spi)
 

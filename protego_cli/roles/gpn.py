@@ -6,7 +6,8 @@
     probes and barriers are echoed by the socket they came to, behind what came before them
 
 Desired state: Neighbour, Tenant, Park, Limit, Sa and Rule. What arrives before the first Sync waits in the
-sockets, so a restarted GPN drops nothing for want of keys. The engine itself is `esp/gateway.py`.
+sockets, so a restarted GPN drops nothing for want of keys; what arrived before an Sa or a Rule goes is opened
+and sealed by it. The engine itself is `esp/gateway.py`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
+from functools import partial
 
 import trio
 
@@ -44,7 +46,7 @@ from protego_cli.esp.outbox import Port, Send
 from protego_cli.esp.pairs import SaEntry
 from protego_cli.esp.tenants import Vtep
 from protego_cli.net.bundles import unbundled
-from protego_cli.net.pump import pump_trains
+from protego_cli.net.pump import CatchUp, drain_trains, pump_trains
 from protego_cli.net.raw import RawSocket
 from protego_cli.net.steering import Sender
 from protego_cli.net.udp import Batch, UdpSocket
@@ -82,6 +84,10 @@ class GpnPlane:
         self._registry = registry
         self._gateway = Gateway(
             self.counters, os.urandom, through_gins=through_gins, raw_through_gins=bool(self.lacks)
+        )
+        self._catch_up = CatchUp(
+            partial(drain_trains, self.esp, self.receive_esp),
+            partial(drain_trains, self.vxlan, self.receive_vxlan),
         )
         self._cpu = CpuMeter()
         self._notify: Callable[[Notice], None] | None = None
@@ -164,8 +170,10 @@ class GpnPlane:
             case "limit", of:
                 self._gateway.drop_limit(of)
             case "sa", int(spi):
+                self._catch_up()
                 self._gateway.drop_sa(spi)
             case "rule", str(tunnel):
+                self._catch_up()
                 self._gateway.drop_rule(tunnel)
 
     def settle(self) -> None:
