@@ -122,6 +122,11 @@ async def test_the_old_sa_lingers_and_is_gone_then(autojump_clock: MockClock) ->
         assert w.on("gpn-1", "sa") == w.on("gpn-1", "rule") == set()
         assert w.on("gin-1", "steer") == {sealing(w).spi}
         w.check_clean()
+        steer, log = ("steer", old.spi), w.log
+        told = [place for place, entry in enumerate(log) if entry[0] == "acknowledged" and steer in entry[2:]]
+        assert max(told) < log.index(("drop", "gpn-1", ("sa", old.spi))), (
+            "a GIN may have its packets till then"
+        )
 
 
 async def test_the_times_are_those_of_the_steps(autojump_clock: MockClock) -> None:

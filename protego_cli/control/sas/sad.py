@@ -4,7 +4,8 @@ Life of an SA here:
 1. `seat` says where it goes; `place` gives it numbers and its records; `installed` waits until they stand.
 2. `flip` makes it the sealing one: Rule on its GPN, Route at the GENs with a barrier to the GPN before. That
    one gives on to a GEN meanwhile what comes straight from VTEPs, and its Rule ends with `unrule`.
-3. `retire`: the peer knows it no more, and it opens what is still on its way, for `linger` seconds.
+3. `retire`: the peer knows it no more, and it opens what is still on its way, for `linger` seconds. Then GINs
+   stop passing it on, acknowledged.
 4. `forget`: it is on no node, its SPI is quarantined.
 
 An SA stands on its GPN and is steered there, acknowledged, before a peer may hear of it.
@@ -545,6 +546,10 @@ class Sad:
         while lingering:
             await trio.sleep_until(lingering[0][0] + TOGETHER)
             now, gpns = trio.current_time(), set[str]()
+            for when, spi, _, _ in lingering:
+                if when <= now:
+                    self.nodes.unsteer(spi)
+            await self.nodes.steered()  # a GIN that got no CPU may have had some of their packets still
             while lingering and lingering[0][0] <= now:
                 _, _, tunnel, placed = heapq.heappop(lingering)
                 self.forget(tunnel, placed)
