@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from datetime import timedelta
 from pathlib import Path
 
 import msgspec
@@ -253,6 +254,35 @@ async def test_a_data_node_takes_orders_of_a_gmn_only(cluster: Cluster) -> None:
     reply = agent._handle(GetStatus())
     assert getattr(reply, "message", "") == "gpn-1 is a data node: no GetStatus here"
     assert agent._handle(GetMarks((1,))) == Marks({1: 0})
+
+
+async def test_a_certificate_is_renewed_without_a_restart(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that has expired while the node ran: the GMN refuses it, which the node's log says once."""
+    caplog.set_level(logging.INFO)
+    renew(cluster, monkeypatch, timedelta(seconds=-1))
+    with monkeypatch.context() as then:
+        then.setattr(pki, "_check_leaf", lambda *args: None)  # when the node started it was good
+        async with running_gmn(cluster) as gmn, trio.open_nursery() as nursery:
+            agent = an_agent(gmn.cluster, FakePlane())
+            nursery.start_soon(agent.run)
+            await until(lambda: states(caplog) == ["refused"])
+            assert "refuses our certificate: certificate expired; `protego doctor`" in caplog.text
+            (cluster.pki / "gpn-1.pem").write_text("no certificate")
+            await until(lambda: "certificates not taken up" in caplog.text)
+            renew(cluster, monkeypatch, timedelta(days=1))
+            await until(lambda: agent.connected)
+            nursery.cancel_scope.cancel()
+    assert states(caplog) == ["refused", "connected"]
+
+
+def renew(cluster: Cluster, monkeypatch: pytest.MonkeyPatch, lifetime: timedelta) -> None:
+    for suffix in (".pem", ".key"):
+        (cluster.pki / f"gpn-1{suffix}").unlink()
+    with monkeypatch.context() as then:
+        then.setattr(pki, "_LEAF_LIFETIME", lifetime)
+        pki.init(cluster)
 
 
 async def test_unusable_certificates_end_it_with_a_sentence(cluster: Cluster) -> None:

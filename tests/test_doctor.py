@@ -13,6 +13,8 @@ import pytest
 
 from protego_cli.config.load import load
 from protego_cli.config.model import Cluster, Node
+from protego_cli.control.channel import pki
+from protego_cli.errors import EnvironmentFault
 from protego_cli.roles.doctor import CHECKS, Finding, examine
 from protego_cli.roles.machine import Device, Machine, Socket, Way, listeners, local_nodes
 from tests.support.clusters import changed, write_cluster
@@ -287,6 +289,17 @@ def test_what_is_wrong_is_told_with_what_mends_it(
     assert says in finding.says
     if mend is not None:
         assert finding.mend == mend
+
+
+def test_a_certificate_that_is_no_good_goes_before_another_is_made(cluster: Cluster) -> None:
+    """`protego pki init` overwrites nothing, so by itself it would mend nothing."""
+    pki.init(cluster)
+    (cluster.pki / "gpn-2.pem").replace(cluster.pki / "gpn-1.pem")
+    with pytest.raises(EnvironmentFault) as caught:
+        pki.client_context(cluster, "gpn-1")
+    (finding,) = bad(cluster, "gpn-1", replace(FIT, faults={"gpn-1": (str(caught.value),)}))
+    leaf = cluster.pki / "gpn-1"
+    assert finding.mend == f"rm {leaf}.pem {leaf}.key; protego pki init -c {cluster.file}"
 
 
 def test_a_gpn_needs_no_vip_where_gins_send_for_it(tmp_path: Path) -> None:

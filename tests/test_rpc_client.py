@@ -80,7 +80,7 @@ async def test_a_gmn_of_another_ca(cluster: Cluster, tmp_path: Path) -> None:
     twin = make_cluster(tmp_path)
     pki.init(twin)
     async with running_gmn(cluster) as gmn:
-        with pytest.raises(Refused, match="no TLS connection: certificate refused"):
+        with pytest.raises(Refused, match="no TLS connection: certificate refused: it is of another CA"):
             await ask(at_port(twin, gmn.cluster.nodes[0].ports.control), GetStatus())
 
 

@@ -18,6 +18,7 @@ from protego_cli.roles.machine import MERGING, Machine, listeners
 
 BUFFER: Final = 8 << 20  # bytes of socket buffer that a node asks for
 VXLAN_OVERHEAD: Final = 50  # bytes: IPv4, UDP, VXLAN and the inner Ethernet header
+_REMOVE: Final = "; remove it and its key"  # what `pki` says of a certificate that is no good
 EXPIRY_NOTICE: Final = 30 * 86400.0
 UDP_HEADER: Final = 8
 STRICT: Final = 1  # rp_filter
@@ -66,9 +67,13 @@ def address(cluster: Cluster, node: Node, machine: Machine) -> Iterator[Finding]
 def files(cluster: Cluster, node: Node, machine: Machine) -> Iterator[Finding]:
     """Certificate, key and, on a GMN, the tunnels' secrets; and whether the clock fits the certificate."""
     faults = machine.faults.get(node.name, ())
+    leaf = cluster.pki / node.name
     for fault in faults:
         says, _, mend = fault.partition("; run ") if "; run " in fault else fault.partition(": run ")
-        yield Finding(node.name, "files", "wrong", says, mend.strip("`") or None)
+        mend = mend.strip("`")
+        if mend and says.endswith(_REMOVE):  # what is there is never overwritten
+            says, mend = says.removesuffix(_REMOVE), f"rm {leaf}.pem {leaf}.key; {mend}"
+        yield Finding(node.name, "files", "wrong", says, mend or None)
     validity = machine.certificates.get(node.name)
     if validity is None:
         return
@@ -80,7 +85,6 @@ def files(cluster: Cluster, node: Node, machine: Machine) -> Iterator[Finding]:
             "timedatectl set-ntp true",
         )  # fmt: skip
     elif machine.now < ends < machine.now + EXPIRY_NOTICE:
-        leaf = cluster.pki / node.name
         mend = f"rm {leaf}.pem {leaf}.key; protego pki init -c {cluster.file}"
         yield Finding(node.name, "files", "warning", f"the certificate ends at {_day(ends)}", mend)
     elif not faults:

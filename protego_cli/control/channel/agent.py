@@ -1,6 +1,7 @@
 """A data node's side of the control channel: it takes desired state, and reports.
 
 1. Dial the GMNs of the cluster file in turn, for ever, with a growing pause (0.1-2 s); prove who they are.
+   Certificates that have been renewed meanwhile are taken up then.
 2. `Hello`, `Welcome`; then the GMN's `Sync`, and `Update`s. `desired.Holding` refuses an epoch below the
    highest this process has ever seen and turns the rest into `put` and `drop` of the role's `DataPlane`.
 3. An answer comes when the data path acts on what was told (`settle`), and after the echoes of an Update's
@@ -18,8 +19,10 @@ from __future__ import annotations
 import logging
 import random
 import secrets
+import ssl
 from collections.abc import Awaitable
 from functools import partial
+from pathlib import Path
 from typing import Final, Protocol
 
 import trio
@@ -50,7 +53,7 @@ from protego_cli.control.channel.pki import Identity, client_context
 from protego_cli.control.channel.rpc import SILENCE, Link, connect
 from protego_cli.control.channel.tls import TlsStream
 from protego_cli.control.waiting import together
-from protego_cli.errors import ProtegoError, Refused, Unreachable
+from protego_cli.errors import EnvironmentFault, ProtegoError, Refused, Unreachable
 
 log = logging.getLogger(__name__)
 
@@ -170,7 +173,7 @@ class Agent:
 
     async def run(self) -> None:
         """Connect, serve, connect again, until cancelled. Raises EnvironmentFault for bad certificates."""
-        context = client_context(self._cluster, self._node.name)
+        certificates = _Certificates(self._cluster, self._node)
         shortest, longest = _BACKOFF
         pause = shortest
         async with trio.open_nursery() as tasks:
@@ -179,6 +182,7 @@ class Agent:
                 for gmn in self._cluster.nodes_of("gmn"):
                     expected = Identity(self._cluster.name, "gmn", gmn.name)
                     try:
+                        context = certificates.context()
                         stream = await connect(
                             gmn.address, gmn.ports.control, context, expected, CONNECT_TIMEOUT
                         )
@@ -214,6 +218,8 @@ class Agent:
                 nursery.cancel_scope.cancel()
         finally:
             self._link = None
+        if link.rejected:
+            raise Refused(f"{gmn.name}: {link.closed}; `protego doctor` says what is wrong with it")
         raise next((e for e in outcome if isinstance(e, Refused)), Unreachable(f"{gmn.name}: {link.closed}"))
 
     async def _greet(self, link: Link) -> None:
@@ -321,6 +327,41 @@ class Agent:
             self._said = state
             level = logging.INFO if state == "connected" else logging.WARNING
             log.log(level, "control channel %s node=%s reason=%s", state, self._node.name, detail)
+
+
+class _Certificates:
+    """The node's TLS context, made anew when its files have changed."""
+
+    def __init__(self, cluster: Cluster, node: Node) -> None:
+        """Raises EnvironmentFault."""
+        self._cluster = cluster
+        self._node = node
+        self._files = [cluster.pki / name for name in ("ca.pem", f"{node.name}.pem", f"{node.name}.key")]
+        self._seen = self._look()
+        self._context = client_context(cluster, node.name)
+
+    def context(self) -> ssl.SSLContext:
+        """As the files are now; while they are of no use, as they were: data flows on meanwhile."""
+        seen = self._look()
+        if seen != self._seen:
+            self._seen = seen
+            try:
+                self._context = client_context(self._cluster, self._node.name)
+            except EnvironmentFault as error:
+                log.warning("certificates not taken up node=%s reason=%s", self._node.name, error)
+        return self._context
+
+    def _look(self) -> list[tuple[int, int] | None]:
+        return [_stamp(file) for file in self._files]
+
+
+def _stamp(file: Path) -> tuple[int, int] | None:
+    """Another one when the file is written anew."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 async def run_agent(

@@ -369,13 +369,14 @@ class Fabric:
             raise Refused(f"{node.name} is no node of {self._cluster.file} any more")
         if hello.epoch > self.epoch:
             log.error(
-                "a node has seen an epoch above ours node=%s seen=%d ours=%d",
-                *(node.name, hello.epoch, self.epoch),
+                "a node has seen an epoch above ours: another GMN is active, or the state was lost; stop "
+                "this one; if it is the only one, write into %s what was seen, move state.* beside it away, "
+                "and start it again node=%s seen=%d ours=%d",
+                *(self._cluster.state / "epoch", node.name, hello.epoch, self.epoch),
             )
             raise Refused(
                 f"this GMN's epoch {self.epoch} is below {hello.epoch}, which {node.name} has seen: another "
-                "GMN is active, or the state directory was lost; stop this one, or raise the number in its "
-                "`epoch` file"
+                "GMN is active, or the state directory was lost; the GMN's log says what to do"
             )
         member.raw_esp = hello.raw_esp
         return Welcome(self.epoch, self._envelope_keys.get(node.name, b""))

@@ -30,7 +30,7 @@ from cryptography import x509
 from protego_cli.control.channel.frames import FrameBuffer, encode
 from protego_cli.control.channel.messages import AnyReply, AnyRequest, Failed, Reply, Request
 from protego_cli.control.channel.pki import Identity, identity_of
-from protego_cli.control.channel.tls import Broken, TlsStream
+from protego_cli.control.channel.tls import Broken, Rejected, TlsStream
 from protego_cli.control.state.journal import Release, at_once
 from protego_cli.errors import (
     EnvironmentFault,
@@ -113,6 +113,7 @@ class Link:
         """
         self.peer = peer
         self.closed: str | None = None  # why, once it is
+        self.rejected = False  # because the other side does not take our certificate
         self._stream = stream
         self._handler = handler
         self._tasks = tasks
@@ -218,6 +219,7 @@ class Link:
                         return
             self.close("the connection was closed")
         except Broken as error:
+            self.rejected = isinstance(error, Rejected)
             self.close(str(error))
         except Malformed as error:
             log.warning("control link closed node=%s reason=%s", self.peer.name, error)

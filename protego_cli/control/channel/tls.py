@@ -19,11 +19,22 @@ import trio
 
 _RECEIVE: Final = 1 << 16
 _PUSH: Final = 1 << 17  # bytes that one step may write, so that a large Sync leaves the data path air
+_ALERT: Final = "_ALERT_"  # in OpenSSL's names of what the other side says; here it speaks of certificates
+_FLAWS: Final = {  # X509_V_ERR_… -> what that means here
+    10: "it has expired",
+    18: "it is of another CA than ours",
+    19: "it is of another CA than ours",
+    20: "it is of another CA than ours",
+}
 _EAGER: Final = 8  # receives in a row without letting other tasks run
 
 
 class Broken(Exception):
     """The connection is of no use any more; the text says why."""
+
+
+class Rejected(Broken):
+    """The other side does not take our certificate."""
 
 
 class TlsStream:
@@ -78,7 +89,7 @@ class TlsStream:
                 self._eager = 0
                 await trio.lowlevel.wait_readable(self._sock)
             except OSError as error:
-                raise Broken(_reason(error)) from error
+                raise _broken(error) from error
 
     @property
     def backlog(self) -> bool:
@@ -129,10 +140,17 @@ class TlsStream:
             self._sock.close()
 
 
+def _broken(error: OSError) -> Broken:
+    kind = Rejected if isinstance(error, ssl.SSLError) and _ALERT in (error.reason or "") else Broken
+    return kind(_reason(error))
+
+
 def _reason(error: OSError) -> str:
     """What broke a connection, as text for people."""
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"certificate refused: {error.verify_message}"
+        return f"certificate refused: {_FLAWS.get(error.verify_code, error.verify_message)}"
     if isinstance(error, ssl.SSLError) and error.reason:
-        return error.reason.replace("_", " ").lower()
+        before, alert, what = error.reason.partition(_ALERT)
+        said = (what if alert else before).replace("_", " ").lower()
+        return f"the other side refuses our certificate: {said}" if alert else said
     return "the connection broke"
