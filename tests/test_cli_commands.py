@@ -123,7 +123,7 @@ def test_version(run: Run) -> None:
         (["tunnel", "list"], ["--tenant", "--state", "--gpn", "--json"]),
         (["tunnel", "rekey"], ["TUNNEL", "--ike", "--json"]),
         (["events"], ["--follow", "--json", "--since", "--tunnel", "--node", "-n"]),
-        (["config", "check"], ["FILE"]),
+        (["config", "check"], ["FILE", "--cluster"]),
         (["pki", "init"], ["--cluster"]),
         (["psk", "generate"], ["FILE"]),
         (["plugins"], ["--json"]),
@@ -315,6 +315,9 @@ def test_plugins_of_a_cluster_file(run: Run, tmp_path: Path) -> None:
 def test_config_check(run: Run, cluster: Path) -> None:
     assert run("config", "check", cluster) == 0
     assert run.out == f"{cluster}: valid, 5 nodes, 2 tenants, 2 tunnels\n"
+    assert run("config", "check", "-c", cluster) == 0  # as with every other command
+    assert run("config", "check", "-c", cluster, cluster) == 2
+    assert "say which file to check once" in run.err
 
 
 def test_config_check_shows_every_problem(run: Run, tmp_path: Path) -> None:

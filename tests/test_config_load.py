@@ -433,3 +433,10 @@ def test_a_gpn_has_a_capacity_and_other_nodes_have_none(tmp_path: Path) -> None:
     for key, wrong in ((gpn, "capacity = 0\n"), ('address = "10.10.0.3"\n', "capacity = 1\n")):
         with pytest.raises(ConfigError, match="capacity"):
             load(write_cluster(tmp_path, changed((key, key + wrong))))
+
+
+@pytest.mark.parametrize("text", ["a = " + "[" * 100_000, "a = " + "1" * 10_000, "a = 1e\n", "[a\n"])
+def test_what_is_no_toml_is_a_problem_of_the_file(tmp_path: Path, text: str) -> None:
+    """Not the end of who reads it, which may be a GMN that is told to reload."""
+    with pytest.raises(ConfigError, match="is not valid TOML"):
+        load(write_cluster(tmp_path, text))

@@ -19,20 +19,25 @@ def config_check(
             show_default=False,
         ),
     ] = None,
+    cluster: ClusterFile = None,
 ) -> None:
     """Check a cluster file and the secrets it names.
 
     Shows every problem at once, each with its key and what was expected.
     """
     from protego_cli.cli.clusters import load_with_plugins
+    from protego_cli.errors import UsageError
 
-    cluster, _ = load_with_plugins(file, secrets=True)
+    if file is not None and cluster is not None:
+        raise UsageError(f"say which file to check once: {file}, or -c {cluster}")
+    named = file or cluster
+    loaded, _ = load_with_plugins(named, secrets=True)
     counts = [
-        _count(len(cluster.nodes), "node"),
-        _count(len(cluster.tenants), "tenant"),
-        _count(len(cluster.tunnels()), "tunnel"),
+        _count(len(loaded.nodes), "node"),
+        _count(len(loaded.tenants), "tenant"),
+        _count(len(loaded.tunnels()), "tunnel"),
     ]
-    typer.echo(f"{file or cluster.file}: valid, {', '.join(counts)}")
+    typer.echo(f"{named or loaded.file}: valid, {', '.join(counts)}")
 
 
 def _count(number: int, what: str) -> str:

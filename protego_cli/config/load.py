@@ -165,6 +165,8 @@ def _parse(path: Path) -> dict[str, Any]:
         raise ConfigError(str(path), [Problem("", f"is not valid TOML: {what}")]) from None
     except UnicodeDecodeError as error:
         raise ConfigError(str(path), [Problem("", f"is not UTF-8 text at byte {error.start}")]) from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, tables without end
+        raise ConfigError(str(path), [Problem("", f"is not valid TOML: {error}")]) from None
     except FileNotFoundError:
         raise UsageError(f"{path} does not exist; -c names the cluster file") from None
     except OSError as error:
