@@ -7,7 +7,7 @@ it up, and, where that is inside a range granted as well, the range speaks for i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import chain, islice
 from typing import Final
 
@@ -50,8 +50,10 @@ def _outermost(pieces: Iterable[_Placed]) -> list[_Placed]:
     return kept
 
 
-def scattered(selectors: Iterable[TrafficSelector]) -> bool:
+def scattered(selectors: Collection[TrafficSelector]) -> bool:
     """Whether these are more prefixes than a CHILD_SA may have: a peer may name any range of addresses."""
+    if sum([16 * len(selector.start) - 2 for selector in selectors]) <= MAX_PREFIXES:
+        return False  # no range takes more than two for each bit but the first
     prefixes = chain.from_iterable(selector.networks() for selector in selectors)
     return next(islice(prefixes, MAX_PREFIXES, None), None) is not None
 
