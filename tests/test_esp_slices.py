@@ -80,6 +80,10 @@ def test_only_so_many_slices_are_kept() -> None:
         assert buffer.cut(*layout) is not None
     assert buffer.cut(*layouts[0]) is not None
     assert buffer.cut(0, 500, 500, 1) is None
+    assert buffer.cut(*layouts[0]) is not None
+    one = buffer.cut(0, 500, 500, 1)
+    assert one is not None
+    assert list(map(len, one)) == [500]
     assert buffer.cut(*layouts[0]) is None
 
 

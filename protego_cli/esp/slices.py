@@ -46,19 +46,23 @@ class Sliced:
         layout = start, length, step
         kept = self._kept.get(layout)
         if kept is None:
-            if len(self._kept) >= MAX_LAYOUTS or self._slices >= MAX_SLICES:
-                self._kept.clear()
-                self._slices = 0
+            if len(self._kept) >= MAX_LAYOUTS:
+                self._keep_only({})
             self._kept[layout] = []
             return None
         if len(kept) < count:
             if count > MAX_ROWS or start + (count - 1) * step + length > ROOM:
                 return None
+            if self._slices + count > MAX_SLICES:
+                self._keep_only({layout: kept})
             self._slices += count - len(kept)
             view = self.view
             for at in range(start + len(kept) * step, start + count * step, step):
                 kept.append(view[at : at + length])
         return kept if len(kept) == count else kept[:count]
+
+    def _keep_only(self, kept: dict[tuple[int, int, int], list[memoryview]]) -> None:
+        self._kept, self._slices = kept, sum(map(len, kept.values()))
 
     def lend(self, length: int) -> memoryview:
         """The first `length` bytes, to be sent; nobody writes to this buffer while they are held."""
