@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from functools import partial
+
 import trio
 import trio.testing
 
 from protego_cli.net.pump import (
     BATCHES_PER_TURN,
+    BEHIND,
     JUST_NOW,
-    TURNS_BEHIND,
     CatchUp,
     drain,
     drain_trains,
@@ -68,13 +71,16 @@ async def test_all_trains_that_came_are_handled() -> None:
 
 def test_to_catch_up_is_bounded_and_done_once_for_changes_that_come_together() -> None:
     handled: list[Batch] = []
-    now = 100.0
-    few, flood = Flood(100), Flood()
-    catch_up = CatchUp(
-        lambda: drain(few, handled.append), lambda: drain(flood, handled.append), clock=lambda: now
-    )
+    few, flood, now = Flood(100), Flood(), 100.0
+
+    def turn(source: Flood) -> bool:
+        nonlocal now
+        now += 0.003
+        return drain(source, handled.append)
+
+    catch_up = CatchUp(partial(turn, few), partial(turn, flood), clock=lambda: now)
     catch_up()
-    assert len(handled) == 100 + TURNS_BEHIND * BATCHES_PER_TURN
+    assert len(handled) == 100 + math.ceil(BEHIND / 0.003) * BATCHES_PER_TURN
     few.left = 7
     catch_up()
     assert few.left == 7

@@ -19,7 +19,7 @@ import trio
 from protego_cli.net.udp import Batch
 
 BATCHES_PER_TURN = 32  # about two milliseconds of work
-TURNS_BEHIND = 128  # at most, to catch up with one socket
+BEHIND = 0.1  # seconds, at most, to catch up with one socket: more than a full buffer takes
 JUST_NOW = 0.05  # seconds: changes that come together catch up once
 
 
@@ -92,7 +92,7 @@ class CatchUp:
         if self._clock() - self._at < JUST_NOW:
             return
         for turn in self._turns:
-            for _ in range(TURNS_BEHIND):
-                if not turn():
-                    break
+            until = self._clock() + BEHIND
+            while turn() and self._clock() < until:
+                pass
         self._at = self._clock()
