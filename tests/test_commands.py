@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import io
+
 import msgspec
 import pytest
 import trio
+from rich.console import Console
 from trio.testing import MockClock
 
+from protego_cli.cli.tunnel_view import detail_view
+from protego_cli.config.model import TunnelConfig
 from protego_cli.control.channel.messages import (
     Acted,
     DownTunnel,
@@ -234,6 +239,13 @@ async def test_show_tells_all_but_secrets(autojump_clock: MockClock) -> None:
         assert isinstance(reply, TunnelDetail)
         assert reply.config["local_ts"] == ["10.1.0.0/24"]
         assert reply.config["auth"] == "psk, psk"
+        told = {"tenant", "name"} | reply.config.keys()  # a key of the file that is not shown is not known
+        assert told == set(TunnelConfig.__struct_fields__)
+        assert reply.config["limit"] is None
+        console = Console(file=io.StringIO(), width=80)
+        with console.capture() as shown:
+            console.print(detail_view(reply, 0.0))
+        assert "None" not in shown.get()
         (ike,) = reply.ike_sas
         assert (ike.initiator, ike.peer, len(ike.spi_i)) == ("peer", "198.51.100.7:4500", 16)
         assert ike.rekey is not None

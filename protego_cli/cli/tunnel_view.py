@@ -67,7 +67,7 @@ def detail_view(detail: TunnelDetail, now: float) -> RenderableType:
         head.add_row("error", Text(status.error, style="red"))
     config = _grid()
     for key, value in detail.config.items():
-        config.add_row(key, ", ".join(value) if isinstance(value, list) else str(value))
+        config.add_row(key, ", ".join(value) if isinstance(value, list) else value or "-")
     parts: list[RenderableType] = [head, _title("configuration"), config]
     for ike in detail.ike_sas:
         parts += [_title("IKE_SA"), _ike_sa(ike, now)]

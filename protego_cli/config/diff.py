@@ -199,7 +199,7 @@ def _settings(old: Cluster, new: Cluster) -> Iterator[Change]:
         elif name == "cluster.vips":
             roles = ("gin",)
         restart = tuple(node.name for node in new.nodes if node.role in roles)
-        field = FieldChange(name, _text(was[name]), _text(value))
+        field = FieldChange(name, as_text(was[name]), as_text(value))
         yield Change("setting", name, "changed", landing.lands, landing.note, (field,), restart)
 
 
@@ -351,10 +351,11 @@ def _fields(old: msgspec.Struct, new: msgspec.Struct, but: Collection[str] = ())
             for field in _fields(was, now):
                 yield FieldChange(f"ports.{field.name}", field.old, field.new)
         else:
-            yield FieldChange(name, _text(was, name), _text(now, name))
+            yield FieldChange(name, as_text(was, name), as_text(now, name))
 
 
-def _text(value: Any, name: str = "") -> str:
+def as_text(value: Any, name: str = "") -> str:
+    """A value of the cluster file, for people; empty where there is none."""
     match value:
         case None:
             return "any" if name == "peer" else ""
@@ -363,10 +364,10 @@ def _text(value: Any, name: str = "") -> str:
         case LimitConfig():
             return described(value)
         case ProvisionerConfig():
-            return " ".join((value.kind, *(f"{key}={_text(each)}" for key, each in value.settings)))
+            return " ".join((value.kind, *(f"{key}={as_text(each)}" for key, each in value.settings)))
         case tuple():
-            return ", ".join(map(_text, value))
+            return ", ".join(map(as_text, value))
         case msgspec.Struct():
-            return " ".join(f"{name}={_text(getattr(value, name))}" for name in value.__struct_fields__)
+            return " ".join(f"{name}={as_text(getattr(value, name))}" for name in value.__struct_fields__)
         case _:
             return str(value)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from typing import Final
 
-from protego_cli.config.limits import described
+from protego_cli.config.diff import as_text
 from protego_cli.config.model import TunnelConfig
 from protego_cli.control.channel.messages import ChildSaDetail, IkeSaDetail, TunnelDetail, TunnelStatus
 from protego_cli.control.procedures.ageing import soft_time
@@ -24,6 +25,9 @@ def tunnel_detail(tunnel: Tunnel, status: TunnelStatus, ike_sas: Sequence[IkeSaV
     )
 
 
+_REST: Final = ("window", "dscp", "mtu", "fragment", "mss", "limit", "apart", "lifetimes")
+
+
 def config_detail(config: TunnelConfig) -> dict[str, str | list[str] | None]:
     """The tunnel's keys as the cluster file spells them; of the secret, where it is."""
     return {
@@ -38,7 +42,7 @@ def config_detail(config: TunnelConfig) -> dict[str, str | list[str] | None]:
         "local_ts": list(config.local_ts),
         "remote_ts": list(config.remote_ts),
         "encapsulation": config.encapsulation,
-        "limit": described(config.limit) or None,
+        **{name: as_text(getattr(config, name)) or None for name in _REST},
     }
 
 
