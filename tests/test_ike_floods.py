@@ -11,7 +11,7 @@ import pytest
 
 from protego_cli.crypto.proposal import parse_ike
 from protego_cli.errors import TsUnacceptable
-from protego_cli.ike import rations
+from protego_cli.ike import context
 from protego_cli.ike.events import Alive, ExchangeFailed, IkeEstablished, Path
 from protego_cli.ike.exchanges import init
 from protego_cli.ike.narrowing import MAX_PREFIXES, narrow
@@ -124,8 +124,8 @@ BURST, RATE = 256, 16.0
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Allowances that are soon used up."""
-    monkeypatch.setattr(rations, "BURST", BURST)
-    monkeypatch.setattr(rations, "RATE", RATE)
+    monkeypatch.setattr(context, "BURST", BURST)
+    monkeypatch.setattr(context, "RATE", RATE)
 
 
 @pytest.mark.usefixtures("small")

@@ -8,7 +8,7 @@ import pytest
 
 from protego_cli.counters import Counters
 from protego_cli.crypto.mac import hmac_sha256
-from protego_cli.net.relay import IkeRelay
+from protego_cli.net.relay import BURST, FIRST, IkeRelay
 from protego_cli.net.udp import Address, Batch
 from protego_cli.wire.envelope import Envelope, open_envelope, seal_envelope
 from protego_cli.wire.tags import Tag, TagKind, seal_tag
@@ -106,3 +106,21 @@ def test_what_the_kernel_refuses_is_counted(bench: Relay) -> None:
     bench.relay.from_peer((VIP, 4500), MESSAGE, PEER)
     bench.from_fabric(envelope(4500))
     assert bench.counters.nonzero() == {"gin_drop_send": 2}
+
+
+def test_a_flood_of_first_messages_leaves_room_for_the_others() -> None:
+    now = [100.0]
+    counters, fabric = Counters(), RecordingSender()
+    relay = IkeRelay(fabric, GMN, counters, lambda: now[0])
+    relay.key = KEY
+    first = bytes(range(8)) + bytes(8) + MESSAGE[16:]
+    for _ in range(int(BURST) + 5):
+        relay.from_peer((VIP, 500), memoryview(first), PEER)
+    for _ in range(3):
+        relay.from_peer((VIP, 500), memoryview(MESSAGE), PEER)
+    assert len(fabric.sent) == BURST + 3
+    assert counters.nonzero() == {"gin_ike_in": BURST + 3, "gin_drop_first": 5}
+    now[0] += 2.5 / FIRST
+    for _ in range(3):
+        relay.from_peer((VIP, 500), memoryview(first), PEER)
+    assert counters["gin_drop_first"] == 6

@@ -16,7 +16,7 @@ from protego_cli.ike.events import Datagram, Event, Path
 from protego_cli.ike.half_open import HalfOpen
 from protego_cli.ike.negotiation import IKE_SPI_LENGTH
 from protego_cli.ike.policies import Policies
-from protego_cli.ike.rations import Allowance, Ration
+from protego_cli.ike.rations import BURST, RATE, Allowance, Ration
 
 if TYPE_CHECKING:
     from protego_cli.ike.sa import IkeSa
@@ -87,7 +87,7 @@ class Context:
         """Whether a request of a tunnel's peer is to be taken now; counted if not."""
         allowance = self.allowances.get(tunnel)
         if allowance is None:
-            allowance = self.allowances[tunnel] = Allowance(now)
+            allowance = self.allowances[tunnel] = Allowance(BURST, RATE, now)
         allowed = allowance.allow(now)
         self.counters["ike_drop_rate"] += not allowed
         return allowed

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Final
 
-BURST: Final = 4096  # requests: sixteen CHILD_SAs rekeyed and deleted at once are 32
+BURST: Final = 4096.0  # requests: sixteen CHILD_SAs rekeyed and deleted at once are 32
 RATE: Final = 128.0  # a second, from then on
 
 
@@ -31,16 +31,17 @@ class Ration:
 
 
 class Allowance:
-    """`BURST` at once, `RATE` a second in the long run."""
+    """So much at once, and so much a second in the long run."""
 
-    __slots__ = ("_at", "_left")
+    __slots__ = ("_at", "_burst", "_left", "_rate")
 
-    def __init__(self, now: float) -> None:
-        self._left = float(BURST)
+    def __init__(self, burst: float, rate: float, now: float) -> None:
+        self._burst = self._left = burst
+        self._rate = rate
         self._at = now
 
     def allow(self, now: float) -> bool:
-        self._left = min(float(BURST), self._left + (now - self._at) * RATE)
+        self._left = min(self._burst, self._left + (now - self._at) * self._rate)
         self._at = now
         if self._left < 1:
             return False

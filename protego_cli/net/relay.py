@@ -5,22 +5,32 @@ sent from the fabric socket.
 GMN to peer: an envelope from the GMN's own address and with a good MAC leaves from the VIP's socket that it
 names: as it is on the IKE port, behind a non-ESP marker on the NAT traversal port (RFC 3948 2.2), which also
 takes the IKE port's place where the node does not listen on that.
+
+First messages, which anybody may send from any address, are passed on at a bounded rate, so that a flood of
+them leaves the GMN time for the peers that it knows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Protocol
+import time
+from collections.abc import Callable, Iterable
+from typing import Final, Protocol
 
 from protego_cli.counters import Counters
 from protego_cli.crypto.mac import hmac_sha256
 from protego_cli.errors import Malformed
+from protego_cli.ike.rations import Allowance
 from protego_cli.net.gso import segments
 from protego_cli.net.steering import Sender
 from protego_cli.net.udp import Address, Batch
 from protego_cli.net.vip import NON_ESP_MARKER
 from protego_cli.wire.envelope import Envelope, open_envelope, seal_envelope
 from protego_cli.wire.tags import is_tag
+
+FIRST: Final = 1000.0  # first messages a second, which is more than a GMN has time for
+BURST: Final = 4096.0  # at once, for peers that dial together
+_SPI_R: Final = slice(8, 16)  # of an IKE header; zero in a first message
+_NONE: Final = bytes(8)
 
 
 class VipSocket(Sender, Protocol):
@@ -32,7 +42,11 @@ class VipSocket(Sender, Protocol):
 class IkeRelay:
     """Carries IKE between peers and the GMN at `gmn`. `key` is that of the pair, None until known."""
 
-    def __init__(self, fabric: Sender, gmn: Address, counters: Counters) -> None:
+    def __init__(
+        self, fabric: Sender, gmn: Address, counters: Counters, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._clock = clock
+        self._first = Allowance(BURST, FIRST, clock())
         self.key: bytes | None = None
         self._fabric = fabric
         self._gmn = gmn
@@ -48,6 +62,9 @@ class IkeRelay:
     def from_peer(self, local: Address, message: memoryview | bytes, source: Address) -> None:
         if self.key is None:
             self._counters["gin_drop_send"] += 1
+            return
+        if message[_SPI_R] == _NONE and not self._first.allow(self._clock()):
+            self._counters["gin_drop_first"] += 1
             return
         envelope = seal_envelope(self.key, Envelope(*local, *source, message), hmac_sha256)
         sent = self._fabric.send(envelope, len(envelope), self._gmn)
