@@ -323,6 +323,28 @@ async def test_an_sa_that_was_installed_and_not_stored_begins_anew_in_another_pr
         await still_works(w)
 
 
+async def test_a_rekey_that_is_due_ends_with_its_sa(autojump_clock: MockClock) -> None:
+    """The peer closes its IKE_SA and dials anew while the new life waits for its nodes."""
+    async with world() as w:
+        await w.up()
+        sealing = w.tunnel.sealing
+        assert sealing is not None
+        w.kill_gmn()
+        w.nodes.kill("gen-2")  # it is waited for
+        w.nodes.kill(sealing.gpn)  # what opens nothing there is rekeyed
+        await w.gmn_returns()
+        await w.nodes.start(sealing.gpn)
+        await w.until(lambda: w.nodes.all["gin-1"].synced)
+        assert not w.sad.gathered.is_set()
+        w.peer.close()
+        w.peer.dial()
+        await w.until(lambda: w.sad.gathered.is_set() and w.is_up() and w.tunnel.settled)
+        await w.until(lambda: not w.tunnel.moving.locked(), 2.0)
+        await w.nodes.start("gen-2")
+        await settled(w)
+        await still_works(w)
+
+
 async def test_a_gpn_that_left_the_file_meanwhile_is_replaced(autojump_clock: MockClock) -> None:
     async with world() as w:
         await w.up()

@@ -161,12 +161,13 @@ class Migrations:
         self._sad.events.emit("IKE_SA rekeyed", tunnel=tunnel.id, suite=rekeyed.suite, initiator=initiator)
 
     async def _renew(self, tunnel: Tunnel, placed: Placed, *, anew: bool = False) -> None:
+        await passed(self._sad.gathered)
         if not placed.seals:
             return
         if placed.gpn not in self._sad.fabric.connected("gpn"):
             raise Refused(f"{placed.gpn} is down")
         to = placed.gpn if tunnel.several else self._sad.seat(tunnel) or placed.gpn
-        times = await self._move(tunnel, placed.strand, to, anew=anew)
+        times = await self._move(tunnel, placed, to, anew=anew)
         sealing = placed.strand.sealing
         self._sad.events.emit(
             "rekeyed",
@@ -242,25 +243,24 @@ class Migrations:
             sealing = await self._settled(tunnel)
             if tunnel.several:
                 return await self._together(tunnel, to)
-            return await self._rekey_onto(tunnel, sealing.strand, to, anew=False)
+            return await self._rekey_onto(tunnel, sealing, to, anew=False)
         finally:
             tunnel.target = None
             tunnel.changed()
 
-    async def _move(self, tunnel: Tunnel, strand: Strand, to: str, *, anew: bool = False) -> Times:
-        """Rekey one strand of a tunnel, onto a GPN where the others are, too."""
-        await passed(self._sad.gathered)
+    async def _move(self, tunnel: Tunnel, sealing: Placed, to: str, *, anew: bool) -> Times:
+        """Rekey the sealing SA of one strand, onto a GPN where the others are, too."""
         tunnel.target = to
         try:
-            return await self._rekey_onto(tunnel, strand, to, anew)
+            return await self._rekey_onto(tunnel, sealing, to, anew)
         finally:
             tunnel.target = None
 
-    async def _rekey_onto(self, tunnel: Tunnel, strand: Strand, to: str, anew: bool) -> Times:
+    async def _rekey_onto(self, tunnel: Tunnel, sealing: Placed, to: str, anew: bool) -> Times:
         start = trio.current_time()
         spi = self._sad.spis.allocate()
         try:
-            old, event = await self._rekey(tunnel, strand, to, spi, anew)
+            old, event = await self._rekey(tunnel, sealing, to, spi, anew)
         except ProtegoError:
             await self._undo(spi, to)
             raise
@@ -310,8 +310,9 @@ class Migrations:
         begun = list(tunnel.strands)
         try:
             for strand in begun:
-                if strand.sealing is not None and strand.sealing.gpn != to and strand.aside is None:
-                    await self._set_aside(tunnel, strand, to)
+                sealing = strand.sealing
+                if sealing is not None and sealing.gpn != to and strand.aside is None:
+                    await self._set_aside(tunnel, sealing, to)
                     crash_point("migration.aside")
             rekeyed = trio.current_time() - start
             news = [strand.aside for strand in begun if strand.aside is not None]
@@ -335,11 +336,11 @@ class Migrations:
         crash_point("migration.deleted")
         return Times(rekeyed, distributed, trio.current_time() - start)
 
-    async def _set_aside(self, tunnel: Tunnel, strand: Strand, to: str) -> None:
-        """Rekey one strand onto `to`, where the new SA stands and does not seal yet."""
+    async def _set_aside(self, tunnel: Tunnel, sealing: Placed, to: str) -> None:
+        """Rekey the sealing SA of one strand onto `to`, where the new SA stands and does not seal yet."""
         spi = self._sad.spis.allocate()
         try:
-            old, event = await self._rekey(tunnel, strand, to, spi, anew=False)
+            old, event = await self._rekey(tunnel, sealing, to, spi, anew=False)
             if event is None:
                 raise Refused(f"{tunnel.id}: a rekey of the peer came between; try again")
         except ProtegoError:
@@ -454,18 +455,18 @@ class Migrations:
         return self._sad.place(tunnel, child, event.ike, to, peer, strand=old.strand)
 
     async def _rekey(
-        self, tunnel: Tunnel, strand: Strand, to: str, spi: int, anew: bool
+        self, tunnel: Tunnel, first: Placed, to: str, spi: int, anew: bool
     ) -> tuple[Placed, ChildEstablished | None]:
-        """Steps 1 and 2: the SA that is replaced, and what replaces it; None when a rekey of the peer has put
-        the strand on `to`.
+        """Steps 1 and 2, of the SA that seals now or what the peer puts in its place: the SA that is
+        replaced, and what replaces it; None when a rekey of the peer has put the strand on `to`.
         """
-        first = strand.sealing
+        strand = first.strand
         delays = iter(RETRIES)
         missing = False  # at the peer, which may be about to say DELETE
         while True:
             old = await self._settled(tunnel, strand)
             if old is not first and old.gpn == to:
-                return first or old, None
+                return first, None
             request = await self._prepare(tunnel, spi, to, old, anew)
             if not old.seals or not tunnel.settled:
                 request.withdraw()
