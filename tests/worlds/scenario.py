@@ -205,8 +205,8 @@ class Run:
             say()
 
     def meet(self, entry: tuple[object, ...]) -> None:
-        """Something changed at a node: packets are under way just then."""
-        if entry[0] in ("put", "drop", "barrier") and self.random.random() < KEEN:
+        """Something changed at a node, or a peer closes an SA: packets are under way just then."""
+        if entry[0] in ("put", "drop", "barrier", "peer deletes") and self.random.random() < KEEN:
             out = self.random.choice(list(self.w.vteps.values()))
             for end in (out, out, self.site()):
                 self.w.tasks.start_soon(self.later, self.random.uniform(0, 0.01), end.send)
