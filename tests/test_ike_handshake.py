@@ -529,6 +529,16 @@ def test_initial_contact_closes_the_old_ones() -> None:
     assert matched(gateway, fresh) == 1
 
 
+def test_initial_contact_that_another_handshake_has_crossed_leaves_one_on_both_sides() -> None:
+    network, gateway, peer = pair()
+    peer.dial(TUNNEL, GATEWAY)
+    peer.dial(TUNNEL, GATEWAY, 0x88888888)
+    network.settle()
+    assert len(gateway.ikes) == len(peer.ikes) == 1
+    assert [event.reason for event in peer.of(IkeClosed)] == ["the peer deleted it"]
+    assert matched(gateway, peer) == 1
+
+
 def test_without_initial_contact_both_live_until_there_are_too_many() -> None:
     network, gateway, peer = connected()
     for number in range(2, 12):

@@ -386,7 +386,7 @@ class IkeSa:
             self.queue.remove(exchange)
 
     def abort(self, reason: str) -> None:
-        """The peer broke the protocol: say so once, without waiting for an answer, and forget it."""
+        """Say once that it is over, without waiting for an answer, and forget it."""
         self.say_once((Delete(Protocol.IKE),))
         self.close(reason)
 

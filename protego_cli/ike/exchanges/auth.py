@@ -49,7 +49,7 @@ from protego_cli.ike.record import (
     introduced,
     tell,
 )
-from protego_cli.ike.transitions import Trigger
+from protego_cli.ike.transitions import State, Trigger
 from protego_cli.wire.notifies import NotifyType, notify_name
 from protego_cli.wire.payloads import Auth, ExchangeType, IdI, IdR, Notify, Payload, Sa, TsI, TsR
 
@@ -298,10 +298,13 @@ def _complete(sa: IkeSa, now: float, *payloads: Payload) -> None:
 
 
 def _close_others(sa: IkeSa) -> None:
-    """INITIAL_CONTACT: the peer knows of no other IKE_SA with us (RFC 7296 2.4)."""
+    """INITIAL_CONTACT: the peer knows of no other IKE_SA with us (RFC 7296 2.4). One whose IKE_AUTH was
+    answered meanwhile stands there all the same, so the peer is told; who does not know it takes no notice.
+    """
     for other in list(sa.context.by_tunnel.get(sa.name, ())):
         if other is not sa:
-            other.close("the peer has started anew")
+            end = other.abort if other.state is State.ESTABLISHED else other.close
+            end("the peer has started anew")
 
 
 def _wishes(tunnel: Tunnel) -> str:
