@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protego_cli.control.channel.desired import Holding, difference
+from protego_cli.control.channel.desired import NAMED, REASONS, Holding, difference
+from protego_cli.control.channel.frames import NODE_LIMIT, encode
 from protego_cli.control.channel.messages import (
     AnyRecord,
     Applied,
@@ -120,8 +121,9 @@ def test_a_higher_epoch_begins_with_a_sync(holding: Holding) -> None:
 def test_one_bad_record_does_not_stop_the_others(plane: FakePlane, holding: Holding) -> None:
     plane.bad.add(SA.key)
     reply = holding.sync(Sync(1, 1, (SA, RULE, TENANT)))
-    assert isinstance(reply, Failed)
-    assert "is bad" in reply.message
+    assert isinstance(reply, Applied)
+    assert [each.key for each in reply.refused] == [SA.key]
+    assert "is bad" in reply.refused[0].reason
     assert set(plane.records) == {RULE.key, TENANT.key}
     plane.bad.clear()
     assert holding.sync(Sync(1, 2, (SA, RULE, TENANT))) == Applied(2)
@@ -131,8 +133,23 @@ def test_one_bad_record_does_not_stop_the_others(plane: FakePlane, holding: Hold
 def test_a_refused_replacement_leaves_the_old_record(plane: FakePlane, holding: Holding) -> None:
     holding.sync(Sync(1, 1, (RULE,)))
     plane.bad.add(RULE.key)
-    assert isinstance(holding.update(Update(1, 2, (Rule("acme/hq", 301),))), Failed)
+    reply = holding.update(Update(1, 2, (Rule("acme/hq", 301),)))
+    assert isinstance(reply, Applied)
+    assert [each.key for each in reply.refused] == [RULE.key]
     assert holding.records == plane.records == {RULE.key: RULE}
+
+
+def test_of_many_refused_the_first_have_a_reason_and_too_many_are_one_failure(
+    plane: FakePlane, holding: Holding
+) -> None:
+    parks = tuple(Park(spi) for spi in range(300, 301 + NAMED))
+    plane.bad.update(park.key for park in parks)
+    reply = holding.sync(Sync(1, 1, parks[:NAMED]))
+    assert isinstance(reply, Applied)
+    assert [each.key for each in reply.refused] == [park.key for park in parks[:NAMED]]
+    assert [bool(each.reason) for each in reply.refused].count(True) == REASONS
+    assert len(encode(1, reply)) < NODE_LIMIT
+    assert isinstance(holding.sync(Sync(1, 2, parks)), Failed)
 
 
 RECORDS = st.lists(

@@ -445,7 +445,36 @@ async def test_a_second_connection_replaces_the_first_in_order(cluster: Cluster)
         assert gmn.observer.log[2:5] == [("down", "gpn-1"), ("restarted", "gpn-1"), ("up", "gpn-1")]
 
 
-async def test_a_refused_sync_keeps_the_node_down(cluster: Cluster) -> None:
+async def test_a_node_that_refuses_a_record_of_its_sync_is_up_with_the_rest(cluster: Cluster) -> None:
+    async with running_gmn(cluster) as gmn:
+        gmn.fabric.desire("gpn-1", put=[Park(300), Park(301)])
+        plane = FakePlane()
+        plane.bad.add(("park", 300))
+        await gmn.join("gpn-1", plane)
+        (state,) = [node for node in gmn.fabric.nodes() if node.name == "gpn-1"]
+        assert (state.connected, list(state.refused)) == (True, [("park", 300)])
+        assert "is bad" in state.refused["park", 300]
+        assert ("park", 301) in plane.records
+        await gmn.fabric.apply("gpn-1", put=[Park(302)], needs=[("park", 301)])
+        with pytest.raises(Refused, match="is bad"):
+            await gmn.fabric.apply("gpn-1", needs=[("park", 300)])
+        plane.bad.clear()
+        await gmn.fabric.apply("gpn-1", put=[Park(300)])
+        assert ("park", 300) in plane.records
+        assert not state.refused
+
+
+async def test_what_is_refused_and_dropped_is_refused_no_more(cluster: Cluster) -> None:
+    async with running_gmn(cluster) as gmn:
+        plane, _ = await gmn.join("gpn-1")
+        plane.bad.add(("park", 300))
+        with pytest.raises(Refused, match="is bad"):
+            await gmn.fabric.apply("gpn-1", put=[Park(300)])
+        await gmn.fabric.apply("gpn-1", drop=[("park", 300)], needs=[("park", 300)])
+        assert not any(node.refused for node in gmn.fabric.nodes())
+
+
+async def test_a_sync_refused_as_a_whole_keeps_the_node_down(cluster: Cluster) -> None:
     async with running_gmn(cluster) as gmn:
         node = Node()
         node.answer = lambda request: Failed("no such cipher")

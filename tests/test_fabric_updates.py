@@ -12,7 +12,7 @@ import trio.testing
 from protego_cli.config.model import Cluster
 from protego_cli.control.channel import pki
 from protego_cli.control.channel.fabric import NodeDown
-from protego_cli.control.channel.messages import AnyRequest, Park, Reply, Stale, Sync
+from protego_cli.control.channel.messages import AnyRequest, Failed, Key, Park, Reply, Stale, Sync
 from protego_cli.errors import Refused
 from tests.support.control import dialled, make_cluster, running_gmn, until
 from tests.support.node import Node, hello
@@ -168,29 +168,35 @@ async def test_a_bad_record_that_left_with_the_barriers_of_another_fails_who_wan
         assert outcome == {"first": True, "bad": False, "barrier": False}
 
 
-async def test_who_has_nothing_of_its_own_fails_with_the_update_it_waits_for(cluster: Cluster) -> None:
+async def test_a_bad_record_that_was_pushed_before_fails_who_needs_it_and_nobody_else(
+    cluster: Cluster,
+) -> None:
     async with running_gmn(cluster) as gmn:
         plane, _ = await gmn.join("gpn-1")
         plane.bad.add(("park", 300))
         gmn.fabric.desire("gpn-1", put=[Park(300)])
         gmn.fabric.push("gpn-1")
-        failed = []
+        outcome: dict[str, str] = {}
 
-        async def apply() -> None:
+        async def apply(name: str, *needs: Key) -> None:
             try:
-                await gmn.fabric.apply("gpn-1")
+                await gmn.fabric.apply("gpn-1", needs=needs)
             except Refused as error:
-                failed.append(str(error))
+                outcome[name] = str(error)
+            else:
+                outcome[name] = "applied"
 
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(apply)
-            nursery.start_soon(apply)
-        assert len(failed) == 2
+        for _ in range(2):  # while it is on its way, and when its answer is there
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(apply, "other")
+                nursery.start_soon(apply, "owner", ("park", 300))
+            assert outcome.pop("other") == "applied"
+            assert "is bad" in outcome.pop("owner")
 
 
 @pytest.mark.parametrize("end", ["cut", "late", "stale"])
 async def test_what_gathers_shares_the_end_of_what_it_waits_for(cluster: Cluster, end: str) -> None:
-    async with running_gmn(cluster, deadline=0.1 if end == "late" else 5.0) as gmn:
+    async with running_gmn(cluster, deadline=0.5 if end == "late" else 5.0) as gmn:
         node, gate = Node(), trio.Event()
 
         async def later(request: AnyRequest) -> Reply:
@@ -227,3 +233,30 @@ async def test_what_gathers_shares_the_end_of_what_it_waits_for(cluster: Cluster
             if end == "stale":
                 assert {Park(300), Park(301), Park(302)} <= set(node.syncs()[-1].records)
                 assert len(node.syncs()) == 2
+
+
+async def test_what_an_update_held_that_was_refused_as_a_whole_is_not_held(cluster: Cluster) -> None:
+    async with running_gmn(cluster) as gmn:
+        node = Node()
+        async with dialled(gmn.cluster, "gpn-1", node) as link:
+            await link.call(hello())
+            await until(lambda: gmn.fabric.connected("gpn"))
+            node.answer = lambda request: Failed("too many")
+            with pytest.raises(Refused, match="too many"):
+                await gmn.fabric.apply("gpn-1", put=[Park(300)])
+            with pytest.raises(Refused, match="too many"):
+                await gmn.fabric.apply("gpn-1", needs=[("park", 300)])
+            node.answer = node.apply
+            await gmn.fabric.apply("gpn-1", put=[Park(300)])
+        assert [update.put for update in node.updates()] == [(Park(300),)] * 2
+
+
+async def test_no_barrier_is_passed_by_an_update_of_which_a_record_is_refused(cluster: Cluster) -> None:
+    async with running_gmn(cluster) as gmn:
+        plane, _ = await gmn.join("gen-1")
+        plane.bad.add(("park", 300))
+        with pytest.raises(Refused, match="no barrier was sent"):
+            await gmn.fabric.apply("gen-1", put=[Park(300)], barriers=["gpn-1"])
+        assert ("barrier", "gpn-1") not in plane.log
+        await gmn.fabric.apply("gen-1", barriers=["gpn-1"])
+        assert ("barrier", "gpn-1") in plane.log

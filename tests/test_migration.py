@@ -329,7 +329,7 @@ async def test_the_new_sa_goes_back_when_the_target_dies_after_the_rekey(autojum
                 w.nodes.kill("gpn-2")
 
         w.nodes.tap = strike
-        with pytest.raises(Refused, match="gpn-2 went down meanwhile; acme/hq is on gpn-1 now"):
+        with pytest.raises(Refused, match="gpn-2 is gone or refuses the SA; acme/hq is on gpn-1 now"):
             await migrated(w, "gpn-2")
         new = sealing(w)
         assert new is not old

@@ -58,7 +58,12 @@ def status_view(status: Status, console: Console) -> RenderableType:
         shown = _state("draining" if node.draining and node.state == "up" else node.state)
         load = "" if node.load is None else f"{node.load:.2f} of {node.capacity:g}"
         nodes.add_row(node.name, node.role, shown, str(node.tunnels), f"{node.cpu:.0%}", load)
-    return Group(nodes, tunnel_table(status.tunnels, console), *tunnel_errors(status.tunnels))
+    refusals = [
+        Text(f"{node.name} refuses {node.refused} of its records: {node.reason}", style="red")
+        for node in status.nodes
+        if node.refused
+    ]
+    return Group(nodes, *refusals, tunnel_table(status.tunnels, console), *tunnel_errors(status.tunnels))
 
 
 def tunnel_errors(tunnels: Sequence[TunnelStatus]) -> list[Text]:

@@ -59,6 +59,7 @@ class DataNode:
     on_the_way: int = 0
     newest: Message | None = None  # of those that were sent
     queue: deque[Message] = field(default_factory=deque)
+    refused: dict[Key, str] = field(default_factory=dict)
     pumping: bool = False
     notices: list[Reported] = field(default_factory=list)  # the GMN has not noted yet
 
@@ -80,6 +81,7 @@ class DataNodes:
         self.all = {node.name: DataNode(node.name, node.role) for node in cluster.nodes if node.role != "gmn"}
         self.left: set[str] = set()
         self.lacking: set[str] = set()  # GINs that cannot do without UDP
+        self.refuse: Callable[[str, AnyRecord], str | None] = lambda name, record: None  # why a node would
         self.mark: dict[int, int] = {}  # what the GINs have passed on
         self.granted: dict[tuple[int, int], tuple[str, int]] = {}  # (SPI, lo) -> process
         self._tasks = tasks
@@ -102,6 +104,7 @@ class DataNodes:
                 report=node.report,
                 silent=(),
                 raw_esp=node.name not in self.lacking if node.role == "gin" else False,
+                refused=node.refused,
             )
             for node in self.all.values()
         ]
@@ -138,13 +141,21 @@ class DataNodes:
         put: Iterable[AnyRecord] = (),
         drop: Iterable[Key] = (),
         barriers: Sequence[str] = (),
+        needs: Iterable[Key] = (),
     ) -> None:
+        put = tuple(put)
         self.desire(node, put, drop)
         if node in self.left:
             raise NodeDown(f"{node}: has left the cluster")
         member = self.all[node]
         if not member.linked:
             raise NodeDown(f"{node}: not connected")
+        await self._delivered(member, barriers)
+        for key in (*(record.key for record in put), *needs):
+            if key in member.refused:
+                raise Refused(f"{node}: {member.refused[key]}")
+
+    async def _delivered(self, member: DataNode, barriers: Sequence[str]) -> None:
         newest = member.newest
         if member.pending or barriers or (member.on_the_way and (newest is None or newest.barriers)):
             newest = self._update(member, barriers)
@@ -325,7 +336,10 @@ class DataNodes:
     def _act(self, node: DataNode, changes: dict[Key, AnyRecord | None]) -> None:
         """Puts come before drops, as in the agent."""
         for key, record in sorted(changes.items(), key=lambda item: item[1] is None):
-            if record is None:
+            node.refused.pop(key, None)
+            if record is not None and (reason := self.refuse(node.name, record)) is not None:
+                node.refused[key] = reason
+            elif record is None:
                 if node.held.pop(key, None) is not None:
                     self.note("drop", node.name, key)
             elif node.held.get(key) != record:

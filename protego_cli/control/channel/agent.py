@@ -279,7 +279,7 @@ class Agent:
         return passing if isinstance(passing, Reply) else await passing
 
     def _pass_barriers(self, gpns: tuple[str, ...], reply: Reply) -> Reply | Awaitable[Reply]:
-        if not gpns or not isinstance(reply, Applied):
+        if not gpns or not isinstance(reply, Applied) or reply.refused:
             return reply
         missing: list[str] = []
         echoes: dict[str, Awaitable[None]] = {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Final, Protocol
 
 from protego_cli.control.channel.messages import (
     AnyRecord,
@@ -18,6 +18,7 @@ from protego_cli.control.channel.messages import (
     Limit,
     Neighbour,
     Park,
+    Refusal,
     Route,
     Rule,
     Sa,
@@ -31,6 +32,9 @@ from protego_cli.control.channel.messages import (
 from protego_cli.errors import ProtegoError
 
 log = logging.getLogger(__name__)
+
+NAMED: Final = 8192  # records refused in one message; of more than that the message is refused
+REASONS: Final = 64  # of these that have a reason
 
 # A record may name those of the types before its own: puts go in this order, drops in the reverse one.
 _ORDER: tuple[type[AnyRecord], ...] = (Neighbour, Tenant, Tun, Park, Limit, Sa, Rule, Steer, Route)
@@ -100,21 +104,23 @@ class Holding:
         )
 
     def _apply(self, revision: int, puts: list[AnyRecord], drops: list[Key]) -> Applied | Failed:
-        """One record that cannot be acted on does not keep the others from it; a Sync tries it again."""
+        """One record that cannot be acted on keeps the others from nothing; it is tried again when it is put
+        again, and by a Sync.
+        """
         puts.sort(key=_rank)
         drops.sort(key=lambda key: _rank(self.records[key]), reverse=True)
-        problems: list[str] = []
+        refused: list[Refusal] = []
         for record in puts:
             try:
                 self._target.put(record)
             except ProtegoError as error:
                 log.error("record refused key=%s/%s reason=%s", *record.key, error)  # noqa: TRY400 - no trace
-                problems.append(str(error))
+                refused.append(Refusal(*record.key, str(error) if len(refused) < REASONS else ""))
             else:
                 self.records[record.key] = record
         for key in drops:
             self._target.drop(key)
             del self.records[key]
-        if problems:
-            return Failed("; ".join(problems[:3]))
-        return Applied(revision)
+        if len(refused) > NAMED:
+            return Failed(f"{len(refused)} records refused; the first: {refused[0].reason}")
+        return Applied(revision, tuple(refused))

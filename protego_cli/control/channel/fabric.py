@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
@@ -102,6 +102,7 @@ class NodeState:
     capacity: float = 1.0  # of a GPN
     bandwidth: int = 0  # of a GPN
     raw_esp: bool | None = None  # of a GIN: whether it does without UDP; None while it has not said
+    refused: Mapping[Key, str] = field(default_factory=dict)  # what it cannot act on now, and why
 
 
 class _NoObserver:
@@ -180,6 +181,7 @@ class Fabric:
                 capacity=member.node.capacity,
                 bandwidth=member.node.bandwidth,
                 raw_esp=member.raw_esp,
+                refused=member.refused,
             )
             for member in self._members.values()
         ]
@@ -217,18 +219,21 @@ class Fabric:
         put: Iterable[AnyRecord] = (),
         drop: Iterable[Key] = (),
         barriers: Sequence[str] = (),
+        needs: Iterable[Key] = (),
     ) -> None:
         """Change what a node should hold; return when its data path acts on it and the barriers are passed.
 
         Sends nothing where nothing changes. Raises NodeDown when the node is not there, goes, or misses the
-        deadline (it is desired all the same, and comes with the next Sync); Refused when a record cannot be
-        acted on or a barrier is not echoed; NotFound for a node that the cluster file does not have.
+        deadline (it is desired all the same, and comes with the next Sync); Refused when it cannot act on a
+        record that is put here or is among those that the caller `needs`, or when a barrier is not echoed;
+        NotFound for a node that the cluster file does not have.
         """
         if node in self._left:
             raise NodeDown(f"{node}: has left the cluster")
         member = self._member(node)
+        put = tuple(put)
         member.desire(put, drop)
-        await member.flush(tuple(barriers))
+        await member.flush([*(record.key for record in put), *needs], tuple(barriers))
 
     async def marks(self, spis: Sequence[int]) -> dict[int, int]:
         """The highest ESP number that any connected GIN has forwarded for each SPI; empty without GINs, and

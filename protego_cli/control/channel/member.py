@@ -6,8 +6,9 @@
    node has applied all that is desired. While an Update is on its way, what is desired meanwhile gathers for
    the next one, which leaves when the answer is read: the busier the GMN, the more changes share an Update.
    Updates with barriers, which take their time, go beside.
-4. A record that the node refuses is the error of those alone who wait for it: when an Update is refused that
-   others have a part in, each who waits sends its own part again, and fails if it has none of its own.
+4. A node names the records that it cannot act on and acts on the rest. Such a record does not count as held:
+   it is the error of those who need it (`flush`), whoever has put it and with whatever else it went, and of
+   nobody else. It is sent again when it is put again, and with the next Sync.
 5. Nothing leaves before what it reveals is stored (`instruct`).
 6. A node that answers `Stale` gets a Sync. One that does not answer within the deadline loses its link: it
    comes back, and its Sync makes it whole.
@@ -16,17 +17,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import trio
 
 from protego_cli.config.model import Node
-from protego_cli.control.channel.messages import AnyRecord, AnyReply, Key, Report, Stale, Sync, Update
+from protego_cli.control.channel.messages import (
+    AnyRecord,
+    AnyReply,
+    Applied,
+    Key,
+    Report,
+    Stale,
+    Sync,
+    Update,
+)
 from protego_cli.control.channel.rpc import Link, LinkClosed, Unanswered
 from protego_cli.control.state.journal import Release, at_once
 from protego_cli.control.waiting import holding
-from protego_cli.errors import ProtegoError, Unreachable
+from protego_cli.errors import ProtegoError, Refused, Unreachable
 
 log = logging.getLogger(__name__)
 
@@ -42,12 +52,11 @@ class NodeDown(Unreachable):
 class _Round:
     """An Update on its way, or one that gathers, and what came of it for those who wait."""
 
-    __slots__ = ("done", "error", "following", "link", "put", "revision", "stale", "waiting")
+    __slots__ = ("done", "error", "following", "link", "revision", "stale", "waiting")
 
     def __init__(self, link: Link) -> None:
         self.link = link
         self.revision = 0  # once it is sent, as the next
-        self.put: tuple[AnyRecord, ...] = ()
         self.following: _Round | None = None  # it leaves when this one has ended
         self.done = trio.Event()
         self.waiting = 0
@@ -55,8 +64,8 @@ class _Round:
         self.stale = False  # nothing came of it: a Sync has to come first
 
     @property
-    def refused(self) -> bool:
-        """Whether the node has taken all of it that it can act on, and that was not all."""
+    def failed(self) -> bool:
+        """Whether the node has answered that it did not do it, or not all of it."""
         return self.error is not None and not isinstance(self.error, NodeDown)
 
 
@@ -73,9 +82,8 @@ class Member:
         self._deadline = deadline
         self._desired: dict[Key, AnyRecord] = {}
         self._pending: dict[Key, AnyRecord | None] = {}  # None: to be dropped
-        self._fresh: dict[Key, None] = {}  # of these, what nobody waits for yet
         self._common: _Round | None = None  # the Update without barriers that is on its way
-        self._refused: set[Key] = set()  # in an Update that failed: not elided when put again
+        self._refused: dict[Key, str] = {}  # what of it the node cannot act on, and why
         self._revision = 0  # of what was sent last
         self._applied = 0  # the highest that is known to be applied
         self._synced = 0  # of the Sync sent last
@@ -89,11 +97,10 @@ class Member:
         for record in put:
             if self._desired.get(record.key) != record or record.key in self._refused:
                 self._desired[record.key] = self._pending[record.key] = record
-                self._fresh[record.key] = None
         for key in drop:
             if self._desired.pop(key, None) is not None:
                 self._pending[key] = None
-                self._fresh[key] = None
+                self._refused.pop(key, None)
 
     async def sync(self, link: Link) -> None:
         """Send the whole state on a new link, and Updates there from now on. Raises ProtegoError."""
@@ -112,6 +119,11 @@ class Member:
         """Whether the node holds what is desired and its link stands."""
         return self._whole and self._link is not None and self._link.closed is None
 
+    @property
+    def refused(self) -> Mapping[Key, str]:
+        """What is desired of the node and it cannot act on, and why."""
+        return self._refused
+
     def live(self) -> Link:
         """The link over which this node can be reached. Raises NodeDown."""
         if self._link is None or self._link.closed is not None:
@@ -123,38 +135,30 @@ class Member:
         if self._pending and self._link is not None and self._link.closed is None:
             self._join(self._link)
 
-    async def flush(self, barriers: tuple[str, ...] = ()) -> None:
+    async def flush(self, needs: Iterable[Key] = (), barriers: tuple[str, ...] = ()) -> None:
         """Return when the node has applied all that is desired now, and has passed the barriers.
 
-        Raises NodeDown, or what the node's refusal means.
+        Raises NodeDown, Refused when the node cannot act on one of the records in `needs`, or what its
+        refusal of the whole message means.
         """
         link = self.live()
         while self._pending or barriers or self._applied < self._revision:
             if self.live() is not link:
                 raise NodeDown(f"{self.node.name}: connected anew meanwhile")
-            if barriers:
-                sent = await self._beside(link, barriers)
-            else:
-                mine, self._fresh = self._fresh, {}
-                sent = await self._wait(self._join(link))
-                if mine and self._doubtful(sent, mine):
-                    self._pending |= {key: self._desired.get(key) for key in mine}
-                    sent = await self._beside(link)
+            sent = await (self._beside(link, barriers) if barriers else self._wait(self._join(link)))
             if sent.error is not None:
                 raise type(sent.error)(str(sent.error)) from sent.error
             if not sent.stale:
-                return
+                break
             async with holding(self._syncing):  # one Sync serves all that wait for it
                 if self._synced <= sent.revision:
                     await self._send_sync(link)
+        async with holding(self._syncing):  # what a Sync's answer says is noted by then
+            for key in needs:
+                if (reason := self._refused.get(key)) is not None:
+                    raise Refused(f"{self.node.name}: {reason}")
 
-    def _doubtful(self, sent: _Round, mine: Collection[Key]) -> bool:
-        """Whether these keys were refused, or only others in the same Update, is not known."""
-        if sent.error is None and not sent.stale:  # they may have left before, with another one's barriers
-            return not self._refused.isdisjoint(mine)
-        return sent.refused and any(record.key not in mine for record in sent.put)
-
-    async def _beside(self, link: Link, barriers: tuple[str, ...] = ()) -> _Round:
+    async def _beside(self, link: Link, barriers: tuple[str, ...]) -> _Round:
         """An Update of one's own."""
         async with holding(self._slots):
             return await self._wait(self._send(_Round(link), barriers))
@@ -179,7 +183,7 @@ class Member:
     def _send(self, sent: _Round, barriers: tuple[str, ...] = ()) -> _Round:
         """Send what is pending; what becomes of it is told in the step in which the answer is read."""
         update = self._next_update(barriers)
-        sent.revision, sent.put = update.revision, update.put
+        sent.revision = update.revision
 
         def answered(reply: AnyReply | ProtegoError) -> None:
             if isinstance(reply, ProtegoError):
@@ -189,6 +193,8 @@ class Member:
                 sent.stale = True
             else:
                 self._applied = max(self._applied, update.revision)
+                if self._note(update.put, reply) and barriers:
+                    sent.error = Refused(f"{self.node.name}: a record was refused, so no barrier was sent")
             self._end(sent)
 
         try:
@@ -198,7 +204,7 @@ class Member:
         return sent
 
     def _end(self, sent: _Round) -> None:
-        if sent.refused and not sent.waiting:
+        if sent.failed and not sent.waiting:
             log.warning("change not confirmed node=%s reason=%s", self.node.name, sent.error)
         sent.done.set()
         if self._common is sent:
@@ -206,7 +212,7 @@ class Member:
         following = sent.following
         if following is None:
             return
-        if sent.stale or (sent.error is not None and not sent.refused):
+        if sent.stale or (sent.error is not None and not sent.failed):
             following.error, following.stale, following.revision = sent.error, sent.stale, sent.revision
             self._end(following)
         else:
@@ -217,9 +223,9 @@ class Member:
         self._revision += 1
         put = tuple(record for record in self._pending.values() if record is not None)
         drop = tuple(key for key, record in self._pending.items() if record is None)
-        self._refused.difference_update(self._pending)
+        for key in self._pending.keys() & self._refused.keys():
+            del self._refused[key]
         self._pending.clear()
-        self._fresh.clear()
         return Update(self._epoch, self._revision, put, drop, barriers)
 
     def _failed(self, link: Link, request: Sync | Update, error: ProtegoError) -> ProtegoError:
@@ -237,19 +243,36 @@ class Member:
             link.close(f"the Sync was refused: {error}")
         else:
             self._applied = max(self._applied, request.revision)
-            self._refused.update(record.key for record in request.put if record.key in self._desired)
+            if not request.barriers:  # else these were not echoed, which tells nothing of the records
+                self._mark(request.put, {record.key: str(error) for record in request.put})
         return error
+
+    def _note(self, put: Iterable[AnyRecord], reply: AnyReply) -> bool:
+        """What of these records the node does not act on; whether there is any."""
+        if not isinstance(reply, Applied) or not reply.refused:
+            return False
+        name, count, first = self.node.name, len(reply.refused), reply.refused[0].reason
+        log.warning("records refused node=%s count=%d reason=%s", name, count, first)
+        unsaid = f"refused with {count - 1} others; the first: {first}"
+        self._mark(put, {each.key: each.reason or unsaid for each in reply.refused})
+        return True
+
+    def _mark(self, put: Iterable[AnyRecord], reasons: Mapping[Key, str]) -> None:
+        """These of the records do not count as held; what was desired anew meanwhile has its own answer."""
+        for record in put:
+            if record.key in reasons and self._desired.get(record.key) is record:
+                self._refused[record.key] = reasons[record.key]
 
     async def _send_sync(self, link: Link) -> None:
         """Send all that is desired; the caller holds `_syncing`."""
         self._revision += 1
         self._synced = revision = self._revision
         self._pending.clear()
-        self._fresh.clear()
         self._refused.clear()
         sync = Sync(self._epoch, revision, tuple(self._desired.values()))
         try:
-            await link.call(sync, SYNC_DEADLINE, self._release)
+            reply = await link.call(sync, SYNC_DEADLINE, self._release)
         except ProtegoError as error:
             raise self._failed(link, sync, error) from error
         self._applied = max(self._applied, revision)
+        self._note(sync.records, reply)

@@ -3,7 +3,7 @@
 Desired state is a set of records, each with a type and a key; a node holds what the GMN last put. The GMN
 sends `Sync` (everything) when a node connects and `Update` (what changed) afterwards; both carry the epoch
 and a revision, applying one twice is harmless, and an epoch below the highest ever seen is refused. The
-answer `Applied` means: the data path acts on it from now on.
+answer `Applied` means: the data path acts on it from now on, but for the records that it names.
 
 Node addresses are text, SPIs and VNIs integers, times wall-clock seconds, MACs and keys bytes. The
 fields in `SECRETS` hold key material and never show in a repr.
@@ -224,8 +224,25 @@ class GetMarks(Request, frozen=True):
     spis: tuple[int, ...]
 
 
+class Refusal(msgspec.Struct, frozen=True, array_like=True):
+    """A record that a node cannot act on."""
+
+    kind: str
+    of: int | str
+    reason: str  # empty, where many are refused at once, of all but the first
+
+    @property
+    def key(self) -> Key:
+        return self.kind, self.of
+
+
 class Applied(Reply, frozen=True):
+    """The data path acts on what was told, but for the records `refused`. Where there are such, the Update's
+    barriers were not sent.
+    """
+
     revision: int
+    refused: tuple[Refusal, ...] = ()
 
 
 class Stale(Reply, frozen=True):
@@ -333,6 +350,8 @@ class NodeStatus(msgspec.Struct, frozen=True):
     load: float | None = None  # of a GPN: its tunnels' CPU shares and its own; 1.0 is one core
     capacity: float | None = None  # of a GPN, likewise
     draining: bool = False  # takes no tunnels
+    refused: int = 0  # records of its desired state that it cannot act on
+    reason: str | None = None  # why it refuses the first of them
 
 
 class TunnelStatus(msgspec.Struct, frozen=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 
 import trio
 
@@ -109,14 +109,13 @@ class Operations:
         return Acted(self._tunnel(self._migrations.find(name)), seconds, note)
 
     def _tunnel(self, tunnel: Tunnel) -> TunnelStatus:
-        up = set(self._sad.fabric.connected("gpn"))
-        return self._tunnel_status(tunnel, up, trio.current_time())
+        return self._tunnel_status(tunnel, _gpns(self._sad.fabric.nodes()), trio.current_time())
 
     def _status(self) -> Status:
         nodes = self._sad.fabric.nodes()
         tunnels = list(self._sad.tunnels.values())
         on = Counter(tunnel.sealing.gpn for tunnel in tunnels if tunnel.sealing is not None)
-        up = {node.name for node in nodes if node.connected}
+        gpns = _gpns(nodes)
         loads = {gpn.name: gpn.load for gpn in self._sad.seats.gpns()}
         now = trio.current_time()
         ours = NodeStatus(
@@ -130,7 +129,7 @@ class Operations:
         return Status(
             epoch=self._epoch,
             nodes=(ours, *(self._node_status(node, on[node.name], loads) for node in nodes)),
-            tunnels=tuple(self._tunnel_status(tunnel, up, now) for tunnel in tunnels),
+            tunnels=tuple(self._tunnel_status(tunnel, gpns, now) for tunnel in tunnels),
         )
 
     def _node_status(self, node: NodeState, tunnels: int, loads: Mapping[str, float]) -> NodeStatus:
@@ -146,14 +145,17 @@ class Operations:
             load=round(loads.get(node.name, 0.0), 4) if gpn else None,
             capacity=node.capacity if gpn else None,
             draining=node.name in self._sad.seats.draining,
+            refused=len(node.refused),
+            reason=next(iter(node.refused.values()), None),
         )
 
-    def _tunnel_status(self, tunnel: Tunnel, up: set[str], now: float) -> TunnelStatus:
+    def _tunnel_status(self, tunnel: Tunnel, gpns: Mapping[str, NodeState], now: float) -> TunnelStatus:
         sealing, totals, loads = tunnel.sealing, tunnel.totals, self._sad.seats.loads
+        reason = _refused(tunnel, gpns)
         rates = loads.rates(tunnel.id, now)
         return TunnelStatus(
             id=tunnel.id,
-            state=state(tunnel, up),
+            state="down" if reason else state(tunnel, gpns),
             gpn=sealing.gpn if sealing else None,
             spi_in=f"{sealing.spi:08x}" if sealing else None,
             spi_out=f"{sealing.child.spi_out:08x}" if sealing else None,
@@ -163,7 +165,7 @@ class Operations:
             bytes_in=totals.bytes_in,
             bytes_out=totals.bytes_out,
             peer=sealing.peer[0] if sealing else tunnel.config.peer,
-            error=tunnel.error,
+            error=reason or tunnel.error,
             held=tunnel.held,
             limited_in=totals.limited_packets_in,
             limited_out=totals.limited_packets_out,
@@ -175,7 +177,22 @@ class Operations:
         )
 
 
-def state(tunnel: Tunnel, up: set[str]) -> str:
+def _gpns(nodes: Sequence[NodeState]) -> dict[str, NodeState]:
+    """Those that are there."""
+    return {node.name: node for node in nodes if node.role == "gpn" and node.connected}
+
+
+def _refused(tunnel: Tunnel, gpns: Mapping[str, NodeState]) -> str | None:
+    """Why its GPN does not act on the SA that seals, if that is so."""
+    sealing = tunnel.sealing
+    gpn = gpns.get(sealing.gpn) if sealing else None
+    if sealing is None or gpn is None or not gpn.refused:
+        return None
+    reason = next((gpn.refused[key] for key in sealing.keys if key in gpn.refused), None)
+    return f"{gpn.name} refuses its SA: {reason}" if reason else None
+
+
+def state(tunnel: Tunnel, up: Container[str]) -> str:
     """`up` when it carries traffic, `connecting` while a handshake is being worked on, else `down`."""
     sealing = tunnel.sealing
     if sealing is not None and tunnel.standing:

@@ -118,7 +118,7 @@ class Keeper:
         sad.ask(tunnel, spi, gpn, (peer, path.remote_port))
 
         async def dial() -> ChildEstablished:
-            await sad.nodes.placed(gpn)
+            await sad.nodes.placed(gpn, ("park", spi))
             return await self._driver.initiate(tunnel.id, path, spi)
 
         await self._answered(tunnel, spi, gpn, dial)

@@ -44,10 +44,18 @@ class Membership:
     async def node_up(self, node: str) -> None:
         self._sad.events.emit("node up", node=node)
         self._sad.membership_changed()
+        self._look_for_refused(node)
         self._look_for_raw(node)
         if node in self._restarted:
             self._restarted.discard(node)
             self._renewals.renew_all(node)
+
+    def _look_for_refused(self, node: str) -> None:
+        """It has taken its Sync, but perhaps not all of it."""
+        refused = next((each.refused for each in self._sad.fabric.nodes() if each.name == node), {})
+        if refused:
+            reason = next(iter(refused.values()))
+            self._sad.events.emit("records refused", node=node, reason=reason, records=len(refused))
 
     def _look_for_raw(self, node: str) -> None:
         """A GIN that cannot do without UDP has come to tunnels that do, which a rekey does not change."""

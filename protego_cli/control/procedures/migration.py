@@ -285,7 +285,7 @@ class Migrations:
         new.replaces = old.spi
         distributed = await self._replace(tunnel, new, old)
         if new.gpn != to:
-            raise Refused(f"{to} went down meanwhile; {tunnel.id} is on {new.gpn} now, under a new SA")
+            raise Refused(f"{to} is gone or refuses the SA; {tunnel.id} is on {new.gpn} now, under a new one")
         return distributed
 
     async def _replace(self, tunnel: Tunnel, new: Placed, old: Placed) -> float:
@@ -513,7 +513,7 @@ class Migrations:
         self._sad.nodes.announce(to)
         request = self._driver.prepare_rekey(old.spi, spi, anew=anew)
         try:
-            await self._sad.nodes.placed(to)
+            await self._sad.nodes.placed(to, ("park", spi))
         except ProtegoError:
             request.withdraw()
             raise
@@ -534,7 +534,7 @@ class Migrations:
                 self._sad.nodes.rule(new, binding=False)  # in one update with the SA
             self._sad.nodes.tell((new.gpn, old.gpn))
             stored = self._sad.journal.storing()
-            await self._sad.nodes.holds(new.gpn)
+            await self._sad.nodes.holds(new.gpn, *new.keys)
             tunnel.stand(new)
             crash_point("migration.installed")
             await passed(stored)  # before a GEN routes there

@@ -3,7 +3,7 @@
 Every change is first recorded for all nodes it concerns, without an await, so that two tasks can never send
 their changes in another order than they decided. Then the caller waits for the acknowledgements it needs:
 
-- a GPN must be there: `holds` raises NodeDown;
+- a GPN must be there, and able to act on what the caller needs: `holds` raises NodeDown or Refused;
 - a GIN or GEN that is not there gets the change with its next Sync, and nothing passes through it meanwhile
   that the change is for. It is not waited for.
 """
@@ -46,6 +46,7 @@ class DesiredState(Protocol):
         put: Iterable[AnyRecord] = (),
         drop: Iterable[Key] = (),
         barriers: Sequence[str] = (),
+        needs: Iterable[Key] = (),
     ) -> None: ...
 
     async def marks(self, spis: Sequence[int]) -> dict[int, int]: ...
@@ -138,9 +139,11 @@ class Distribution:
 
     # ---- acknowledgements
 
-    async def holds(self, gpn: str) -> None:
-        """Wait until a GPN acts on all that is desired of it. Raises NodeDown."""
-        await self._fabric.apply(gpn)
+    async def holds(self, gpn: str, *needs: Key) -> None:
+        """Wait until a GPN acts on all that is desired of it. Raises NodeDown, or Refused when it cannot act
+        on one of these records.
+        """
+        await self._fabric.apply(gpn, needs=needs)
 
     async def let_go(self, gpn: str) -> None:
         """The same for a change that a GPN which is gone needs not hear of."""
@@ -154,10 +157,10 @@ class Distribution:
         """This GPN and the GINs hear of what is desired of them; `placed` waits for that."""
         self.tell((gpn, *self._gins))
 
-    async def placed(self, gpn: str) -> None:
-        """`holds` and `steered`, side by side. Raises NodeDown."""
+    async def placed(self, gpn: str, *needs: Key) -> None:
+        """`holds` and `steered`, side by side. Raises NodeDown or Refused."""
         self.tell(self._gins)
-        await self._fabric.apply(gpn)
+        await self.holds(gpn, *needs)
         await self._all(self._gins)
 
     async def cleared(self, gpn: str) -> None:

@@ -328,8 +328,8 @@ class Sad:
         self.nodes.put_sa(tunnel, placed)
 
     async def installed(self, placed: Placed) -> None:
-        """Wait until the SA is on its GPN and steered there. Raises NodeDown."""
-        await self.nodes.placed(placed.gpn)
+        """Wait until the SA is on its GPN and steered there. Raises NodeDown or Refused."""
+        await self.nodes.placed(placed.gpn, *placed.keys)
 
     # ---- sealing
 
@@ -353,7 +353,7 @@ class Sad:
         await self.journal.stored()
         if placed.seals:
             self.nodes.rule(placed)
-            await self.nodes.holds(placed.gpn)
+            await self.nodes.holds(placed.gpn, *placed.keys)
             await self._route_first(tunnel, placed)
 
     async def _route_first(self, tunnel: Tunnel, placed: Placed) -> None:
@@ -389,7 +389,7 @@ class Sad:
                 return
             self.nodes.rule(new)
             try:
-                await self.nodes.holds(new.gpn)
+                await self.nodes.holds(new.gpn, *new.keys)
             except ProtegoError as error:
                 if ours:
                     self._rule_again(new)
@@ -421,7 +421,7 @@ class Sad:
             try:
                 for new in news:
                     self.nodes.rule(new)
-                await self.nodes.holds(news[0].gpn)
+                await self.nodes.holds(news[0].gpn, *(key for new in news for key in new.keys))
                 if any(new.going for new in news):
                     raise Refused(f"the peer of {tunnel.id} has deleted one of its new SAs at once")
             except ProtegoError:

@@ -23,7 +23,7 @@ import msgspec
 import trio
 
 from protego_cli.config.model import TunnelConfig
-from protego_cli.control.channel.messages import SaUsage
+from protego_cli.control.channel.messages import Key, SaUsage
 from protego_cli.control.sas.ranges import SealingRange
 from protego_cli.control.state.journal import Durable
 from protego_cli.ike.events import ChildSa
@@ -134,6 +134,11 @@ class Placed(Durable):
     @property
     def spi(self) -> int:
         return self.child.spi_in
+
+    @property
+    def keys(self) -> tuple[Key, Key]:
+        """Of its records on its GPN: what opens and seals, and what is sealed by it."""
+        return ("sa", self.spi), ("rule", self.strand.name)
 
     @property
     def seals(self) -> bool:
