@@ -50,7 +50,7 @@ STATUS = Status(
         NodeStatus("gmn-1", "gmn", "up", 0, 0.01),
         NodeStatus("gpn-1", "gpn", "up", 1, 0.42, {"gpn_opened": 5}, 0.4, 1.0),
         NodeStatus("gpn-2", "gpn", "down", 0, 0.0, {}, 0.0, 0.5),
-        NodeStatus("gpn-3", "gpn", "up", 0, 0.0, {}, 0.01, 1.0, draining=True),
+        NodeStatus("gpn-3", "gpn", "up", 0, 0.0, {}, 0.01, 1.0, True, 2, "no plugin here provides rot13"),
     ),
     tunnels=(
         TunnelStatus(
@@ -240,6 +240,7 @@ def test_status_json(run: Run, cluster: Path, answers: Callable[[Reply | Excepti
     assert document["nodes"][1] == {
         "name": "gpn-1", "role": "gpn", "state": "up", "tunnels": 1, "cpu": 0.42,
         "counters": {"gpn_opened": 5}, "load": 0.4, "capacity": 1.0, "draining": False,
+        "refused": 0, "reason": None,
     }  # fmt: skip
     assert document["tunnels"][0] == {
         "id": "acme/hq", "state": "up", "gpn": "gpn-1", "spi_in": "c1d2e3f4", "spi_out": "0a0b0c0d",
@@ -266,6 +267,7 @@ def test_status_table(run: Run, cluster: Path, answers: Callable[[Reply | Except
     lines = {line.split()[0]: line for line in run.out.splitlines() if line.strip()}
     assert lines["gpn-1"].split() == ["gpn-1", "gpn", "up", "1", "42%", "0.40", "of", "1"]
     assert lines["gpn-3"].split()[2] == "draining"
+    assert lines["gpn-3:"] == "gpn-3: refuses 2 of its records: no plugin here provides rot13"
     assert "1,234,567" in lines["acme/hq"]
     assert "7.2 Mbit/s" in lines["acme/hq"]
     assert "3.1%" in lines["acme/hq"]

@@ -59,7 +59,7 @@ def status_view(status: Status, console: Console) -> RenderableType:
         load = "" if node.load is None else f"{node.load:.2f} of {node.capacity:g}"
         nodes.add_row(node.name, node.role, shown, str(node.tunnels), f"{node.cpu:.0%}", load)
     refusals = [
-        Text(f"{node.name} refuses {node.refused} of its records: {node.reason}", style="red")
+        Text(f"{node.name}: refuses {node.refused} of its records: {node.reason}", style="red")
         for node in status.nodes
         if node.refused
     ]

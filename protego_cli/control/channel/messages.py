@@ -17,6 +17,8 @@ import msgspec
 
 from protego_cli.config.diff import Landed
 from protego_cli.config.model import Rate
+from protego_cli.control.channel.applied import Applied as Applied
+from protego_cli.control.channel.applied import Refusal as Refusal
 from protego_cli.control.channel.limit_record import Limit as Limit
 from protego_cli.control.channel.message import SECRETS as SECRETS
 from protego_cli.control.channel.message import Amount, Count, Number, Port
@@ -222,27 +224,6 @@ class GetMarks(Request, frozen=True):
     """GIN: the highest ESP sequence number forwarded so far for each SPI (0 when none)."""
 
     spis: tuple[int, ...]
-
-
-class Refusal(msgspec.Struct, frozen=True, array_like=True):
-    """A record that a node cannot act on."""
-
-    kind: str
-    of: int | str
-    reason: str  # empty, where many are refused at once, of all but the first
-
-    @property
-    def key(self) -> Key:
-        return self.kind, self.of
-
-
-class Applied(Reply, frozen=True):
-    """The data path acts on what was told, but for the records `refused`. Where there are such, the Update's
-    barriers were not sent.
-    """
-
-    revision: int
-    refused: tuple[Refusal, ...] = ()
 
 
 class Stale(Reply, frozen=True):
