@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import pathlib
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -16,6 +17,7 @@ import trio
 
 from protego_cli.config.model import PskAuth, Role, TunnelConfig
 from protego_cli.control.channel.fabric import NodeState
+from protego_cli.control.channel.messages import Key
 from protego_cli.control.packing.load import Passed
 from protego_cli.control.packing.placement import Packer
 from protego_cli.control.packing.seats import Seats
@@ -40,6 +42,9 @@ class _Nodes:
 
     def connected(self, role: Role) -> list[str]:
         return self._names if role == "gpn" else []
+
+    def refusing(self, keys: Sequence[Key]) -> set[str]:
+        return set()
 
 
 def live_decision(packer: Packer, tunnels: int = 10_000, gpns: int = 500) -> float:

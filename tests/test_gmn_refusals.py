@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from trio.testing import MockClock
 
-from protego_cli.control.channel.messages import AnyRecord, GetEvents, Sa
+from protego_cli.control.channel.messages import AnyRecord, Event, GetEvents, Sa
 from protego_cli.errors import Refused
 from tests.support.gmn_world import TUNNEL, World, world
 
@@ -13,13 +13,17 @@ REASON = "no plugin here provides esp cipher 'rot13'"
 OTHER = "tenant1/hq"
 
 
-def lacking(w: World, gpn: str) -> None:
-    """This GPN takes no SA of one of the tunnels."""
+def lacking(w: World, *gpns: str) -> None:
+    """These GPNs take no SA of one of the tunnels."""
 
     def refuse(name: str, record: AnyRecord) -> str | None:
-        return REASON if name == gpn and isinstance(record, Sa) and record.tunnel == TUNNEL else None
+        return REASON if name in gpns and isinstance(record, Sa) and record.tunnel == TUNNEL else None
 
     w.nodes.refuse = refuse
+
+
+def events(w: World) -> tuple[Event, ...]:
+    return w.sad.events.read(GetEvents()).events
 
 
 async def test_a_gpn_that_comes_back_without_a_plugin_serves_the_rest(autojump_clock: MockClock) -> None:
@@ -40,8 +44,36 @@ async def test_a_gpn_that_comes_back_without_a_plugin_serves_the_rest(autojump_c
         assert (node.state, node.refused, node.reason) == ("up", 1, REASON)
         states = {tunnel.id: (tunnel.state, tunnel.error) for tunnel in status.tunnels}
         assert states == {TUNNEL: ("down", f"gpn-1 refuses its SA: {REASON}"), OTHER: ("up", None)}
-        (event,) = [each for each in w.sad.events.read(GetEvents()).events if each.kind == "records refused"]
+        (event,) = [each for each in events(w) if each.kind == "records refused"]
         assert (event.node, event.severity, event.details["records"]) == ("gpn-1", "error", 1)
+        for peer in w.peers.values():
+            peer.deaf = False
+        await w.until(lambda: w.tunnel.seat != "gpn-1" and w.is_up(), 60.0)  # by the rekey that is due
+        await w.until(lambda: all(tunnel.settled for tunnel in w.sad.tunnels.values()))
+        await w.settle(w.cluster.ike.linger + 1)
+        status = await w.status()
+        assert {tunnel.id: tunnel.state for tunnel in status.tunnels} == {TUNNEL: "up", OTHER: "up"}
+        assert not any(node.refused for node in status.nodes)
+        assert w.sad.tunnels[OTHER].seat == "gpn-1"
+
+
+async def test_a_peer_that_dials_gets_a_gpn_that_takes_its_sa(autojump_clock: MockClock) -> None:
+    async with world() as w:
+        lacking(w, "gpn-1")  # which is asked first
+        w.peer.dial()
+        await w.until(w.is_up)
+        assert w.tunnel.seat != "gpn-1"
+        await w.settle(1.0)
+        assert not w.nodes.all["gpn-1"].refused
+
+
+async def test_a_peer_whose_sa_no_gpn_takes_is_told_so(autojump_clock: MockClock) -> None:
+    async with world() as w:
+        lacking(w, "gpn-1", "gpn-2", "gpn-3")
+        w.peer.dial()
+        await w.until(lambda: any(event.kind == "request rejected" for event in events(w)))
+        await w.until(lambda: not w.peer.ikes)
+        assert not w.sad.all()
 
 
 async def test_a_gpn_that_refuses_one_tunnel_takes_the_other(autojump_clock: MockClock) -> None:

@@ -109,6 +109,9 @@ class DataNodes:
             for node in self.all.values()
         ]
 
+    def refusing(self, keys: Sequence[Key]) -> set[str]:
+        return {node.name for node in self.all.values() if not node.refused.keys().isdisjoint(keys)}
+
     def raw_esp(self) -> bool:
         return not self.lacking
 

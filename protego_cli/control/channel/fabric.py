@@ -190,6 +190,11 @@ class Fabric:
         """The nodes of this role whose Sync is applied and whose link stands."""
         return [name for name, member in self._members.items() if member.node.role == role and member.up]
 
+    def refusing(self, keys: Sequence[Key]) -> set[str]:
+        """The nodes that cannot act on one of these records."""
+        found = {name: member.refused for name, member in self._members.items() if member.refused}
+        return {name for key in keys for name, refused in found.items() if key in refused}
+
     def raw_esp(self) -> bool:
         """Whether all GINs that have ever been there can do without UDP: a peer's packets may come to any."""
         known = [m.raw_esp for m in self._members.values() if m.node.role == "gin" and m.raw_esp is not None]

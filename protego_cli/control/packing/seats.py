@@ -1,7 +1,8 @@
 """Where tunnels go: the cluster as packing policies see it, and which GPNs take tunnels at all.
 
 A GPN that is `draining` gets no new tunnel and no new SA: a tunnel that is on it goes elsewhere with its next
-rekey, whoever begins that. Only where nothing else takes it does it stay.
+rekey, whoever begins that. Only where nothing else takes it does it stay. A GPN that refuses an SA of a
+tunnel's, for want of a plugin perhaps, gets no other one of that tunnel.
 
 Looking at the loads of all tunnels is work for each of them, so these and their sums are kept for a second;
 how many tunnels a GPN has is always counted.
@@ -10,7 +11,7 @@ how many tunnels a GPN has is always counted.
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Final, Protocol
 
@@ -18,6 +19,7 @@ import trio
 
 from protego_cli.config.model import Role
 from protego_cli.control.channel.fabric import NodeState
+from protego_cli.control.channel.messages import Key
 from protego_cli.control.packing.load import Loads
 from protego_cli.control.packing.packing_view import Terms
 from protego_cli.control.packing.placement import GpnView, Packer, PackingView, TunnelView
@@ -34,6 +36,8 @@ class Nodes(Protocol):
     def nodes(self) -> list[NodeState]: ...
 
     def connected(self, role: Role) -> list[str]: ...
+
+    def refusing(self, keys: Sequence[Key]) -> set[str]: ...
 
 
 class Seats:
@@ -57,7 +61,8 @@ class Seats:
         """The GPN for a new SA: a migration's target, else where the tunnel is, else what the policy says.
         Where there are several strands, they stay together: they move as a whole, or not at all.
         """
-        connected = self._fabric.connected("gpn")
+        refusing = self._fabric.refusing([("sa", spi) for spi in tunnel.sas])
+        connected = [gpn for gpn in self._fabric.connected("gpn") if gpn not in refusing]
         if tunnel.several and (homes := [sa.gpn for sa in tunnel.seals if sa.gpn in connected]):
             return max(dict.fromkeys(homes), key=lambda gpn: (gpn not in self.draining, homes.count(gpn)))
         if tunnel.target in connected:
@@ -67,7 +72,7 @@ class Seats:
             return here
         now = trio.current_time()
         homeless = TunnelView(tunnel.id, self.loads.share(tunnel.id, here, now), None, _lately(tunnel, now))
-        found = self.packer.place(homeless, self.view())
+        found = self.packer.place(homeless, self.view(refusing=refusing))
         return found or (here if here in connected else None)
 
     def stood(self, gpn: str) -> None:
@@ -81,16 +86,19 @@ class Seats:
         spare: Iterable[GpnView] = (),
         fill: float = 1.0,
         moves_per_hour: float = math.inf,
+        refusing: Collection[str] = (),
     ) -> PackingView:
         """The cluster as it is now. Tunnels that are `pinned`, on the move, or have moved as often as they
         may, are not movable. `spare`: GPNs that may be launched; `fill`: the share of its capacity that a GPN
-        may be given.
+        may be given; `refusing`: GPNs that take no tunnels.
         """
         now = trio.current_time()
         history = partial(self.loads.history, now=now)
         gpns = (*self.gpns(), *spare)
         if fill != 1.0:
             gpns = tuple(gpn._replace(capacity=fill * gpn.capacity) for gpn in gpns)
+        if refusing:
+            gpns = tuple(gpn._replace(accepting=gpn.accepting and gpn.name not in refusing) for gpn in gpns)
         views = self._views(pinned, now, moves_per_hour)
         terms = Terms(moves_per_hour=moves_per_hour)
         return PackingView(now, gpns, views, history, terms, self._shortfall.minutes)

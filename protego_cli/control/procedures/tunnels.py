@@ -29,7 +29,7 @@ from protego_cli.control.procedures.driver import Driver, ExchangeError
 from protego_cli.control.sas.sad import Sad
 from protego_cli.control.sas.tunnel import STRANDS, Placed, Strand, Tunnel, carries, endpoint, overlap
 from protego_cli.control.waiting import holding, passed
-from protego_cli.errors import NoAdditionalSas, ProtegoError, ProtocolError, Refused, TemporaryFailure
+from protego_cli.errors import NoAdditionalSas, ProtegoError, ProtocolError, TemporaryFailure
 from protego_cli.ike.events import (
     ChildDeleted,
     ChildDeleteOffered,
@@ -241,8 +241,6 @@ class Tunnels:
                     await sad.installed(placed)
             except ProtegoError as error:
                 log.warning("SA not installed tunnel=%s node=%s reason=%s", tunnel.id, gpn, error)
-                if isinstance(error, Refused):  # it is there and cannot act on this SA: so it would be again
-                    break
                 continue
             if event.ike in tunnel.ikes:
                 self.stand(tunnel, placed)
