@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 from types import SimpleNamespace
 from unittest import mock
@@ -24,6 +25,7 @@ from protego_cli.counters import Counters
 from protego_cli.net import tagging
 from protego_cli.net.bundles import unbundled
 from protego_cli.net.gso import MAX_SEGMENTS, segments
+from protego_cli.net.pump import CatchUp
 from protego_cli.net.udp import Address, Batch, Buffer
 from protego_cli.roles import gen, gin, gpn
 from protego_cli.wire.tags import is_tag
@@ -83,7 +85,8 @@ class Socket:
     def receive(self) -> Batch | None:
         """What waits and is alike, as one batch."""
         if not self._inbox:
-            self._arrived = trio.Event()
+            if self._arrived.is_set():  # else somebody may be waiting for it
+                self._arrived = trio.Event()
             return None
         data, source = self._inbox.popleft()
         parts, size = [data], len(data)
@@ -225,7 +228,10 @@ class Net:
 @contextmanager
 def roles_on(net: Net, clock: Callable[[], float]) -> Iterator[None]:
     """The roles' planes bind their sockets here, and their wall clock is this one."""
+    catch_up = partial(CatchUp, clock=trio.current_time)
     with (
+        mock.patch.object(gpn, "CatchUp", catch_up),
+        mock.patch.object(gin, "CatchUp", catch_up),
         mock.patch.object(gpn, "UdpSocket", net),
         mock.patch.object(gin, "UdpSocket", net),
         mock.patch.object(gen, "UdpSocket", net),
