@@ -299,7 +299,7 @@ def test_a_certificate_that_is_no_good_goes_before_another_is_made(cluster: Clus
         pki.client_context(cluster, "gpn-1")
     (finding,) = bad(cluster, "gpn-1", replace(FIT, faults={"gpn-1": (str(caught.value),)}))
     leaf = cluster.pki / "gpn-1"
-    assert finding.mend == f"rm {leaf}.pem {leaf}.key; protego pki init -c {cluster.file}"
+    assert finding.mend == f"rm -f {leaf}.pem {leaf}.key; protego pki init -c {cluster.file}"
 
 
 def test_a_gpn_needs_no_vip_where_gins_send_for_it(tmp_path: Path) -> None:

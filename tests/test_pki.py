@@ -200,6 +200,36 @@ def test_garbage_says_what_to_run(tmp_path: Path, broken: str) -> None:
         pki.client_context(cluster, "gpn-1")
 
 
+@pytest.mark.parametrize("damage", ["no certificate", "no key", "no", "not of this node", "another key"])
+def test_what_it_says_mends_it(tmp_path: Path, damage: str) -> None:
+    cluster = make_cluster(tmp_path)
+    pki.init(cluster)
+    certificate, key = cluster.pki / "gpn-1.pem", cluster.pki / "gpn-1.key"
+    other_certificate, other_key = cluster.pki / "gpn-2.pem", cluster.pki / "gpn-2.key"
+    match damage:
+        case "no certificate":
+            certificate.unlink()
+        case "no key":
+            key.unlink()
+        case "no":
+            certificate.unlink()
+            key.unlink()
+        case "not of this node":
+            certificate.write_bytes(other_certificate.read_bytes())
+        case _:
+            key.write_bytes(other_key.read_bytes())
+    with pytest.raises(EnvironmentFault) as caught:
+        pki.client_context(cluster, "gpn-1")
+    advice = str(caught.value)
+    if "remove it and its key" in advice:
+        assert advice.startswith(f"{certificate}: ")
+        certificate.unlink()
+        key.unlink(missing_ok=True)
+    assert advice.endswith(f"run `protego pki init -c {cluster.file}`")
+    pki.init(cluster)
+    pki.client_context(cluster, "gpn-1")
+
+
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660])
 def test_a_key_that_others_can_read_is_refused(tmp_path: Path, mode: int) -> None:
     cluster = make_cluster(tmp_path)

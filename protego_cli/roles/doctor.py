@@ -72,7 +72,7 @@ def files(cluster: Cluster, node: Node, machine: Machine) -> Iterator[Finding]:
         says, _, mend = fault.partition("; run ") if "; run " in fault else fault.partition(": run ")
         mend = mend.strip("`")
         if mend and says.endswith(_REMOVE):  # what is there is never overwritten
-            says, mend = says.removesuffix(_REMOVE), f"rm {leaf}.pem {leaf}.key; {mend}"
+            says, mend = says.removesuffix(_REMOVE), f"rm -f {leaf}.pem {leaf}.key; {mend}"
         yield Finding(node.name, "files", "wrong", says, mend or None)
     validity = machine.certificates.get(node.name)
     if validity is None:

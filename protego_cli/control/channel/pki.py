@@ -325,6 +325,9 @@ def _prepare(context: ssl.SSLContext, cluster: Cluster, subject: Identity) -> ss
     certificate_file, key_file = cluster.pki / f"{subject.name}.pem", cluster.pki / f"{subject.name}.key"
     ca = _load_ca(cluster, remedy)
     _check_leaf(certificate_file, _read_certificate(certificate_file, remedy), ca, subject, remedy)
+    again = f"; remove it and its key{remedy}"  # what is here is kept, so no key is made for it
+    if not key_file.exists() and certificate_file.exists():
+        raise EnvironmentFault(f"{certificate_file}: {key_file.name} is not beside it; restore that{again}")
     _check_private(key_file, remedy)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.verify_mode = ssl.CERT_REQUIRED
@@ -336,7 +339,7 @@ def _prepare(context: ssl.SSLContext, cluster: Cluster, subject: Identity) -> ss
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
         reason = getattr(error, "reason", None) or "it cannot be read"
         raise EnvironmentFault(
-            f"{key_file}: not usable as the key of {certificate_file.name} ({reason}){remedy}"
+            f"{certificate_file}: {key_file.name} does not serve as its key ({reason}){again}"
         ) from error
     return context
 
