@@ -223,3 +223,15 @@ def test_the_example_file_shows_every_default() -> None:
         assert re.search(rf"^# {name} = ", EXAMPLE, re.MULTILINE), name
     for name, port in msgspec.structs.asdict(Ports()).items():
         assert re.search(rf"^#     {name} = {port} ", EXAMPLE, re.MULTILINE), name
+
+
+def test_the_unit_may_write_where_the_manual_puts_the_state() -> None:
+    """Whoever follows it to the letter has a GMN that starts."""
+    manual = (ROOT / "docs/operations.md").read_text()
+    unit = dict(
+        line.strip().split("=", 1) for line in manual.split("[Service]")[1].splitlines() if "=" in line
+    )
+    state = re.search(r'`state = "([^"]+)"` under `\[cluster\]`', manual)
+    assert state is not None
+    assert unit["ProtectSystem"] == "strict"
+    assert state[1].startswith(f"/var/lib/{unit['StateDirectory']}/")

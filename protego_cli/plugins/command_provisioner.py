@@ -1,8 +1,8 @@
 """The provisioner `command`: the operator's own program starts and stops the nodes.
 
-    COMMAND… launch NODE      with a JSON object on stdin: pool, node, address, cluster_file, token COMMAND…
-    retire NODE      the same, without a token COMMAND… list             prints the nodes that there are, one
-    a line, each perhaps with a word on how it is
+    COMMAND… launch NODE    with a JSON object on stdin: pool, node, address, cluster_file, token
+    COMMAND… retire NODE    the same, without a token
+    COMMAND… list           prints the nodes that there are, one a line, each perhaps with a word on how it is
 
 Exit code 0: done, or under way. Any other: not done, and the last line of stderr says why. One that takes
 longer than `timeout` seconds is killed with all that it has started."""
