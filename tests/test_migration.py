@@ -9,7 +9,7 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from protego_cli.control.channel.messages import Migrated, Rule, Sa
+from protego_cli.control.channel.messages import Migrated, Rule, Sa, Steer
 from protego_cli.control.sas.ranges import EXTENDED_SIZE
 from protego_cli.control.sas.tunnel import Placed
 from protego_cli.control.state import crash
@@ -327,10 +327,15 @@ async def test_the_new_sa_goes_back_when_the_target_dies_after_the_rekey(autojum
         def strike(entry: tuple[object, ...]) -> None:
             if entry[:3] == ("wire", "peer", "CREATE_CHILD_SA"):
                 w.nodes.kill("gpn-2")
+            if entry[0] == "marks":
+                steers = (w.nodes.all[gin].held[("steer", int(str(entry[1])))] for gin in ("gin-1", "gin-2"))
+                steered.append({steer.gpn for steer in steers if isinstance(steer, Steer)})
 
+        steered: list[set[str]] = []
         w.nodes.tap = strike
         with pytest.raises(Refused, match="gpn-2 is gone or refuses the SA; acme/hq is on gpn-1 now"):
             await migrated(w, "gpn-2")
+        assert steered == [{"gpn-1"}], "what passes gpn-2 after the marks could be opened twice"
         new = sealing(w)
         assert new is not old
         assert new.gpn == "gpn-1"

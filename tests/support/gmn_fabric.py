@@ -180,6 +180,7 @@ class DataNodes:
         self.note("reload", *self.all)
 
     async def marks(self, spis: Sequence[int]) -> dict[int, int]:
+        self.note("marks", *spis)
         await trio.sleep(self.random.uniform(*self.delay))
         gins = self.connected("gin")
         return {spi: self.mark.get(spi, 0) for spi in spis} if gins else {}

@@ -28,7 +28,6 @@ from __future__ import annotations
 import difflib
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from functools import partial
 from typing import Final, NamedTuple
 
 import trio
@@ -42,7 +41,7 @@ from protego_cli.control.sas.distribution import DesiredState
 from protego_cli.control.sas.sad import Sad
 from protego_cli.control.sas.tunnel import Asked, Placed, Strand, Tunnel
 from protego_cli.control.state.crash import crash_point
-from protego_cli.control.waiting import holding, passed, together
+from protego_cli.control.waiting import holding, passed
 from protego_cli.errors import ChildSaNotFound, NotFound, ProtegoError, Refused, TemporaryFailure
 from protego_cli.ike.events import ChildEstablished
 
@@ -542,14 +541,16 @@ class Migrations:
         except ProtegoError as error:
             log.warning("new SA not on its GPN tunnel=%s node=%s reason=%s", tunnel.id, new.gpn, error)
             tunnel.target = None
+            to = self._sad.seat(tunnel) or old.gpn
+            await self._sad.turn(new, to)  # it may live, and open what GINs pass on: so first no more of it
             await self._recovery.settle_floors([new])
             if new.retiring:
+                self._sad.nodes.unpark(new.spi, to)
                 raise Refused(f"{tunnel.id} went down meanwhile") from error
-            self._sad.move(tunnel, new, self._sad.seat(tunnel) or old.gpn)
+            self._sad.move(tunnel, new, to)
             await self._sad.nodes.let_go(new.gpn)
-            self._sad.steer(new)
             tunnel.stand(new)
-            await together(partial(self._sad.flip, tunnel, new), self._sad.nodes.steered)
+            await self._sad.flip(tunnel, new)
         return trio.current_time()
 
     async def _completed_by_peer(self, tunnel: Tunnel, old: Placed, to: str) -> float:

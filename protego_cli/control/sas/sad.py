@@ -298,17 +298,29 @@ class Sad:
 
     def steer(self, placed: Placed) -> None:
         """The GINs pass it what comes from where its peer is."""
+        self._steer(placed, placed.gpn)
+
+    def _steer(self, placed: Placed, gpn: str) -> None:
         found = self._by_spi.get(placed.spi)
         ceiling = self.limits.ceiling(found[0]) if found else None
-        self.nodes.steer(placed.spi, placed.gpn, placed.peer, ceiling)
+        self.nodes.steer(placed.spi, gpn, placed.peer, ceiling)
+
+    async def turn(self, placed: Placed, gpn: str) -> None:
+        """GINs pass its packets to this GPN from now on, where they wait for `move`; acknowledged. What the
+        one before has opened is below the marks of these GINs then.
+        """
+        self.nodes.park(placed.spi, gpn)
+        await self.nodes.let_go(gpn)
+        self._steer(placed, gpn)
+        await self.nodes.steered()
 
     def limit(self, tunnel: Tunnel) -> None:
         """Hold the tunnel and its tenant to their limits on the GPNs where their SAs lie now."""
         self.nodes.tell(self.limits.settle(tunnel, trio.current_time()))
 
     def move(self, tunnel: Tunnel, placed: Placed, gpn: str) -> None:
-        """Place an SA elsewhere; `steer` follows when it stands there. What its old GPN may have opened must
-        be below its floor already.
+        """Place an SA elsewhere, where its packets go already (`turn`). What its old GPN may have opened must
+        be below its floor.
         """
         before = placed.gpn
         self.nodes.drop_sa(placed)
