@@ -153,7 +153,10 @@ class Member:
             async with holding(self._syncing):  # one Sync serves all that wait for it
                 if self._synced <= sent.revision:
                     await self._send_sync(link)
-        async with holding(self._syncing):  # what a Sync's answer says is noted by then
+        if self._syncing.locked():
+            async with holding(self._syncing):
+                pass  # what its answer says is noted by then
+        if self._refused:
             for key in needs:
                 if (reason := self._refused.get(key)) is not None:
                     raise Refused(f"{self.node.name}: {reason}")
