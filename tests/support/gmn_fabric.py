@@ -58,6 +58,7 @@ class DataNode:
     known: str | None = None  # the boot that the GMN knows
     on_the_way: int = 0
     newest: Message | None = None  # of those that were sent
+    sync: Message | None = None  # the last
     queue: deque[Message] = field(default_factory=deque)
     refused: dict[Key, str] = field(default_factory=dict)
     pumping: bool = False
@@ -210,7 +211,8 @@ class DataNodes:
         node.linked = True
         node.synced = False
         try:
-            await self._answer(self._send(node, Message(node.link, dict(node.desired), whole=True)))
+            node.sync = self._send(node, Message(node.link, dict(node.desired), whole=True))
+            await self._answer(node.sync)
         except NodeDown:
             return
         if self._journal is journal:
@@ -267,6 +269,9 @@ class DataNodes:
             node.link += 1
             node.on_the_way = 0
             node.newest = None
+            if node.sync is not None and not node.sync.done.is_set():  # it may never have left
+                node.sync.failure = NodeDown(f"{node.name}: the GMN is gone")
+                node.sync.done.set()
 
     # ---- inside
 
