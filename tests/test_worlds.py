@@ -30,6 +30,7 @@ FOUND = (  # by hunting
     70693,
     200639,  # a GEN that would not give a packet back to the GPN that sealed for it meanwhile
     1204461,  # an IKE_AUTH that came again to a new life, when its first SA had sealed already
+    1270720,  # a rekey of ours, answered behind the peer's own to a GMN that died then: both SAs stayed
 )
 
 

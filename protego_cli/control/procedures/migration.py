@@ -414,7 +414,11 @@ class Migrations:
             tunnel.target = asked.gpn
             try:
                 event = await outcome()
-                old = tunnel.sas.get(asked.replaces or 0) or tunnel.sealing
+                old = tunnel.sas.get(asked.replaces or 0)
+                if old is not None and not old.seals and not event.redundant:
+                    await passed(self._sad.gathered)
+                    old = await self._settled(tunnel, old.strand)  # which the peer's own rekey has put there
+                old = old or tunnel.sealing
                 if old is None:
                     await self._undo(spi, asked.gpn)
                     await self._driver.delete_child(spi)
