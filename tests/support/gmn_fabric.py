@@ -95,20 +95,23 @@ class DataNodes:
     # ---- what the GMN calls
 
     def nodes(self) -> list[NodeState]:
-        return [
-            NodeState(
-                name=node.name,
-                role=node.role,
-                address="",
-                connected=node.up and node.synced,
-                boot=node.known,
-                report=node.report,
-                silent=(),
-                raw_esp=node.name not in self.lacking if node.role == "gin" else False,
-                refused=node.refused,
-            )
-            for node in self.all.values()
-        ]
+        return [self._state(node) for node in self.all.values()]
+
+    def node(self, name: str) -> NodeState | None:
+        return self._state(self.all[name]) if name in self.all else None
+
+    def _state(self, node: DataNode) -> NodeState:
+        return NodeState(
+            name=node.name,
+            role=node.role,
+            address="",
+            connected=node.up and node.synced,
+            boot=node.known,
+            report=node.report,
+            silent=(),
+            raw_esp=node.name not in self.lacking if node.role == "gin" else False,
+            refused=node.refused,
+        )
 
     def refusing(self, keys: Sequence[Key]) -> set[str]:
         return {node.name for node in self.all.values() if not node.refused.keys().isdisjoint(keys)}

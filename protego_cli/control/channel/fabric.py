@@ -119,6 +119,23 @@ class _NoObserver:
         pass
 
 
+def _state(member: Member) -> NodeState:
+    report = member.report
+    return NodeState(
+        name=member.node.name,
+        role=member.node.role,
+        address=member.node.address,
+        connected=member.up,
+        boot=member.boot,
+        report=report,
+        silent=report.silent if report else (),
+        capacity=member.node.capacity,
+        bandwidth=member.node.bandwidth,
+        raw_esp=member.raw_esp,
+        refused=member.refused,
+    )
+
+
 class Fabric:
     """Membership and desired state of all data nodes."""
 
@@ -169,22 +186,12 @@ class Fabric:
 
     def nodes(self) -> list[NodeState]:
         """All data nodes of the cluster file, in its order."""
-        return [
-            NodeState(
-                name=member.node.name,
-                role=member.node.role,
-                address=member.node.address,
-                connected=member.up,
-                boot=member.boot,
-                report=member.report,
-                silent=member.report.silent if member.report else (),
-                capacity=member.node.capacity,
-                bandwidth=member.node.bandwidth,
-                raw_esp=member.raw_esp,
-                refused=member.refused,
-            )
-            for member in self._members.values()
-        ]
+        return [_state(member) for member in self._members.values()]
+
+    def node(self, name: str) -> NodeState | None:
+        """One of them."""
+        member = self._members.get(name)
+        return None if member is None else _state(member)
 
     def connected(self, role: Role) -> list[str]:
         """The nodes of this role whose Sync is applied and whose link stands."""
@@ -192,8 +199,8 @@ class Fabric:
 
     def refusing(self, keys: Sequence[Key]) -> set[str]:
         """The nodes that cannot act on one of these records."""
-        found = {name: member.refused for name, member in self._members.items() if member.refused}
-        return {name for key in keys for name, refused in found.items() if key in refused}
+        refusing = [(name, refused) for name, member in self._members.items() if (refused := member.refused)]
+        return {name for name, refused in refusing if not refused.keys().isdisjoint(keys)}
 
     def raw_esp(self) -> bool:
         """Whether all GINs that have ever been there can do without UDP: a peer's packets may come to any."""

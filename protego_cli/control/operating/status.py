@@ -109,7 +109,8 @@ class Operations:
         return Acted(self._tunnel(self._migrations.find(name)), seconds, note)
 
     def _tunnel(self, tunnel: Tunnel) -> TunnelStatus:
-        return self._tunnel_status(tunnel, _gpns(self._sad.fabric.nodes()), trio.current_time())
+        gpn = self._sad.fabric.node(tunnel.sealing.gpn) if tunnel.sealing else None
+        return self._tunnel_status(tunnel, _gpns([gpn] if gpn else []), trio.current_time())
 
     def _status(self) -> Status:
         nodes = self._sad.fabric.nodes()
