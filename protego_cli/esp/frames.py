@@ -42,14 +42,14 @@ class Guess(NamedTuple):
         if layout is None:
             return None
         step = start + length
-        rows = {layout.unpack_from(view, start)}
+        judged = pair.verdicts.get
+        verdict = judged((length + tail, layout.unpack_from(view, start)))
+        if verdict is None or isinstance(verdict, str) or verdict[0].header != header or verdict[1] != length:
+            return None
         if not alike(view, step, count, _decisive(start, version, step, tail)):
-            rows.update(map(layout.unpack_from, repeat(view), range(start, count * step, step)))
-        verdict, *others = {pair.verdicts.get((length + tail, each)) for each in rows}
-        if others or verdict is None or isinstance(verdict, str):
-            return None
-        if verdict[0].header != header or verdict[1] != length:
-            return None
+            rows = set(map(layout.unpack_from, repeat(view), range(start, count * step, step)))
+            if any(judged((length + tail, each)) != verdict for each in rows):
+                return None
         fill(view, step, count, step, header[:tail])
         self.buffer.written = header, step
         return verdict

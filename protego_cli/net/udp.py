@@ -139,11 +139,15 @@ class UdpSocket:
         batches = self._waiting
         stop = len(batches)
         if stop > 1 and self._long:
-            long = [len(view) > LONG * size for view, size, _, _ in batches]
-            if (other := not long[0]) in long:
-                stop = long.index(other)
-            if long[0]:
+            view, size, _, _ = batches[0]
+            first = len(view) > LONG * size
+            if first:
                 stop = min(stop, self._share)
+            for place in range(1, stop):
+                view, size, _, _ = batches[place]
+                if (len(view) > LONG * size) is not first:
+                    stop = place
+                    break
         self._waiting = batches[stop:]
         return batches[:stop]
 
@@ -161,7 +165,7 @@ class UdpSocket:
             raise
         if batches:
             self._long = receiver.long
-        later = self._together and self._long and len(batches) > 1  # by when more will have come
+        later = self._together and self._long and len(batches) > 2  # by when more will have come
         self._empty = bool(batches) and not receiver.more and not later
         return batches
 
