@@ -219,7 +219,8 @@ class Link:
                         return
             self.close("the connection was closed")
         except Broken as error:
-            self.rejected = isinstance(error, Rejected)
+            if isinstance(error, Rejected):  # which says why sending has failed, too, if it has
+                self.rejected, self.closed = True, str(error)
             self.close(str(error))
         except Malformed as error:
             log.warning("control link closed node=%s reason=%s", self.peer.name, error)
