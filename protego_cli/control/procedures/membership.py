@@ -33,7 +33,8 @@ class Membership:
         if not restarted:
             return
         self._sad.events.emit("node restarted", node=node)
-        role = next((each.role for each in self._sad.fabric.nodes() if each.name == node), None)
+        known = self._sad.fabric.node(node)
+        role = known.role if known else None
         if role == "gin":
             self._recovery.gin_restarted()
         elif role == "gpn":
@@ -52,10 +53,10 @@ class Membership:
 
     def _look_for_refused(self, node: str) -> None:
         """It has taken its Sync, but perhaps not all of it."""
-        refused = next((each.refused for each in self._sad.fabric.nodes() if each.name == node), {})
-        if refused:
-            reason = next(iter(refused.values()))
-            self._sad.events.emit("records refused", node=node, reason=reason, records=len(refused))
+        known = self._sad.fabric.node(node)
+        if known is not None and known.refused:
+            reason = next(iter(known.refused.values()))
+            self._sad.events.emit("records refused", node=node, reason=reason, records=len(known.refused))
 
     def _look_for_raw(self, node: str) -> None:
         """A GIN that cannot do without UDP has come to tunnels that do, which a rekey does not change."""

@@ -215,7 +215,8 @@ class Distribution:
 
     def _runs(self, name: str) -> bool:
         """Whether a node was ever there, so that it may pass packets on now."""
-        return any(node.name == name and node.boot is not None for node in self._fabric.nodes())
+        node = self._fabric.node(name)
+        return node is not None and node.boot is not None
 
     async def everywhere(self) -> None:
         """Wait until every node that is there acts on all that is desired of it."""

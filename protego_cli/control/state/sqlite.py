@@ -113,11 +113,10 @@ class SqliteStore:
             raise self._damaged(f"it ends after {size} bytes")
         wal = self._wal.read_bytes() if self._wal.exists() else b""
         salts, frames = _scan(wal)
-        held = (
-            frames if head is not None and salts == head.salts else 0
-        )  # of other salts: not the WAL of then
-        if head is not None and held < head.frames:
-            raise self._damaged(f"{self._wal.name} has lost {head.frames - held} of {head.frames} pages")
+        if head is not None:
+            held = frames if salts == head.salts else 0  # of other salts: not the WAL of then
+            if held < head.frames:
+                raise self._damaged(f"{self._wal.name} has lost {head.frames - held} of {head.frames} pages")
         if wal and not size:
             raise self._damaged(f"{self._wal.name} is there without it")
         os.close(os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
