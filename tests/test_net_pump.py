@@ -16,7 +16,6 @@ from protego_cli.net.pump import (
     drain,
     drain_trains,
     pump,
-    pump_trains,
 )
 from protego_cli.net.udp import Batch
 from protego_cli.roles.cpu import CpuMeter
@@ -63,7 +62,8 @@ def test_a_turn_of_trains_is_bounded_by_their_batches() -> None:
 async def test_all_trains_that_came_are_handled() -> None:
     handled: list[list[Batch]] = []
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(pump_trains, Flood(1003), handled.append)
+        flood = Flood(1003)
+        nursery.start_soon(pump, flood, partial(drain_trains, flood, handled.append))
         await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
     assert sum(map(len, handled)) == 1003
@@ -92,7 +92,8 @@ def test_to_catch_up_is_bounded_and_done_once_for_changes_that_come_together() -
 async def test_a_flood_leaves_the_other_tasks_air() -> None:
     handled: list[Batch] = []
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(pump, Flood(), handled.append)
+        flood = Flood()
+        nursery.start_soon(pump, flood, partial(drain, flood, handled.append))
         for _ in range(10):
             await trio.lowlevel.checkpoint()
         nursery.cancel_scope.cancel()
@@ -103,7 +104,7 @@ async def test_everything_that_came_is_handled() -> None:
     handled: list[Batch] = []
     source = Flood(1000)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(pump, source, handled.append)
+        nursery.start_soon(pump, source, partial(drain, source, handled.append))
         await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
     assert len(handled) == 1000

@@ -21,13 +21,14 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import trio
 
 from protego_cli.counters import Counters
 from protego_cli.errors import EnvironmentFault
 from protego_cli.net.gso import MAX_SEGMENTS, segments_per_send
-from protego_cli.net.pump import pump
+from protego_cli.net.pump import drain, pump
 from protego_cli.net.steering import HERE
 from protego_cli.net.tun import IP_TIMEOUT, DeviceGone, TunDevice, ip_command
 from protego_cli.net.udp import Address, Batch, Buffer
@@ -128,7 +129,7 @@ class Attachment:
         with self._scope:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._keep_routes)
-                nursery.start_soon(pump, self, forward)
+                nursery.start_soon(pump, self, partial(drain, self, forward))
 
     def close(self) -> None:
         self._scope.cancel()

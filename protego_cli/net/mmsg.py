@@ -72,6 +72,7 @@ class _Label(ctypes.Structure):
     _fields_ = (("name", ctypes.c_char * NAME_BYTES), ("control", ctypes.c_char * CONTROL_BYTES))
 
 
+MESSAGE_BYTES = ctypes.sizeof(_Message)
 LABEL_BYTES = ctypes.sizeof(_Label)
 
 
@@ -91,7 +92,7 @@ class ManyReceiver:
         self._count = count
         room = memoryview(mmap.mmap(-1, count * RECEIVE_BYTES))  # memory only where something has come
         self._slots = [room[at : at + RECEIVE_BYTES] for at in range(0, len(room), RECEIVE_BYTES)]
-        headers = count * ctypes.sizeof(_Message)
+        headers = count * MESSAGE_BYTES
         written = bytearray(headers + count * LABEL_BYTES)
         messages, labels = (
             (_Message * count).from_buffer(written),
@@ -113,9 +114,11 @@ class ManyReceiver:
         first = ctypes.c_void_p(ctypes.addressof(messages))
         self._arguments = self._fd, first, ctypes.c_uint(count), ctypes.c_int(socket.MSG_DONTWAIT), None
         self._written = memoryview(written)
-        self._before = bytes(written)
+        self._before = memoryview(bytes(written))
         self._labels = self._written[headers:]
-        words, step = self._written[:headers].cast("I"), ctypes.sizeof(_Message) // 4
+        self._labels_at = headers
+        self._used = 0  # slots that the last call wrote to, perhaps
+        words, step = self._written[:headers].cast("I"), MESSAGE_BYTES // 4
         self._lengths = words[_Message.length.offset // 4 :: step]
         self._read: dict[bytes, Label] = {}
 
@@ -129,8 +132,12 @@ class ManyReceiver:
         Afterwards `more` tells whether more may wait, and `long` whether the kernel had merged many. Raises
         OSError, but not where nothing waits.
         """
-        self._written[:] = self._before
+        if self._used:
+            for start, step in ((0, MESSAGE_BYTES), (self._labels_at, LABEL_BYTES)):
+                stop = start + self._used * step
+                self._written[start:stop] = self._before[start:stop]
         count: int = _recvmmsg(*self._arguments)
+        self._used = count if count >= 0 else self._count
         self.more, self.long = count == self._count, False
         if count <= 0:
             fault = ctypes.get_errno()

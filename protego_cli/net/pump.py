@@ -1,8 +1,10 @@
-"""The data path's loop, one for each socket of a role.
+"""What reads from sockets, in turns.
 
 1. Wait until the socket is readable.
-2. Receive and handle batches without blocking, a bounded number of them.
+2. Receive and handle batches without blocking, a bounded number of them: a turn.
 3. Let the other tasks run. Straight back to 2 while there is more.
+
+The sockets that packets come to have a loop that costs less (`attend.py`).
 
 Where a process got no CPU for a while, it finds packets and the word of a change that came after them at
 once. `CatchUp` sees to it that the packets are handled first.
@@ -23,12 +25,20 @@ BEHIND = 0.1  # seconds, at most, to catch up with one socket: more than a full 
 JUST_NOW = 0.05  # seconds: changes that come together catch up once
 
 
-class Source(Protocol):
-    """The part of `UdpSocket` that the loop needs."""
+Turn = Callable[[], bool]
+"""Drains one socket a little; whether there may be more."""
 
-    def receive(self) -> Batch | None: ...
+
+class Waits(Protocol):
+    """The part of `UdpSocket` that waits."""
 
     async def wait_readable(self) -> None: ...
+
+
+class Source(Protocol):
+    """The part that receives."""
+
+    def receive(self) -> Batch | None: ...
 
 
 class Trains(Protocol):
@@ -36,14 +46,12 @@ class Trains(Protocol):
 
     def receive_train(self) -> list[Batch]: ...
 
-    async def wait_readable(self) -> None: ...
 
-
-async def pump(source: Source, handle: Callable[[Batch], None]) -> None:
-    """Hand every batch that arrives to `handle`, for ever."""
+async def pump(source: Waits, turn: Turn) -> None:
+    """Call `turn` whenever `source` is readable, and again while it returns True, for ever."""
     while True:
         await source.wait_readable()
-        while drain(source, handle):
+        while turn():
             await trio.lowlevel.checkpoint()
 
 
@@ -55,14 +63,6 @@ def drain(source: Source, handle: Callable[[Batch], None], limit: int = BATCHES_
             return False
         handle(batch)
     return True
-
-
-async def pump_trains(source: Trains, handle: Callable[[list[Batch]], None]) -> None:
-    """Hand all that arrives to `handle`, as many batches at once as wait, for ever."""
-    while True:
-        await source.wait_readable()
-        while drain_trains(source, handle):
-            await trio.lowlevel.checkpoint()
 
 
 def drain_trains(
@@ -82,8 +82,7 @@ def drain_trains(
 class CatchUp:
     """Handles what waits in sockets, to be called before state goes by which it is to be handled."""
 
-    def __init__(self, *turns: Callable[[], bool], clock: Callable[[], float] = time.monotonic) -> None:
-        """Each of `turns` drains one socket a little, and says whether there may be more."""
+    def __init__(self, *turns: Turn, clock: Callable[[], float] = time.monotonic) -> None:
         self._turns = turns
         self._clock = clock
         self._at = -JUST_NOW

@@ -161,6 +161,9 @@ class RawSocket:
             return False
         return True
 
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
     async def wait_readable(self) -> None:
         await trio.lowlevel.wait_readable(self._sock)
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack, closing
+from functools import partial
 
 import trio
 
@@ -36,8 +37,9 @@ from protego_cli.errors import Refused
 from protego_cli.net import answers
 from protego_cli.net.answers import Answers
 from protego_cli.net.attachment import Attachments, Spec
+from protego_cli.net.attend import attend
 from protego_cli.net.bundles import Bundler
-from protego_cli.net.pump import pump_trains
+from protego_cli.net.pump import drain_trains
 from protego_cli.net.steering import HERE, Egress, Gpn, SteeringBackend, choose
 from protego_cli.net.tagging import TagLink
 from protego_cli.net.udp import Batch, UdpSocket
@@ -64,7 +66,8 @@ class GenPlane:
     async def serve(self, noticed: Callable[[], None]) -> None:
         """The data path, for ever; `noticed` is called when a GPN has fallen silent or come back."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(pump_trains, self.vxlan, self._bundler.over(self._receive, self._receive_row))
+            handle = self._bundler.over(self._receive, self._receive_row)
+            nursery.start_soon(attend, self.vxlan, partial(drain_trains, self.vxlan, handle))
             nursery.start_soon(self._tags.probe, noticed)
             nursery.start_soon(self._attachments.serve, self._steering.forward)
 

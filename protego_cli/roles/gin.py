@@ -25,8 +25,9 @@ from protego_cli.control.channel.agent import Agent
 from protego_cli.control.channel.messages import AnyRecord, Key, Neighbour, Report, Steer, Welcome
 from protego_cli.counters import Counters
 from protego_cli.errors import EnvironmentFault, Refused
+from protego_cli.net.attend import Socket, attend
 from protego_cli.net.bundles import Bundler
-from protego_cli.net.pump import CatchUp, drain, drain_trains, pump, pump_trains
+from protego_cli.net.pump import CatchUp, Turn, drain, drain_trains
 from protego_cli.net.raw import RawSocket
 from protego_cli.net.relay import IkeRelay
 from protego_cli.net.returns import Returns
@@ -68,27 +69,23 @@ class GinPlane:
         self._returns = Returns(self.natt, self.raw, self.counters)
         returned = self._port(self.natt[0].address).receive_returned
         self._tags = TagLink(self.fabric, self.counters, "gin_drop_tag", returned, bundler=self._bundler)
-        self._trains = [(sock, self._receive(self._port(sock.address))) for sock in self.natt]
-        self._singles = [(raw, self._port(raw.address).receive_raw) for raw in self.raw]
-        self._catch_up = CatchUp(
-            *(partial(drain_trains, sock, receive) for sock, receive in self._trains),
-            *(partial(drain, raw, receive_raw) for raw, receive_raw in self._singles),
-            partial(drain, self.fabric, self._from_fabric),
-        )
+        self._turns: list[tuple[Socket, Turn]] = [
+            *((sock, partial(drain_trains, sock, self._receive(sock.address))) for sock in self.natt),
+            *((raw, partial(drain, raw, self._port(raw.address).receive_raw)) for raw in self.raw),
+            (self.fabric, partial(drain, self.fabric, self._from_fabric)),
+        ]
+        self._catch_up = CatchUp(*(turn for _, turn in self._turns))
         self._cpu = CpuMeter()
 
     async def serve(self, noticed: Callable[[], None]) -> None:
         """The data path, for ever; `noticed` is called when a GPN has fallen silent or come back."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(pump, self.fabric, self._from_fabric)
             nursery.start_soon(self._tags.probe, noticed)
             nursery.start_soon(self._tend)
-            for sock, receive in self._trains:
-                nursery.start_soon(pump_trains, sock, receive)
-            for raw, receive_raw in self._singles:
-                nursery.start_soon(pump, raw, receive_raw)
-            for sock in self._ike:
-                nursery.start_soon(pump, sock, self._port(sock.address).receive_ike)
+            for sock, turn in self._turns:
+                nursery.start_soon(attend, sock, turn)
+            for ike in self._ike:
+                nursery.start_soon(attend, ike, partial(drain, ike, self._port(ike.address).receive_ike))
 
     async def _tend(self) -> None:
         """Let the steering set up, and mend, what it has outside of this process."""
@@ -99,7 +96,8 @@ class GinPlane:
     def _port(self, local: Address) -> VipPort:
         return VipPort(partial(self._relay.from_peer, local), self._steering, self.counters)
 
-    def _receive(self, port: VipPort) -> Callable[[Sequence[Batch]], None]:
+    def _receive(self, natt: Address) -> Callable[[Sequence[Batch]], None]:
+        port = self._port(natt)
         return self._bundler.over(port.receive_natt, port.receive_natt_row)
 
     def _from_fabric(self, batch: Batch) -> None:

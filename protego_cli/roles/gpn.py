@@ -45,8 +45,9 @@ from protego_cli.esp.gateway import Gateway, Neighbour
 from protego_cli.esp.outbox import Port, Send
 from protego_cli.esp.pairs import SaEntry
 from protego_cli.esp.tenants import Vtep
+from protego_cli.net.attend import attend
 from protego_cli.net.bundles import unbundled
-from protego_cli.net.pump import CatchUp, drain_trains, pump_trains
+from protego_cli.net.pump import CatchUp, drain_trains
 from protego_cli.net.raw import RawSocket
 from protego_cli.net.steering import Sender
 from protego_cli.net.udp import Batch, UdpSocket
@@ -85,10 +86,11 @@ class GpnPlane:
         self._gateway = Gateway(
             self.counters, os.urandom, through_gins=through_gins, raw_through_gins=bool(self.lacks)
         )
-        self._catch_up = CatchUp(
-            partial(drain_trains, self.esp, self.receive_esp),
-            partial(drain_trains, self.vxlan, self.receive_vxlan),
+        self._turns = (
+            (self.esp, partial(drain_trains, self.esp, self.receive_esp)),
+            (self.vxlan, partial(drain_trains, self.vxlan, self.receive_vxlan)),
         )
+        self._catch_up = CatchUp(*(turn for _, turn in self._turns))
         self._cpu = CpuMeter()
         self._notify: Callable[[Notice], None] | None = None
         self._unmeasured: dict[str, EspSuite] = {}
@@ -98,8 +100,8 @@ class GpnPlane:
         """The data path, for ever; `notify` tells the GMN."""
         self._notify = notify
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(pump_trains, self.esp, self.receive_esp)
-            nursery.start_soon(pump_trains, self.vxlan, self.receive_vxlan)
+            for sock, turn in self._turns:
+                nursery.start_soon(attend, sock, turn)
             nursery.start_soon(self._tend)
 
     async def _tend(self) -> None:

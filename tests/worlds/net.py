@@ -102,6 +102,9 @@ class Socket:
         """All that waits."""
         return list(iter(self.receive, None))
 
+    def fileno(self) -> int:
+        return -1
+
     async def wait_readable(self) -> None:
         await trio.lowlevel.checkpoint()
         if not self._inbox:

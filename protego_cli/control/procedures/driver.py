@@ -41,7 +41,7 @@ from protego_cli.ike.events import (
 from protego_cli.ike.exchanges.create_child import Selectors
 from protego_cli.ike.view import IkeSaView
 from protego_cli.net.gso import segments
-from protego_cli.net.pump import pump
+from protego_cli.net.pump import drain, pump
 from protego_cli.net.udp import Address, Batch, Buffer
 from protego_cli.wire.envelope import Envelope, open_envelope, seal_envelope
 
@@ -170,7 +170,7 @@ class Driver:
         """Serve for ever."""
         self._work()  # what a restored engine has to say
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(pump, self._socket, self._receive)
+            nursery.start_soon(pump, self._socket, partial(drain, self._socket, self._receive))
             nursery.start_soon(self._keep_time)
 
     # ---- commands

@@ -1,0 +1,183 @@
+"""The wait of the data path: while packets come, their sockets are attended to without trio.
+
+To wait for a socket by trio and to come back takes a turn of its loop, 8 µs of CPU and twice that once the
+caches are cold, which is several times what a single packet takes. So one system task waits for all sockets:
+
+1. Wait for them as any task does.
+2. Let the tasks have their turns, until none has anything to do.
+3. Wait for the sockets, for what trio itself waits for, and for its next deadline, in one system call. Give
+   the sockets that are readable a turn each. Again; but back to 2 when a deadline is over, when a turn has
+   woken a task, or when trio's epoll has something: a stream, a signal, the word of another thread.
+   Where they are readable again and again within 0.15 ms, the kernel gathers what comes in 0.1 ms, as cards
+   moderate their interrupts: to wake for each packet of many costs more than all that is done about it.
+4. Back to 1 when nothing has come for a while.
+
+So all stays in one thread, and a turn is as much alone as it is in a task. One that brings a deadline forward
+is noticed late, in 4: it should rather wake a task that does.
+
+Where sockets are simulated, or trio waits by other means than an epoll, each is pumped by a task of its own.
+"""
+
+from __future__ import annotations
+
+import select
+import time
+from typing import Protocol
+
+import trio
+from trio.lowlevel import RunVar, Task
+
+from protego_cli.net.pump import Turn, Waits, pump
+
+LINGER = 0.02  # seconds
+DENSE = (
+    150e-6  # seconds from one look at the sockets to the next, on average, below which to rest between them
+)
+REST = 100e-6
+SMOOTHING = 1 / 8  # the weight of the last one in that average
+
+
+class Socket(Waits, Protocol):
+    """The part of a socket that is needed."""
+
+    def fileno(self) -> int:
+        """Its descriptor; negative where the kernel has none."""
+        ...
+
+
+async def attend(source: Socket, turn: Turn) -> None:
+    """Call `turn` whenever `source` is readable, and again while it returns True, for ever.
+
+    What a turn raises is raised here.
+    """
+    descriptor, trios = source.fileno(), _trios_epoll()
+    if descriptor < 0 or trios is None:
+        await pump(source, turn)
+        return
+    attendant = _attendant.get()
+    if attendant is None:
+        attendant = _Attendant(trios)
+        _attendant.set(attendant)
+        trio.lowlevel.spawn_system_task(attendant.run, name="attendant of the data path")
+    await attendant.attend(descriptor, turn)
+
+
+class _Attended:
+    """One socket."""
+
+    __slots__ = ("error", "failed", "turn")
+
+    def __init__(self, turn: Turn) -> None:
+        self.turn = turn
+        self.failed = trio.Event()
+        self.error: Exception | None = None
+
+
+class _Attendant(trio.abc.Instrument):
+    """The one of a run of trio. As an instrument it is told which tasks are to run."""
+
+    def __init__(self, trios: int) -> None:
+        self._trios = trios
+        self._epoll = select.epoll()  # of the sockets
+        self._all = select.epoll()  # and of what trio waits for, too
+        self._all.register(trios, select.EPOLLIN)
+        self._sockets: dict[int, _Attended] = {}
+        self._busy: dict[int, _Attended] = {}  # those that may have more, whatever the kernel says
+        self._over = 0.0  # when nothing will have come for a while
+        self._looked = time.monotonic()  # when sockets had had their turns, and a rest perhaps
+        self._gap = LINGER  # from there to the next turns, on average
+        self._awake: set[Task] = set()
+
+    def task_scheduled(self, task: Task) -> None:
+        self._awake.add(task)
+
+    def before_task_step(self, task: Task) -> None:
+        self._awake.discard(task)
+
+    async def attend(self, descriptor: int, turn: Turn) -> None:
+        attended = self._sockets[descriptor] = _Attended(turn)
+        for epoll in (self._epoll, self._all):
+            epoll.register(descriptor, select.EPOLLIN)
+        try:
+            await attended.failed.wait()
+        finally:
+            self._forget(descriptor)
+        if attended.error is not None:
+            raise attended.error
+
+    async def run(self) -> None:
+        """For ever."""
+        trio.lowlevel.add_instrument(self)
+        try:
+            while True:
+                await trio.lowlevel.wait_readable(self._epoll.fileno())
+                self._over = time.monotonic() + LINGER
+                while self._busy or time.monotonic() < self._over:
+                    self._watch()
+                    await trio.lowlevel.checkpoint()
+        finally:
+            trio.lowlevel.remove_instrument(self)
+            _attendant.set(None)
+            trio.lowlevel.notify_closing(self._epoll.fileno())
+            self._epoll.close()
+            self._all.close()
+
+    def _watch(self) -> None:
+        """Give sockets their turns, until trio has something to do or nothing has come for a while."""
+        now = time.monotonic()
+        deadline = now + trio.lowlevel.current_statistics().seconds_to_next_deadline
+        while True:
+            until = now if self._busy or self._awake else min(deadline, self._over)
+            ready, due = self._wait(max(0.0, until - now))
+            self._give_turns(ready)
+            now = time.monotonic()
+            if ready:
+                self._over = now + LINGER
+                self._gap += SMOOTHING * (now - self._looked - self._gap)
+                self._looked = now
+            if due or self._awake or not ready or now >= deadline:
+                return
+            if self._gap < DENSE and not self._busy:
+                time.sleep(REST)
+                now = self._looked = time.monotonic()
+
+    def _wait(self, seconds: float) -> tuple[dict[int, _Attended], bool]:
+        """The sockets that may have something, and whether trio has something to do."""
+        ready, due = self._busy, False
+        self._busy = {}
+        for descriptor, _ in self._all.poll(seconds, len(self._sockets) + 1):
+            if descriptor == self._trios:
+                due = True
+            else:
+                ready[descriptor] = self._sockets[descriptor]
+        return ready, due
+
+    def _give_turns(self, ready: dict[int, _Attended]) -> None:
+        for descriptor, attended in ready.items():
+            try:
+                if attended.turn():
+                    self._busy[descriptor] = attended
+            except Exception as error:  # noqa: BLE001 - raised where the socket was brought
+                self._forget(descriptor)
+                attended.error = error
+                attended.failed.set()
+
+    def _forget(self, descriptor: int) -> None:
+        if self._sockets.pop(descriptor, None) is not None:
+            self._busy.pop(descriptor, None)
+            for epoll in (self._epoll, self._all):
+                epoll.unregister(descriptor)
+
+
+_attendant: RunVar[_Attendant | None] = RunVar("attendant", None)
+
+
+def _trios_epoll() -> int | None:
+    """What trio waits by, which it has no public name for; None where it cannot be told."""
+    try:
+        from trio._core._run import GLOBAL_RUN_CONTEXT
+
+        epoll = GLOBAL_RUN_CONTEXT.runner.io_manager._epoll
+    except (ImportError, AttributeError):
+        return None
+    return epoll.fileno()
