@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
+from functools import partial
 from pathlib import Path as FilePath
 
 import trio
@@ -26,7 +27,7 @@ from protego_cli.control.channel.messages import (
     Reloaded,
     Sa,
 )
-from protego_cli.net.pump import pump
+from protego_cli.net.pump import drain, pump
 from protego_cli.net.udp import UdpSocket
 from protego_cli.plugins.manager import load_plugins
 from protego_cli.roles import gmn
@@ -82,7 +83,7 @@ async def running(directory: FilePath) -> AsyncIterator[tuple[Rig, trio.Nursery]
     with closing(UdpSocket.bind(gin.address, gin.ports.fabric)) as socket:
         rig = Rig(cluster, socket)
         async with trio.open_nursery() as nodes:
-            nodes.start_soon(pump, socket, rig.receive)
+            nodes.start_soon(pump, socket, partial(drain, socket, rig.receive))
             async with trio.open_nursery() as control:
                 control.start_soon(run_until_told, gmn.run, cluster, cluster.nodes[0], PLUGINS, False)
                 for name, plane in rig.planes.items():

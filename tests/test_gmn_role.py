@@ -9,6 +9,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path as FilePath
 
 import msgspec
@@ -34,7 +35,7 @@ from protego_cli.control.state.sqlite import SqliteStore
 from protego_cli.crypto.mac import hmac_sha256
 from protego_cli.errors import EnvironmentFault, NotFound, Refused, UsageError
 from protego_cli.ike.events import Path
-from protego_cli.net.pump import pump
+from protego_cli.net.pump import drain, pump
 from protego_cli.net.udp import Batch, UdpSocket
 from protego_cli.plugins.manager import load_plugins
 from protego_cli.roles import gmn
@@ -145,7 +146,7 @@ async def connected(directory: FilePath) -> AsyncIterator[tuple[Rig, trio.Nurser
     with closing(UdpSocket.bind(gin.address, gin.ports.fabric)) as socket:
         rig = Rig(cluster, socket)
         async with trio.open_nursery() as nodes:
-            nodes.start_soon(pump, socket, rig.receive)
+            nodes.start_soon(pump, socket, partial(drain, socket, rig.receive))
             for name, plane in rig.planes.items():
                 node = cluster.node(name)
                 assert node is not None
