@@ -222,6 +222,112 @@ async def test_what_a_turn_raises_is_raised_where_the_socket_was_brought(
     await other.holds(1)
 
 
+async def test_so_is_what_no_handler_would_catch(line: Line) -> None:
+    def broken() -> bool:
+        raise SystemExit(7)
+
+    line.near.send(b"x")
+    with trio.fail_after(10), pytest.raises(SystemExit):
+        await attend(line, broken)
+
+
+async def test_it_is_raised_even_where_the_socket_is_given_up_at_the_same_time(line: Line) -> None:
+    scope = trio.CancelScope()
+
+    def broken() -> bool:
+        scope.cancel()
+        raise ValueError("broken")
+
+    line.near.send(b"x")
+    with trio.fail_after(10), pytest.raises(ValueError, match="broken"), scope:
+        await attend(line, broken)
+
+
+async def test_a_socket_is_attended_to_by_one_task_only(nursery: trio.Nursery, line: Line) -> None:
+    nursery.start_soon(attend, line, line.turn)
+    await trio.testing.wait_all_tasks_blocked()
+    with pytest.raises(trio.BusyResourceError):
+        await attend(line, lambda: False)
+    line.near.send(b"x")
+    await line.holds(1)  # by the first one
+
+
+async def test_one_that_failed_takes_its_number_from_nobody(nursery: trio.Nursery, line: Line) -> None:
+    """Who attends to the same descriptor next may come before the task that failed has its turn."""
+
+    async def fail() -> None:
+        with pytest.raises(ValueError, match="broken"):
+            await attend(line, broken)
+        over.set()
+
+    def broken() -> bool:
+        nursery.start_soon(attend, line, line.turn)
+        raise ValueError("broken")
+
+    over = trio.Event()
+    nursery.start_soon(fail)
+    line.near.send(b"x")
+    with trio.fail_after(10):
+        await over.wait()
+    await line.holds(1)
+    line.near.send(b"y")
+    await line.holds(2)
+
+
+async def test_a_socket_that_is_closed_too_early_harms_no_other(
+    nursery: trio.Nursery, line: Line, other: Line
+) -> None:
+    nursery.start_soon(attend, other, other.turn)
+    with line.far.dup():  # by which the kernel still tells of it
+        async with trio.open_nursery() as attended:
+            attended.start_soon(attend, line, line.turn)
+            await trio.testing.wait_all_tasks_blocked()
+            line.far.close()
+            attended.cancel_scope.cancel()
+        line.near.send(b"x")
+        other.near.send(b"x")
+        await other.holds(1)
+    other.near.send(b"y")
+    await other.holds(2)
+    assert line.got == []
+
+
+async def test_a_deadline_that_a_turn_brings_forward_is_met_while_packets_come(
+    nursery: trio.Nursery, line: Line
+) -> None:
+    scope = trio.CancelScope()
+
+    def again() -> None:
+        line.near.send(b"x")
+        scope.deadline = min(scope.deadline, trio.current_time() + 0.001)
+
+    nursery.start_soon(attend, line, partial(one, line, again))
+    line.near.send(b"x")
+    with trio.fail_after(10), scope:
+        await trio.sleep_forever()
+    assert scope.cancelled_caught
+
+
+@pytest.mark.parametrize("dense", [True, False])
+def test_ctrl_c_reaches_the_main_task_and_no_turn(line: Line, dense: bool) -> None:
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(attend, line, partial(one, line, interrupt))
+            line.near.send(b"x")
+            with trio.fail_after(10):
+                await trio.sleep_forever()
+
+    def interrupt() -> None:
+        if len(line.got) == 1:
+            signal.raise_signal(signal.SIGINT)
+        if dense:
+            line.near.send(b"x")
+
+    with pytest.RaisesGroup(KeyboardInterrupt):
+        trio.run(main, strict_exception_groups=True)
+    assert line.got
+
+
 async def test_a_socket_that_is_attended_to_no_more_can_be_closed_and_brought_again(line: Line) -> None:
     for number in range(3):
         async with trio.open_nursery() as nursery:
@@ -269,3 +375,20 @@ async def test_it_rests_between_turns_only_while_packets_come_densely(
             attended.cancel_scope.cancel()
         assert bool(rests) is dense
     assert set(rests) <= {attending.REST}
+
+
+async def test_a_long_silence_does_not_keep_it_from_resting(
+    nursery: trio.Nursery, line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, rests = 100.0, list[float]()
+    monkeypatch.setattr(attending, "time", SimpleNamespace(monotonic=lambda: now, sleep=rests.append))
+
+    def again() -> None:
+        nonlocal now
+        now += 3600 if len(line.got) == 1 else 0.0001
+        line.near.send(b"x")
+
+    nursery.start_soon(attend, line, partial(one, line, again))
+    line.near.send(b"x")
+    await line.holds(60)
+    assert rests

@@ -13,7 +13,8 @@ caches are cold, which is several times what a single packet takes. So one syste
 4. Back to 1 when nothing has come for a while.
 
 So all stays in one thread, and a turn is as much alone as it is in a task. One that brings a deadline forward
-is noticed late, in 4: it should rather wake a task that does.
+may be noticed 20 ms late, when trio is asked again: it should rather wake a task that does. A socket is to be
+closed only when it is attended to no more.
 
 Where sockets are simulated, or trio waits by other means than an epoll, each is pumped by a task of its own.
 """
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 import select
 import time
+from contextlib import suppress
 from typing import Protocol
 
 import trio
@@ -70,7 +72,7 @@ class _Attended:
     def __init__(self, turn: Turn) -> None:
         self.turn = turn
         self.failed = trio.Event()
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
 
 
 class _Attendant(trio.abc.Instrument):
@@ -82,7 +84,7 @@ class _Attendant(trio.abc.Instrument):
         self._all = select.epoll()  # and of what trio waits for, too
         self._all.register(trios, select.EPOLLIN)
         self._sockets: dict[int, _Attended] = {}
-        self._busy: dict[int, _Attended] = {}  # those that may have more, whatever the kernel says
+        self._busy: list[int] = []  # those that may have more, whatever the kernel says
         self._over = 0.0  # when nothing will have come for a while
         self._looked = time.monotonic()  # when sockets had had their turns, and a rest perhaps
         self._gap = LINGER  # from there to the next turns, on average
@@ -95,15 +97,17 @@ class _Attendant(trio.abc.Instrument):
         self._awake.discard(task)
 
     async def attend(self, descriptor: int, turn: Turn) -> None:
+        if descriptor in self._sockets:
+            raise trio.BusyResourceError("another task attends to this socket")
         attended = self._sockets[descriptor] = _Attended(turn)
-        for epoll in (self._epoll, self._all):
-            epoll.register(descriptor, select.EPOLLIN)
         try:
+            for epoll in (self._epoll, self._all):
+                epoll.register(descriptor, select.EPOLLIN)
             await attended.failed.wait()
         finally:
-            self._forget(descriptor)
-        if attended.error is not None:
-            raise attended.error
+            self._forget(descriptor, attended)
+            if attended.error is not None:
+                raise attended.error
 
     async def run(self) -> None:
         """For ever."""
@@ -124,52 +128,61 @@ class _Attendant(trio.abc.Instrument):
 
     def _watch(self) -> None:
         """Give sockets their turns, until trio has something to do or nothing has come for a while."""
-        now = time.monotonic()
-        deadline = now + trio.lowlevel.current_statistics().seconds_to_next_deadline
+        now = asked = time.monotonic()
+        deadline = now + _seconds_to_deadline()
         while True:
-            until = now if self._busy or self._awake else min(deadline, self._over)
-            ready, due = self._wait(max(0.0, until - now))
-            self._give_turns(ready)
+            wait = 0.0 if self._busy or self._awake else max(0.0, min(deadline, self._over) - now)
+            events = self._all.poll(wait, len(self._sockets) + 1)
+            ready, self._busy = self._busy, []
+            due = False
+            for descriptor, _ in events:
+                if descriptor == self._trios:
+                    due = True
+                elif descriptor not in ready:
+                    ready.append(descriptor)
+            for descriptor in ready:
+                self._give_turn(descriptor)
             now = time.monotonic()
             if ready:
                 self._over = now + LINGER
-                self._gap += SMOOTHING * (now - self._looked - self._gap)
+                self._gap += SMOOTHING * (min(now - self._looked, LINGER) - self._gap)
                 self._looked = now
+            if now - asked > LINGER:
+                deadline, asked = now + _seconds_to_deadline(), now
             if due or self._awake or not ready or now >= deadline:
                 return
             if self._gap < DENSE and not self._busy:
                 time.sleep(REST)
                 now = self._looked = time.monotonic()
 
-    def _wait(self, seconds: float) -> tuple[dict[int, _Attended], bool]:
-        """The sockets that may have something, and whether trio has something to do."""
-        ready, due = self._busy, False
-        self._busy = {}
-        for descriptor, _ in self._all.poll(seconds, len(self._sockets) + 1):
-            if descriptor == self._trios:
-                due = True
-            else:
-                ready[descriptor] = self._sockets[descriptor]
-        return ready, due
+    def _give_turn(self, descriptor: int) -> None:
+        attended = self._sockets.get(descriptor)
+        if attended is None:  # closed too early, and another process has it open
+            return
+        try:
+            if attended.turn():
+                self._busy.append(descriptor)
+        except BaseException as error:  # noqa: BLE001 - raised where the socket was brought
+            self._forget(descriptor, attended)
+            attended.error = error
+            attended.failed.set()
 
-    def _give_turns(self, ready: dict[int, _Attended]) -> None:
-        for descriptor, attended in ready.items():
-            try:
-                if attended.turn():
-                    self._busy[descriptor] = attended
-            except Exception as error:  # noqa: BLE001 - raised where the socket was brought
-                self._forget(descriptor)
-                attended.error = error
-                attended.failed.set()
-
-    def _forget(self, descriptor: int) -> None:
-        if self._sockets.pop(descriptor, None) is not None:
-            self._busy.pop(descriptor, None)
-            for epoll in (self._epoll, self._all):
+    def _forget(self, descriptor: int, attended: _Attended) -> None:
+        if self._sockets.get(descriptor) is not attended:
+            return
+        del self._sockets[descriptor]
+        if descriptor in self._busy:
+            self._busy.remove(descriptor)
+        for epoll in (self._epoll, self._all):
+            with suppress(OSError):  # not registered, or closed before
                 epoll.unregister(descriptor)
 
 
 _attendant: RunVar[_Attendant | None] = RunVar("attendant", None)
+
+
+def _seconds_to_deadline() -> float:
+    return trio.lowlevel.current_statistics().seconds_to_next_deadline
 
 
 def _trios_epoll() -> int | None:
