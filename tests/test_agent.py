@@ -28,14 +28,12 @@ from protego_cli.control.channel.messages import (
 )
 from protego_cli.control.channel.pki import Identity
 from protego_cli.errors import EnvironmentFault
-from tests.support.control import FakePlane, Gmn, at_port, make_cluster, running_gmn, until
+from tests.support.control import FakePlane, Gmn, at_port, make_certified, running_gmn, until
 
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Cluster:
-    made = make_cluster(tmp_path)
-    pki.init(made)
-    return made
+    return make_certified(tmp_path)
 
 
 def an_agent(cluster: Cluster, plane: FakePlane, name: str = "gpn-1", **options: float) -> Agent:
@@ -72,7 +70,7 @@ async def test_the_data_plane_outlives_the_gmn_and_is_reconciled(
             agent = an_agent(first.cluster, plane)
             nursery.start_soon(agent.run)
             await until(lambda: agent.connected)
-            await first.fabric.apply("gpn-1", put=[Park(300), Park(301)])
+            await first.apply("gpn-1", put=[Park(300), Park(301)])
             port = first.cluster.nodes[0].ports.control
         await until(lambda: not agent.connected)
         assert ("park", 300) in plane.records
@@ -101,7 +99,7 @@ async def test_a_gmn_below_the_highest_epoch_is_refused(
             agent = an_agent(new.cluster, plane)
             nursery.start_soon(agent.run)
             await until(lambda: agent.connected)
-            await new.fabric.apply("gpn-1", put=[Park(300)])
+            await new.apply("gpn-1", put=[Park(300)])
             port = new.cluster.nodes[0].ports.control
         async with running_gmn(at_port(cluster, port), epoch=4) as old:
             await until(lambda: "refused" in states(caplog))
@@ -143,7 +141,7 @@ async def test_a_change_is_confirmed_when_the_data_path_acts_on_it(cluster: Clus
         confirmed: list[int] = []
 
         async def change(number: int) -> None:
-            await gmn.fabric.apply("gpn-1", put=[Park(number)])
+            await gmn.apply("gpn-1", put=[Park(number)])
             confirmed.append(number)
 
         async with trio.open_nursery() as nursery:
@@ -313,7 +311,7 @@ async def test_disconnects_in_the_middle_of_applies_converge(cluster: Cluster) -
         plane, _ = await gmn.join("gpn-1")
         await churn(gmn)
         await until(lambda: gmn.fabric.connected("gpn"))
-        await gmn.fabric.apply("gpn-1")
+        await gmn.fabric.applied("gpn-1")
         parked = {key[1] for key in plane.records if key[0] == "park"}
         assert parked == {spi for spi in range(300, 360) if spi % 3}
 
@@ -323,7 +321,7 @@ async def churn(gmn: Gmn) -> None:
 
     async def change(spi: int) -> None:
         with contextlib.suppress(NodeDown):
-            await gmn.fabric.apply("gpn-1", put=[Park(spi)])
+            await gmn.apply("gpn-1", put=[Park(spi)])
         if spi % 3 == 0:
             gmn.fabric.desire("gpn-1", drop=[("park", spi)])
 

@@ -37,16 +37,14 @@ from protego_cli.control.channel.messages import (
 )
 from protego_cli.control.state.journal import Journal
 from protego_cli.errors import NotFound, Refused
-from tests.support.control import FakePlane, Gmn, dialled, make_cluster, running_gmn, until
+from tests.support.control import FakePlane, Gmn, dialled, make_certified, make_cluster, running_gmn, until
 from tests.support.node import Node, hello
 from tests.support.stores import MemoryStore
 
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Cluster:
-    made = make_cluster(tmp_path)
-    pki.init(made)
-    return made
+    return make_certified(tmp_path)
 
 
 # ---- what the fabric desires by itself
@@ -106,9 +104,9 @@ async def test_the_envelope_key_goes_to_gins_only(cluster: Cluster) -> None:
 async def test_apply_returns_when_the_node_acts_on_it(cluster: Cluster) -> None:
     async with running_gmn(cluster) as gmn:
         plane, _ = await gmn.join("gpn-1")
-        await gmn.fabric.apply("gpn-1", put=[Park(300), Park(301)])
+        await gmn.apply("gpn-1", put=[Park(300), Park(301)])
         assert {("park", 300), ("park", 301)} <= set(plane.records)
-        await gmn.fabric.apply("gpn-1", put=[Park(302)], drop=[("park", 300)])
+        await gmn.apply("gpn-1", put=[Park(302)], drop=[("park", 300)])
         assert ("park", 300) not in plane.records
         assert plane.log[-2:] == [("put", ("park", 302)), ("drop", ("park", 300))]
 
@@ -151,28 +149,24 @@ async def test_an_agent_says_what_its_data_path_can(cluster: Cluster, raw_esp: b
 async def test_only_changes_are_sent(cluster: Cluster) -> None:
     async with running_gmn(cluster) as gmn:
         node = Node()
-        async with dialled(gmn.cluster, "gin-1", node) as link:
-            await link.call(hello())
-            await until(lambda: gmn.fabric.connected("gin"))
+        async with gmn.linked("gin-1", node):
             steer = Steer(300, "gpn-1", "192.0.2.1", 4500)
-            await gmn.fabric.apply("gin-1", put=[steer])
-            await gmn.fabric.apply("gin-1", put=[steer])
-            await gmn.fabric.apply("gin-1", drop=[("steer", 999)])
+            await gmn.apply("gin-1", put=[steer])
+            await gmn.apply("gin-1", put=[steer])
+            await gmn.apply("gin-1", drop=[("steer", 999)])
             assert node.updates() == [Update(1, 2, (steer,))]
-            await gmn.fabric.apply("gin-1", put=[steer], barriers=["gpn-1"])
+            await gmn.apply("gin-1", put=[steer], barriers=["gpn-1"])
             assert node.updates()[1:] == [Update(1, 3, barriers=("gpn-1",))]
 
 
 async def test_desire_goes_out_with_the_next_apply(cluster: Cluster) -> None:
     async with running_gmn(cluster) as gmn:
         node = Node()
-        async with dialled(gmn.cluster, "gpn-1", node) as link:
-            await link.call(hello())
-            await until(lambda: gmn.fabric.connected("gpn"))
+        async with gmn.linked("gpn-1", node):
             gmn.fabric.desire("gpn-1", put=[Park(300)])
             await trio.testing.wait_all_tasks_blocked()
             assert node.updates() == []
-            await gmn.fabric.apply("gpn-1", put=[Park(301)])
+            await gmn.apply("gpn-1", put=[Park(301)])
             assert node.updates() == [Update(1, 2, (Park(300), Park(301)))]
 
 
@@ -180,20 +174,12 @@ async def test_an_identical_put_still_waits_for_the_first(cluster: Cluster) -> N
     """What is on its way may not be taken for applied."""
     async with running_gmn(cluster) as gmn:
         node = Node()
-        release = trio.Event()
-
-        async def later(request: AnyRequest) -> Reply:
-            await release.wait()
-            return node.apply(request)
-
-        async with dialled(gmn.cluster, "gpn-1", node) as link, trio.open_nursery() as nursery:
-            await link.call(hello())
-            await until(lambda: gmn.fabric.connected("gpn"))
-            node.answer = later
+        async with gmn.linked("gpn-1", node), trio.open_nursery() as nursery:
+            gate = node.hold()
             done: list[str] = []
 
             async def apply(name: str) -> None:
-                await gmn.fabric.apply("gpn-1", put=[Park(300)])
+                await gmn.apply("gpn-1", put=[Park(300)])
                 done.append(name)
 
             nursery.start_soon(apply, "first")
@@ -201,7 +187,7 @@ async def test_an_identical_put_still_waits_for_the_first(cluster: Cluster) -> N
             nursery.start_soon(apply, "second")
             await trio.testing.wait_all_tasks_blocked(0.01)
             assert done == []
-            release.set()
+            gate.set()
             await until(lambda: len(done) == 2)
             assert len(node.updates()) == 1
 
@@ -211,7 +197,7 @@ async def test_concurrent_applies_arrive_in_order_and_none_is_lost(cluster: Clus
         plane, _ = await gmn.join("gpn-1")
         async with trio.open_nursery() as nursery:
             for spi in range(300, 600):
-                nursery.start_soon(gmn.fabric.apply, "gpn-1", [Park(spi)])
+                nursery.start_soon(gmn.apply, "gpn-1", [Park(spi)])
         assert {("park", spi) for spi in range(300, 600)} <= set(plane.records)
         assert not [entry for entry in plane.log if entry[0] == "drop"]
 
@@ -221,26 +207,26 @@ async def test_a_refused_record_is_the_callers_error_and_can_be_tried_again(clus
         plane, _ = await gmn.join("gpn-1")
         plane.bad.add(("park", 300))
         with pytest.raises(Refused, match="is bad"):
-            await gmn.fabric.apply("gpn-1", put=[Park(300), Park(301)])
+            await gmn.apply("gpn-1", put=[Park(300), Park(301)])
         assert ("park", 301) in plane.records
         with pytest.raises(Refused, match="is bad"):
-            await gmn.fabric.apply("gpn-1", put=[Park(300)])
-        await gmn.fabric.apply("gpn-1", put=[Park(302)])  # others are not held up
+            await gmn.apply("gpn-1", put=[Park(300)])
+        await gmn.apply("gpn-1", put=[Park(302)])  # others are not held up
         plane.bad.clear()
-        await gmn.fabric.apply("gpn-1", put=[Park(300)])
+        await gmn.apply("gpn-1", put=[Park(300)])
         assert ("park", 300) in plane.records
 
 
 async def test_an_unknown_node(cluster: Cluster) -> None:
     fabric = Fabric(cluster, 1, Journal(MemoryStore(), {}))
     with pytest.raises(NotFound, match="gpn-9"):
-        await fabric.apply("gpn-9")
+        await fabric.applied("gpn-9")
 
 
 async def test_the_desired_state_outlives_the_absence_of_the_node(cluster: Cluster) -> None:
     async with running_gmn(cluster) as gmn:
         with pytest.raises(NodeDown, match="gpn-1: not connected"):
-            await gmn.fabric.apply("gpn-1", put=[Park(300)])
+            await gmn.apply("gpn-1", put=[Park(300)])
         plane, _ = await gmn.join("gpn-1")
         assert ("park", 300) in plane.records
 
@@ -255,12 +241,12 @@ async def test_a_barrier_holds_its_own_answer_only(cluster: Cluster) -> None:
         passed = trio.Event()
 
         async def flip() -> None:
-            await gmn.fabric.apply("gen-1", put=[Park(300)], barriers=["gpn-1"])
+            await gmn.apply("gen-1", put=[Park(300)], barriers=["gpn-1"])
             passed.set()
 
         nursery.start_soon(flip)
         await until(lambda: ("barrier", "gpn-1") in plane.log)
-        await gmn.fabric.apply("gen-1", put=[Park(301)])
+        await gmn.apply("gen-1", put=[Park(301)])
         assert not passed.is_set()
         assert plane.log.index(("put", ("park", 300))) < plane.log.index(("barrier", "gpn-1"))
         plane.echo.set()
@@ -273,7 +259,7 @@ async def test_a_barrier_without_echo_fails_and_the_node_stays(cluster: Cluster)
         plane, _ = await gmn.join("gen-1")
         plane.echo = trio.Event()
         with pytest.raises(Refused, match=r"gen-1: barrier not passed by gpn-1 \(no echo"):
-            await gmn.fabric.apply("gen-1", put=[Park(300)], barriers=["gpn-1"])
+            await gmn.apply("gen-1", put=[Park(300)], barriers=["gpn-1"])
         assert ("park", 300) in plane.records
         assert gmn.fabric.connected("gen") == ["gen-1"]
 
@@ -284,9 +270,7 @@ async def test_a_barrier_without_echo_fails_and_the_node_stays(cluster: Cluster)
 async def test_stale_gets_a_sync_and_the_apply_succeeds(cluster: Cluster) -> None:
     async with running_gmn(cluster) as gmn:
         node = Node()
-        async with dialled(gmn.cluster, "gen-1", node) as link:
-            await link.call(hello())
-            await until(lambda: gmn.fabric.connected("gen"))
+        async with gmn.linked("gen-1", node):
             stale = iter([Stale(0), Stale(0)])
 
             def once_stale(request: AnyRequest) -> Reply:
@@ -296,9 +280,9 @@ async def test_stale_gets_a_sync_and_the_apply_succeeds(cluster: Cluster) -> Non
 
             node.answer = once_stale
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(gmn.fabric.apply, "gen-1", [Park(300)])
+                nursery.start_soon(gmn.apply, "gen-1", [Park(300)])
                 await until(node.updates)
-                nursery.start_soon(gmn.fabric.apply, "gen-1", [Park(301)], [], ["gpn-1"])
+                nursery.start_soon(gmn.apply, "gen-1", [Park(301)], ["gpn-1"])
             synced = node.syncs()[-1]
             assert {Park(300), Park(301)} <= set(synced.records)
             assert node.updates()[-1].barriers == ("gpn-1",)  # a Sync passes no barrier
@@ -310,12 +294,10 @@ async def test_stale_gets_a_sync_and_the_apply_succeeds(cluster: Cluster) -> Non
 async def test_a_node_that_misses_the_deadline_is_withdrawn_and_comes_back_whole(cluster: Cluster) -> None:
     async with running_gmn(cluster, deadline=0.05) as gmn:
         node = Node()
-        async with dialled(gmn.cluster, "gin-1", node) as link:
-            await link.call(hello())
-            await until(lambda: gmn.fabric.connected("gin"))
+        async with gmn.linked("gin-1", node) as link:
             node.answer = node.never
             with pytest.raises(NodeDown, match=r"gin-1: withdrawn: Update not applied within 0\.05 s"):
-                await gmn.fabric.apply("gin-1", put=[Park(300)])
+                await gmn.apply("gin-1", put=[Park(300)])
             await until(lambda: link.closed)
         assert gmn.fabric.connected("gin") == []
         await until(lambda: ("down", "gin-1") in gmn.observer.log)
@@ -326,15 +308,13 @@ async def test_a_node_that_misses_the_deadline_is_withdrawn_and_comes_back_whole
 async def test_a_disconnect_fails_the_applies_that_wait(cluster: Cluster) -> None:
     async with running_gmn(cluster) as gmn:
         node = Node()
-        async with dialled(gmn.cluster, "gpn-1", node) as link:
-            await link.call(hello())
-            await until(lambda: gmn.fabric.connected("gpn"))
+        async with gmn.linked("gpn-1", node) as link:
             node.answer = node.never
             down: list[int] = []
 
             async def apply(spi: int) -> None:
                 with pytest.raises(NodeDown):
-                    await gmn.fabric.apply("gpn-1", put=[Park(spi)])
+                    await gmn.apply("gpn-1", put=[Park(spi)])
                 down.append(spi)
 
             async with trio.open_nursery() as nursery:
@@ -349,24 +329,17 @@ async def test_a_disconnect_fails_the_applies_that_wait(cluster: Cluster) -> Non
 
 async def test_a_cancelled_apply_leaves_the_rest_in_order(cluster: Cluster) -> None:
     async with running_gmn(cluster) as gmn:
-        node, gate = Node(), trio.Event()
-
-        async def later(request: AnyRequest) -> Reply:
-            await gate.wait()
-            return node.apply(request)
-
-        async with dialled(gmn.cluster, "gpn-1", node) as link:
-            await link.call(hello())
-            await until(lambda: gmn.fabric.connected("gpn"))
-            node.answer = later
+        node = Node()
+        async with gmn.linked("gpn-1", node):
+            gate = node.hold()
             with trio.move_on_after(math.inf) as scope:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(gmn.fabric.apply, "gpn-1", [Park(300)])
+                    nursery.start_soon(gmn.apply, "gpn-1", [Park(300)])
                     await until(node.updates)
                     scope.cancel()
             gate.set()
-            await gmn.fabric.apply("gpn-1", put=[Park(300)])  # it is still on its way
-            await gmn.fabric.apply("gpn-1", put=[Park(301)])
+            await gmn.apply("gpn-1", put=[Park(300)])  # it is still on its way
+            await gmn.apply("gpn-1", put=[Park(301)])
             assert [update.revision for update in node.updates()] == [2, 3]
 
 
@@ -392,7 +365,7 @@ async def test_the_observers_calls(cluster: Cluster) -> None:
         await until(lambda: ("down", "gpn-1") in gmn.observer.log)
         assert gmn.fabric.connected("gpn") == []
         with pytest.raises(NodeDown):
-            await gmn.fabric.apply("gpn-1", put=[Park(1)])
+            await gmn.apply("gpn-1", put=[Park(1)])
         await gmn.start("gpn-1", FakePlane())
         await until(lambda: len(gmn.observer.log) == 5)
         assert gmn.observer.log == [
@@ -407,9 +380,8 @@ async def test_the_observers_calls(cluster: Cluster) -> None:
 async def test_a_reconnection_of_one_process_is_no_restart(cluster: Cluster) -> None:
     async with running_gmn(cluster) as gmn:
         for _ in range(2):
-            async with dialled(gmn.cluster, "gpn-1", Node()) as link:
-                await link.call(hello("same"))
-                await until(lambda: gmn.fabric.connected("gpn"))
+            async with gmn.linked("gpn-1", Node(), "same"):
+                pass
             await until(lambda: gmn.observer.log[-1] == ("down", "gpn-1"))
         assert ("restarted", "gpn-1") not in gmn.observer.log
 
@@ -418,9 +390,7 @@ async def test_what_is_desired_while_connecting_is_in_the_sync(cluster: Cluster)
     async with running_gmn(cluster) as gmn:
         gmn.observer.on_connecting = lambda name: gmn.fabric.desire(name, put=[Park(300)])
         node = Node()
-        async with dialled(gmn.cluster, "gpn-1", node) as link:
-            await link.call(hello())
-            await until(lambda: gmn.fabric.connected("gpn"))
+        async with gmn.linked("gpn-1", node):
             assert Park(300) in node.syncs()[0].records
             assert node.updates() == []
 
@@ -429,19 +399,16 @@ async def test_a_second_connection_replaces_the_first_in_order(cluster: Cluster)
     async with running_gmn(cluster) as gmn:
         gmn.observer.hold_down = trio.Event()
         old, new = Node(), Node()
-        async with dialled(gmn.cluster, "gpn-1", old) as first:
-            await first.call(hello("one"))
+        async with gmn.linked("gpn-1", old, "one") as first, dialled(gmn.cluster, "gpn-1", new) as second:
+            await second.call(hello("two"))
+            await until(lambda: first.closed)
+            await trio.testing.wait_all_tasks_blocked()
+            assert gmn.observer.log == [("connecting", "gpn-1"), ("up", "gpn-1")]
+            gmn.observer.hold_down.set()
             await until(lambda: gmn.fabric.connected("gpn"))
-            async with dialled(gmn.cluster, "gpn-1", new) as second:
-                await second.call(hello("two"))
-                await until(lambda: first.closed)
-                await trio.testing.wait_all_tasks_blocked()
-                assert gmn.observer.log == [("connecting", "gpn-1"), ("up", "gpn-1")]
-                gmn.observer.hold_down.set()
-                await until(lambda: gmn.fabric.connected("gpn"))
-                await gmn.fabric.apply("gpn-1", put=[Park(300)])
-                assert new.updates()
-                assert not old.updates()
+            await gmn.apply("gpn-1", put=[Park(300)])
+            assert new.updates()
+            assert not old.updates()
         assert gmn.observer.log[2:5] == [("down", "gpn-1"), ("restarted", "gpn-1"), ("up", "gpn-1")]
 
 
@@ -455,11 +422,11 @@ async def test_a_node_that_refuses_a_record_of_its_sync_is_up_with_the_rest(clus
         assert (state.connected, list(state.refused)) == (True, [("park", 300)])
         assert "is bad" in state.refused["park", 300]
         assert ("park", 301) in plane.records
-        await gmn.fabric.apply("gpn-1", put=[Park(302)], needs=[("park", 301)])
+        await gmn.apply("gpn-1", put=[Park(302)], needs=[("park", 301)])
         with pytest.raises(Refused, match="is bad"):
-            await gmn.fabric.apply("gpn-1", needs=[("park", 300)])
+            await gmn.apply("gpn-1", needs=[("park", 300)])
         plane.bad.clear()
-        await gmn.fabric.apply("gpn-1", put=[Park(300)])
+        await gmn.apply("gpn-1", put=[Park(300)])
         assert ("park", 300) in plane.records
         assert not state.refused
 
@@ -469,8 +436,8 @@ async def test_what_is_refused_and_dropped_is_refused_no_more(cluster: Cluster) 
         plane, _ = await gmn.join("gpn-1")
         plane.bad.add(("park", 300))
         with pytest.raises(Refused, match="is bad"):
-            await gmn.fabric.apply("gpn-1", put=[Park(300)])
-        await gmn.fabric.apply("gpn-1", drop=[("park", 300)], needs=[("park", 300)])
+            await gmn.apply("gpn-1", put=[Park(300)])
+        await gmn.apply("gpn-1", drop=[("park", 300)], needs=[("park", 300)])
         assert not any(node.refused for node in gmn.fabric.nodes())
 
 
@@ -517,9 +484,7 @@ async def test_marks_are_the_highest_of_all_gins(cluster: Cluster) -> None:
 async def test_a_mark_that_one_gin_cannot_know_is_left_out(cluster: Cluster) -> None:
     async with running_gmn(cluster) as gmn:
         node = Node()
-        async with dialled(gmn.cluster, "gin-1", node) as link:
-            await link.call(hello())
-            await until(lambda: gmn.fabric.connected("gin"))
+        async with gmn.linked("gin-1", node):
             node.answer = lambda request: Marks({300: 17})
             assert await gmn.fabric.marks([300, 301]) == {300: 17}
 
@@ -527,9 +492,7 @@ async def test_a_mark_that_one_gin_cannot_know_is_left_out(cluster: Cluster) -> 
 async def test_a_mark_that_is_missing_is_an_error(cluster: Cluster) -> None:
     async with running_gmn(cluster) as gmn:
         node = Node()
-        async with dialled(gmn.cluster, "gin-1", node) as link:
-            await link.call(hello())
-            await until(lambda: gmn.fabric.connected("gin"))
+        async with gmn.linked("gin-1", node) as link:
             node.answer = lambda request: link.close("cut") or Marks({})  # type: ignore[func-returns-value]
             with pytest.raises(NodeDown):
                 await gmn.fabric.marks([300])

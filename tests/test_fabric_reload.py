@@ -13,16 +13,14 @@ from protego_cli.control.channel import pki
 from protego_cli.control.channel.fabric import NodeDown
 from protego_cli.control.channel.messages import Neighbour, Steer, Tenant
 from protego_cli.errors import NotFound
-from tests.support.control import FakePlane, make_cluster, running_gmn, until
+from tests.support.control import FakePlane, make_certified, running_gmn, until
 
 GPN3 = Node("gpn-3", "gpn", "127.1.0.5")
 
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Cluster:
-    made = make_cluster(tmp_path)
-    pki.init(made)
-    return made
+    return make_certified(tmp_path)
 
 
 def with_node(cluster: Cluster, node: Node) -> Cluster:
@@ -47,7 +45,7 @@ async def test_the_same_file_sends_nothing(cluster: Cluster) -> None:
         before = {name: list(plane.log) for name, plane in planes.items()}
         gmn.fabric.reload(msgspec.structs.replace(cluster))
         for name in planes:
-            await gmn.fabric.apply(name)
+            await gmn.fabric.applied(name)
         assert {name: plane.log for name, plane in planes.items()} == before
 
 
@@ -63,7 +61,7 @@ async def test_a_new_node_gets_its_pairs_and_no_other_changes(cluster: Cluster) 
         made = pki.init(gmn.cluster)
         assert [path.name for path in made] == ["gpn-3.key", "gpn-3.pem"]
         for name in planes:
-            await gmn.fabric.apply(name)
+            await gmn.fabric.applied(name)
         new, _ = await gmn.join("gpn-3")
         for edge in ("gin-1", "gen-1"):
             assert planes[edge].log == [("put", ("neighbour", "gpn-3"))]
@@ -85,12 +83,12 @@ async def test_a_node_that_left_is_let_in_no_more(cluster: Cluster) -> None:
         key = neighbour(gin, "gpn-2").tag_key
         gmn.fabric.reload(without(cluster, "gpn-2"))
         await until(lambda: ("down", "gpn-2") in gmn.observer.log)
-        await gmn.fabric.apply("gin-1")
+        await gmn.fabric.applied("gin-1")
         assert ("neighbour", "gpn-2") not in gin.records
         assert gpn.log[-1][0] == "put"
         gmn.fabric.desire("gpn-2", put=[Steer(7000, "gpn-1", "192.0.2.1", 4500)])  # what was under way
         with pytest.raises(NodeDown, match="gpn-2: has left the cluster"):
-            await gmn.fabric.apply("gpn-2")
+            await gmn.fabric.applied("gpn-2")
         with pytest.raises(NotFound):
             gmn.fabric.desire("gpn-9")
         assert [node.name for node in gmn.fabric.nodes()] == ["gin-1", "gen-1", "gpn-1"]
@@ -99,7 +97,7 @@ async def test_a_node_that_left_is_let_in_no_more(cluster: Cluster) -> None:
 
         gmn.fabric.reload(cluster)
         await until(lambda: agent.connected)
-        await gmn.fabric.apply("gin-1")
+        await gmn.fabric.applied("gin-1")
         assert neighbour(gin, "gpn-2").tag_key != key
 
 
@@ -121,7 +119,7 @@ async def test_another_address_keeps_the_keys(cluster: Cluster) -> None:
         gin, _ = await gmn.join("gin-1")
         before = neighbour(gin, "gpn-2")
         gmn.fabric.reload(with_node(cluster, Node("gpn-2", "gpn", "127.1.0.99")))
-        await gmn.fabric.apply("gin-1")
+        await gmn.fabric.applied("gin-1")
         assert neighbour(gin, "gpn-2") == msgspec.structs.replace(before, address="127.1.0.99")
 
 
@@ -140,7 +138,7 @@ async def test_tenants_come_change_and_go(cluster: Cluster) -> None:
                 made.append(msgspec.structs.replace(base, name=name, vni=vni, attach=attach, tunnels=()))
             gmn.fabric.reload(msgspec.structs.replace(cluster, tenants=tuple(made)))
             for name in planes:
-                await gmn.fabric.apply(name)
+                await gmn.fabric.applied(name)
             held = [
                 {r.vni: (r.name, r.vteps[0].address) for r in plane.records.values() if isinstance(r, Tenant)}
                 for plane in (planes["gpn-1"], planes["gen-1"])

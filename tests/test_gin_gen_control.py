@@ -75,7 +75,7 @@ async def test_a_steered_spi_is_effective_when_applied(cluster: Cluster, gpn_esp
         async with running_gmn(cluster) as gmn:
             await gmn.nursery.start(gin.run, gmn.cluster, GIN, load_plugins())
             await until(lambda: ("up", "gin-1") in gmn.observer.log)
-            await gmn.fabric.apply("gin-1", [Steer(SPI, "gpn-1", *peer.address)])
+            await gmn.apply("gin-1", [Steer(SPI, "gpn-1", *peer.address)])
             peer.say((VIP, GIN.ports.natt), esp(SPI, 1))
             assert await next_packet(gpn_esp) == esp(SPI, 1)
 
@@ -87,14 +87,12 @@ async def test_a_route_with_a_barrier(cluster: Cluster, gpn_vxlan: Station) -> N
             await gmn.nursery.start(gen.run, gmn.cluster, GEN, load_plugins())
             await until(lambda: ("up", "gen-1") in gmn.observer.log)
             neighbour = Neighbour("gpn-1", "gpn", GPN.address, GPN.ports.esp, GPN.ports.vxlan, KEY)
-            await gmn.fabric.apply("gen-1", [neighbour, ROUTE])
+            await gmn.apply("gen-1", [neighbour, ROUTE])
             vtep.say((GEN.address, GEN.ports.vxlan), vxlan("10.2.0.9", VNI))
             assert await next_packet(gpn_vxlan) == vxlan("10.2.0.9", VNI)
 
             async def flip() -> None:
-                await gmn.fabric.apply(
-                    "gen-1", [msgspec.structs.replace(ROUTE, prefixes=())], barriers=["gpn-1"]
-                )
+                await gmn.apply("gen-1", [msgspec.structs.replace(ROUTE, prefixes=())], barriers=["gpn-1"])
                 order.append("applied")
 
             async with trio.open_nursery() as nursery:

@@ -13,16 +13,14 @@ from protego_cli.control.channel.client import ask
 from protego_cli.control.channel.fabric import OPERATIONS, OPERATORS, OperatorRequest
 from protego_cli.control.channel.messages import GetStatus, ListNames, Migrate, Migrated, Names, Reply, Status
 from protego_cli.errors import EnvironmentFault, NotFound, Refused, Unreachable
-from tests.support.control import at_port, dialled, make_cluster, running_gmn, until
+from tests.support.control import at_port, dialled, make_certified, make_cluster, running_gmn, until
 
 MIGRATED = Migrated("acme/hq", "gpn-1", "gpn-2", "rekey", 1.0, 2.0, 3.0)
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Cluster:
-    made = make_cluster(Path(tmp_path_factory.mktemp("pki")))
-    pki.init(made)
-    return made
+    return make_certified(Path(tmp_path_factory.mktemp("pki")))
 
 
 async def answer(request: OperatorRequest) -> Reply:

@@ -53,16 +53,14 @@ from protego_cli.errors import (
     Unreachable,
     UsageError,
 )
-from tests.support.control import make_cluster, no_requests, until
+from tests.support.control import make_certified, no_requests, until
 
 GMN, GPN = Identity("demo", "gmn", "gmn-1"), Identity("demo", "gpn", "gpn-1")
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Cluster:
-    made = make_cluster(Path(tmp_path_factory.mktemp("pki")))
-    pki.init(made)
-    return made
+    return make_certified(Path(tmp_path_factory.mktemp("pki")))
 
 
 async def tls_pair(cluster: Cluster) -> tuple[TlsStream, TlsStream]:

@@ -29,16 +29,14 @@ from protego_cli.control.channel.pki import Identity
 from protego_cli.control.channel.rpc import connect
 from protego_cli.control.channel.tls import TlsStream
 from protego_cli.errors import EnvironmentFault, Refused, Unreachable
-from tests.support.control import at_port, make_cluster, running_gmn, until
+from tests.support.control import at_port, make_certified, running_gmn, until
 
 GMN = Identity("demo", "gmn", "gmn-1")
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Cluster:
-    made = make_cluster(Path(tmp_path_factory.mktemp("pki")))
-    pki.init(made)
-    return made
+    return make_certified(Path(tmp_path_factory.mktemp("pki")))
 
 
 class Door:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -20,6 +20,8 @@ from protego_cli.control.channel.rpc import Handler, Link, connect
 from protego_cli.control.channel.session import Reported
 from protego_cli.control.state.journal import Journal
 from protego_cli.errors import Refused
+from tests.support.node import Node as BareNode
+from tests.support.node import hello
 from tests.support.stores import MemoryStore
 
 NAMES = ("gin-1", "gen-1", "gpn-1", "gpn-2")
@@ -44,6 +46,13 @@ def make_cluster(directory: Path, *, name: str = "demo", port: int = 0) -> Clust
         nodes=tuple(nodes),
         tenants=(tenant,),
     )
+
+
+def make_certified(directory: Path) -> Cluster:
+    """`make_cluster`, with the certificates of all."""
+    cluster = make_cluster(directory)
+    pki.init(cluster)
+    return cluster
 
 
 def at_port(cluster: Cluster, port: int) -> Cluster:
@@ -161,6 +170,28 @@ class Gmn:
         agent, scope = await self.start(name, plane)
         await until(lambda: ("up", name) in self.observer.log and agent.connected)
         return plane, scope
+
+    @contextlib.asynccontextmanager
+    async def linked(self, name: str, node: BareNode, boot: str = "one") -> AsyncIterator[Link]:
+        """The link of a node without an agent that is connected and synced."""
+        async with dialled(self.cluster, name, node) as link:
+            await link.call(hello(boot))
+            await until(lambda: self.fabric.is_connected(name))
+            yield link
+
+    async def apply(
+        self,
+        name: str,
+        put: Iterable[AnyRecord] = (),
+        barriers: Sequence[str] = (),
+        needs: Iterable[Key] = (),
+        *,
+        drop: Iterable[Key] = (),
+    ) -> None:
+        """Change what a node should hold, and wait until it does."""
+        put = tuple(put)
+        self.fabric.desire(name, put, drop)
+        await self.fabric.applied(name, barriers, [*(record.key for record in put), *needs])
 
 
 @contextlib.asynccontextmanager

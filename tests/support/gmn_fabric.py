@@ -142,23 +142,14 @@ class DataNodes:
         if member is not None and member.linked and member.pending:
             self._update(member)
 
-    async def apply(
-        self,
-        node: str,
-        put: Iterable[AnyRecord] = (),
-        drop: Iterable[Key] = (),
-        barriers: Sequence[str] = (),
-        needs: Iterable[Key] = (),
-    ) -> None:
-        put = tuple(put)
-        self.desire(node, put, drop)
+    async def applied(self, node: str, barriers: Sequence[str] = (), needs: Iterable[Key] = ()) -> None:
         if node in self.left:
             raise NodeDown(f"{node}: has left the cluster")
         member = self.all[node]
         if not member.linked:
             raise NodeDown(f"{node}: not connected")
         await self._delivered(member, barriers)
-        for key in (*(record.key for record in put), *needs):
+        for key in needs:
             if key in member.refused:
                 raise Refused(f"{node}: {member.refused[key]}")
 

@@ -29,6 +29,17 @@ class Node:
         await trio.sleep_forever()
         raise AssertionError
 
+    def hold(self) -> trio.Event:
+        """Answer nothing until the event is set."""
+        gate = trio.Event()
+
+        async def later(request: AnyRequest) -> Reply:
+            await gate.wait()
+            return self.apply(request)
+
+        self.answer = later
+        return gate
+
     def updates(self) -> list[Update]:
         return [request for request in self.asked if isinstance(request, Update)]
 

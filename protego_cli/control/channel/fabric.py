@@ -3,7 +3,8 @@
 1. `serve` listens. A certificate of a data node opens a session, the operator's a line to `operator_handler`.
 2. A session (`session.py`): `Hello` -> `Welcome`; the observer may still change what is desired
    (`node_connecting`); `Sync`; `node_up`; what the node reports; `node_down` when its link is gone.
-3. `desire` and `apply` change what a node should hold (`member.py` delivers it). It outlives connections.
+3. `desire` changes what a node should hold, and `member.py` delivers it: at once with `push`, and `applied`
+   waits until the node acts on it. What is desired outlives connections.
 4. From the cluster file the fabric itself desires, with keys that stay the same when the GMN starts anew:
    `Neighbour` records for every pair of a GPN with a GIN or GEN, and `Tenant` records for GENs and GPNs,
    and the `Tun` records of GENs.
@@ -150,8 +151,8 @@ class Fabric:
         silence: float = SILENCE,
         admissions: Admissions | None = None,
     ) -> None:
-        """`node` is this GMN (the first of the file when left out); `deadline`, seconds for an apply. What an
-        earlier life knew of the nodes comes from the journal. `admissions`: where there are pools.
+        """`node` is this GMN (the first of the file when left out); `deadline`, seconds for an Update. What
+        an earlier life knew of the nodes comes from the journal. `admissions`: where there are pools.
         """
         self._admissions = admissions
         self.epoch = epoch
@@ -216,7 +217,9 @@ class Fabric:
         return self._envelope_keys[gin]
 
     def desire(self, node: str, put: Iterable[AnyRecord] = (), drop: Iterable[Key] = ()) -> None:
-        """Change what a node should hold; it hears of it with the next `apply` or Sync. Puts before drops."""
+        """Change what a node should hold; it hears of it with the next `push`, `applied` or Sync. Puts before
+        drops.
+        """
         if node not in self._left:
             self._member(node).desire(put, drop)
 
@@ -225,27 +228,17 @@ class Fabric:
         if (member := self._members.get(node)) is not None:
             member.push()
 
-    async def apply(
-        self,
-        node: str,
-        put: Iterable[AnyRecord] = (),
-        drop: Iterable[Key] = (),
-        barriers: Sequence[str] = (),
-        needs: Iterable[Key] = (),
-    ) -> None:
-        """Change what a node should hold; return when its data path acts on it and the barriers are passed.
+    async def applied(self, node: str, barriers: Sequence[str] = (), needs: Iterable[Key] = ()) -> None:
+        """Return when a node's data path acts on all that is desired of it and the barriers are passed.
 
-        Sends nothing where nothing changes. Raises NodeDown when the node is not there, goes, or misses the
-        deadline (it is desired all the same, and comes with the next Sync); Refused when it cannot act on a
-        record that is put here or is among those that the caller `needs`, or when a barrier is not echoed;
-        NotFound for a node that the cluster file does not have.
+        Sends nothing where the node has heard of all. Raises NodeDown when the node is not there, goes, or
+        misses the deadline (what is desired comes with the next Sync); Refused when it cannot act on a record
+        that the caller `needs`, or when a barrier is not echoed; NotFound for a node that the cluster file
+        does not have.
         """
         if node in self._left:
             raise NodeDown(f"{node}: has left the cluster")
-        member = self._member(node)
-        put = tuple(put)
-        member.desire(put, drop)
-        await member.flush([*(record.key for record in put), *needs], tuple(barriers))
+        await self._member(node).flush(needs, tuple(barriers))
 
     async def marks(self, spis: Sequence[int]) -> dict[int, int]:
         """The highest ESP number that any connected GIN has forwarded for each SPI; empty without GINs, and

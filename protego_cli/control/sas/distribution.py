@@ -44,14 +44,7 @@ class DesiredState(Protocol):
 
     def push(self, node: str) -> None: ...
 
-    async def apply(
-        self,
-        node: str,
-        put: Iterable[AnyRecord] = (),
-        drop: Iterable[Key] = (),
-        barriers: Sequence[str] = (),
-        needs: Iterable[Key] = (),
-    ) -> None: ...
+    async def applied(self, node: str, barriers: Sequence[str] = (), needs: Iterable[Key] = ()) -> None: ...
 
     async def marks(self, spis: Sequence[int]) -> dict[int, int]: ...
 
@@ -147,7 +140,7 @@ class Distribution:
         """Wait until a GPN acts on all that is desired of it. Raises NodeDown, or Refused when it cannot act
         on one of these records.
         """
-        await self._fabric.apply(gpn, needs=needs)
+        await self._fabric.applied(gpn, needs=needs)
 
     async def let_go(self, gpn: str) -> None:
         """The same for a change that a GPN which is gone needs not hear of."""
@@ -201,7 +194,7 @@ class Distribution:
         with trio.move_on_after(PATIENCE):
             while True:
                 try:
-                    await self._fabric.apply(gen, barriers=(behind,))
+                    await self._fabric.applied(gen, barriers=(behind,))
                 except ProtegoError as error:
                     log.debug("barrier not passed node=%s reason=%s", gen, error)
                 else:
@@ -229,7 +222,7 @@ class Distribution:
 
     async def _tolerantly(self, node: str) -> None:
         try:
-            await self._fabric.apply(node)
+            await self._fabric.applied(node)
         except NodeDown as error:
             log.debug("change waits for a sync node=%s reason=%s", node, error)
         except ProtegoError as error:
