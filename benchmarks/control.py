@@ -23,7 +23,8 @@ import trio
 from benchmarks.bench import cpu_seconds
 from protego_cli.config.load import load
 from protego_cli.control.channel.client import Ask, converse
-from protego_cli.control.channel.messages import GetStatus, Migrate, RekeyTunnel, Request, Status
+from protego_cli.control.channel.message import Request
+from protego_cli.control.channel.operator_messages import GetStatus, Migrate, RekeyTunnel, Status
 from protego_cli.lab import layout
 from protego_cli.lab.children import Child, Children
 from protego_cli.lab.run import Run

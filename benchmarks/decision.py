@@ -17,7 +17,7 @@ import trio
 
 from protego_cli.config.model import PskAuth, Role, TunnelConfig
 from protego_cli.control.channel.fabric import NodeState
-from protego_cli.control.channel.messages import Key
+from protego_cli.control.channel.message import Key
 from protego_cli.control.packing.load import Passed
 from protego_cli.control.packing.placement import Packer
 from protego_cli.control.packing.seats import Seats

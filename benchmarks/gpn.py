@@ -18,7 +18,7 @@ from benchmarks.bench import Case, Cost, Effort, Side, compare
 from benchmarks.floor import Cipher, Step, floor, opening, sealing
 from benchmarks.loads import Buffer, Load
 from protego_cli.config.model import Node, Ports
-from protego_cli.control.channel.messages import Neighbour, Rule, Sa, Tenant, Vtep
+from protego_cli.control.channel.desired_records import Neighbour, Rule, Sa, Tenant, Vtep
 from protego_cli.crypto.algorithms import EspSuite, Registry
 from protego_cli.crypto.builtin import ALGORITHMS
 from protego_cli.esp.packet import trailer

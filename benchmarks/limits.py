@@ -34,7 +34,7 @@ import trio
 
 from benchmarks.bench import cpu_seconds
 from protego_cli.config.model import Cluster, Node, Ports, Rate
-from protego_cli.control.channel.messages import Limit, Neighbour, Route, Rule, Sa, Steer, Tenant, Vtep
+from protego_cli.control.channel.desired_records import Limit, Neighbour, Route, Rule, Sa, Steer, Tenant, Vtep
 from protego_cli.control.sas.limits import GEN_CEILING, GIN_CEILING
 from protego_cli.counters import Counters
 from protego_cli.crypto.algorithms import Registry

@@ -36,7 +36,7 @@ from benchmarks.bench import cpu_seconds, machine
 from benchmarks.ends import DIAL, IDLE, SEND, Ends, Log
 from protego_cli.config.load import load
 from protego_cli.control.channel.client import Ask, converse
-from protego_cli.control.channel.messages import GetStatus, Migrate, Migrated, Status
+from protego_cli.control.channel.operator_messages import GetStatus, Migrate, Migrated, Status
 from protego_cli.lab import layout
 from protego_cli.lab.children import Children
 from protego_cli.lab.peers import mirrored

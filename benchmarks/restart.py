@@ -27,7 +27,7 @@ import trio
 from benchmarks.control import cluster
 from protego_cli.config.model import Cluster
 from protego_cli.control.channel.client import ask
-from protego_cli.control.channel.messages import GetStatus, Status
+from protego_cli.control.channel.operator_messages import GetStatus, Status
 from protego_cli.control.pools.processes import program
 from protego_cli.control.state.sqlite import SqliteStore
 from protego_cli.counters import Counters

@@ -15,17 +15,17 @@ import trio.testing
 from protego_cli.config.model import Cluster
 from protego_cli.control.channel import pki
 from protego_cli.control.channel.agent import NOTICES, Agent, run_agent
+from protego_cli.control.channel.desired_records import Park
 from protego_cli.control.channel.fabric import NodeDown
-from protego_cli.control.channel.messages import (
+from protego_cli.control.channel.node_messages import (
     FirstPacket,
     GetMarks,
-    GetStatus,
     Marks,
-    Park,
     PeerAddress,
     RangeLow,
     Report,
 )
+from protego_cli.control.channel.operator_messages import GetStatus
 from protego_cli.control.channel.pki import Identity
 from protego_cli.errors import EnvironmentFault
 from tests.support.control import FakePlane, Gmn, at_port, make_certified, running_gmn, until

@@ -7,23 +7,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protego_cli.control.channel.desired import NAMED, REASONS, Holding, difference
-from protego_cli.control.channel.frames import NODE_LIMIT, encode
-from protego_cli.control.channel.messages import (
+from protego_cli.control.channel.desired_records import (
     AnyRecord,
-    Applied,
-    Failed,
-    Key,
     Neighbour,
     Park,
     Route,
     Rule,
     Sa,
-    Stale,
     Steer,
-    Sync,
     Tenant,
-    Update,
 )
+from protego_cli.control.channel.frames import NODE_LIMIT, encode
+from protego_cli.control.channel.message import Failed, Key
+from protego_cli.control.channel.node_messages import Applied, Stale, Sync, Update
 from tests.support.control import FakePlane
 
 NEIGHBOUR = Neighbour("gpn-1", "gpn", "10.0.0.1", 4500, 4789, b"k" * 32)

@@ -19,16 +19,15 @@ from protego_cli.cli.app import main
 from protego_cli.cli.render import status_view
 from protego_cli.config.diff import FieldChange, Landed
 from protego_cli.config.model import Cluster
-from protego_cli.control.channel.messages import (
+from protego_cli.control.channel.message import Reply, Request
+from protego_cli.control.channel.node_messages import Noted
+from protego_cli.control.channel.operator_messages import (
     GetStatus,
     Migrate,
     Migrated,
     NodeStatus,
-    Noted,
     Reload,
     Reloaded,
-    Reply,
-    Request,
     Status,
     TunnelStatus,
 )

@@ -14,7 +14,8 @@ from protego_cli.cli.app import main
 from protego_cli.cli.events import instant
 from protego_cli.cli.follow import Printer
 from protego_cli.control.channel.client import Ask
-from protego_cli.control.channel.messages import Event, Events, GetEvents, Reply, Request
+from protego_cli.control.channel.message import Reply, Request
+from protego_cli.control.channel.operator_messages import Event, Events, GetEvents
 from protego_cli.errors import Unreachable, UsageError
 from tests.support.clusters import write_cluster
 

@@ -15,11 +15,8 @@ from protego_cli.cli import asking, jobs, options
 from protego_cli.cli.app import main
 from protego_cli.config.model import Cluster
 from protego_cli.control.channel.client import Ask
-from protego_cli.control.channel.messages import (
-    Noted,
-    Reply,
-    Request,
-)
+from protego_cli.control.channel.message import Reply, Request
+from protego_cli.control.channel.node_messages import Noted
 from protego_cli.control.channel.pool_messages import (
     Drain,
     GetJob,

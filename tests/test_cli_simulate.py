@@ -20,7 +20,8 @@ from protego_cli.cli.options import complete_policies
 from protego_cli.cli.recording import _Recording
 from protego_cli.config.load import load
 from protego_cli.config.model import Cluster
-from protego_cli.control.channel.messages import Reply, Request, Status, TunnelStatus
+from protego_cli.control.channel.message import Reply, Request
+from protego_cli.control.channel.operator_messages import Status, TunnelStatus
 from protego_cli.errors import Unreachable
 from protego_cli.sim.measures import DEFINITIONS
 from protego_cli.sim.reading import read

@@ -12,12 +12,12 @@ from trio.testing import MockClock
 
 from protego_cli.cli.tunnel_view import detail_view
 from protego_cli.config.model import TunnelConfig
-from protego_cli.control.channel.messages import (
+from protego_cli.control.channel.message import Reply
+from protego_cli.control.channel.operator_messages import (
     Acted,
     DownTunnel,
     GetEvents,
     RekeyTunnel,
-    Reply,
     ShowTunnel,
     TunnelDetail,
     UpTunnel,

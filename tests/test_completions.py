@@ -15,7 +15,8 @@ import trio
 from protego_cli.cli import options
 from protego_cli.config.model import Cluster
 from protego_cli.control.channel import client
-from protego_cli.control.channel.messages import ListNames, Names, Reply, Request
+from protego_cli.control.channel.message import Reply, Request
+from protego_cli.control.channel.operator_messages import ListNames, Names
 from protego_cli.errors import Unreachable
 from tests.support.clusters import write_cluster
 

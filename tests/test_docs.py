@@ -15,7 +15,7 @@ from protego_cli.config import diff
 from protego_cli.config.diff import FieldChange, Landed
 from protego_cli.config.load import load
 from protego_cli.config.model import ElasticConfig, IkeSettings, Ports, TunAttach
-from protego_cli.control.channel.messages import (
+from protego_cli.control.channel.operator_messages import (
     ChildSaDetail,
     Event,
     Explanation,

@@ -8,10 +8,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from protego_cli.control.channel.messages import (
-    Report,
-    SaUsage,
-)
+from protego_cli.control.channel.node_messages import Report, SaUsage
 from protego_cli.control.channel.pool_messages import (
     Drain,
     GetJob,

@@ -11,7 +11,8 @@ import trio
 import trio.testing
 
 from protego_cli.config.model import Cluster, Node, Ports
-from protego_cli.control.channel.messages import Neighbour, Route, Rule, Sa, Steer, Tenant, Vtep, Welcome
+from protego_cli.control.channel.desired_records import Neighbour, Route, Rule, Sa, Steer, Tenant, Vtep
+from protego_cli.control.channel.node_messages import Welcome
 from protego_cli.crypto.algorithms import Registry
 from protego_cli.crypto.builtin import ALGORITHMS
 from protego_cli.plugins.steering_backends import Mux

@@ -10,7 +10,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from protego_cli.control.channel.messages import Event, Events, GetEvents
+from protego_cli.control.channel.operator_messages import Event, Events, GetEvents
 from protego_cli.control.operating import events
 from protego_cli.control.operating.events import EventLog
 from protego_cli.control.packing.placement import Move, PackingView, TunnelView

@@ -17,7 +17,7 @@ from trio.testing import MockClock
 
 from protego_cli.cli import asking
 from protego_cli.cli.app import main
-from protego_cli.control.channel.messages import Explain, Explanation, ExplanationRow, Explanations
+from protego_cli.control.channel.operator_messages import Explain, Explanation, ExplanationRow, Explanations
 from protego_cli.control.operating import strangers
 from protego_cli.control.operating.strangers import Strangers
 from protego_cli.crypto.proposal import parse_ike

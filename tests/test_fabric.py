@@ -13,28 +13,23 @@ from msgspec import structs
 from protego_cli.config.model import Cluster
 from protego_cli.control.channel import pki
 from protego_cli.control.channel.agent import Agent
+from protego_cli.control.channel.desired_records import Neighbour, Park, Steer, Tenant
 from protego_cli.control.channel.fabric import Fabric, NodeDown
-from protego_cli.control.channel.messages import (
-    AnyRequest,
+from protego_cli.control.channel.message import Failed, Reply
+from protego_cli.control.channel.messages import AnyRequest
+from protego_cli.control.channel.node_messages import (
     Applied,
-    Failed,
     FirstPacket,
     GetMarks,
-    GetStatus,
-    ListNames,
     Marks,
-    Neighbour,
-    Park,
     PeerAddress,
-    Reply,
     Report,
     Stale,
-    Steer,
     Sync,
-    Tenant,
     Update,
     Welcome,
 )
+from protego_cli.control.channel.operator_messages import GetStatus, ListNames
 from protego_cli.control.state.journal import Journal
 from protego_cli.errors import NotFound, Refused
 from tests.support.control import FakePlane, Gmn, dialled, make_certified, make_cluster, running_gmn, until

@@ -10,8 +10,8 @@ import trio
 
 from protego_cli.config.model import Cluster, Node, VtepConfig, VxlanAttach
 from protego_cli.control.channel import pki
+from protego_cli.control.channel.desired_records import Neighbour, Steer, Tenant
 from protego_cli.control.channel.fabric import NodeDown
-from protego_cli.control.channel.messages import Neighbour, Steer, Tenant
 from protego_cli.errors import NotFound
 from tests.support.control import FakePlane, make_certified, running_gmn, until
 

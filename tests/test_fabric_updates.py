@@ -11,8 +11,11 @@ import trio
 import trio.testing
 
 from protego_cli.config.model import Cluster
+from protego_cli.control.channel.desired_records import Park
 from protego_cli.control.channel.fabric import NodeDown
-from protego_cli.control.channel.messages import AnyRequest, Failed, Key, Park, Reply, Stale, Sync
+from protego_cli.control.channel.message import Failed, Key, Reply
+from protego_cli.control.channel.messages import AnyRequest
+from protego_cli.control.channel.node_messages import Stale, Sync
 from protego_cli.errors import Refused
 from tests.support.control import Gmn, dialled, make_certified, running_gmn, until
 from tests.support.node import Node, hello

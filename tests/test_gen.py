@@ -11,7 +11,8 @@ import trio
 import trio.testing
 
 from protego_cli.config.model import Node, Ports
-from protego_cli.control.channel.messages import Neighbour, Route, Steer, Tenant, Vtep, Welcome
+from protego_cli.control.channel.desired_records import Neighbour, Route, Steer, Tenant, Vtep
+from protego_cli.control.channel.node_messages import Welcome
 from protego_cli.crypto.mac import hmac_sha256
 from protego_cli.errors import Refused, Unreachable
 from protego_cli.net.udp import Address

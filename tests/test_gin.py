@@ -13,7 +13,8 @@ import pytest
 import trio
 
 from protego_cli.config.model import Cluster, Node, Ports
-from protego_cli.control.channel.messages import Park, Steer, Tenant, Welcome
+from protego_cli.control.channel.desired_records import Park, Steer, Tenant
+from protego_cli.control.channel.node_messages import Welcome
 from protego_cli.crypto.mac import hmac_sha256
 from protego_cli.errors import EnvironmentFault, Refused
 from protego_cli.net.raw import RawSocket

@@ -12,7 +12,7 @@ import trio
 
 from protego_cli.config.model import Cluster, Node, Ports
 from protego_cli.control.channel import pki
-from protego_cli.control.channel.messages import Neighbour, Route, Steer
+from protego_cli.control.channel.desired_records import Neighbour, Route, Steer
 from protego_cli.crypto.mac import hmac_sha256
 from protego_cli.errors import EnvironmentFault
 from protego_cli.net.steering import SteeringBackend

@@ -8,7 +8,8 @@ import pytest
 from trio.testing import MockClock
 
 from protego_cli.config.model import Lifetimes
-from protego_cli.control.channel.messages import Report, Sa, SaUsage
+from protego_cli.control.channel.desired_records import Sa
+from protego_cli.control.channel.node_messages import Report, SaUsage
 from protego_cli.control.sas.tunnel import Placed
 from protego_cli.errors import NoAdditionalSas
 from tests.support.gmn_world import WALL, World, world

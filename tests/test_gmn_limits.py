@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from protego_cli.config.model import Cluster, LimitConfig, Node, Rate
-from protego_cli.control.channel.messages import Limit, Report, Sa, SaUsage, Steer
+from protego_cli.control.channel.desired_records import Limit, Sa, Steer
+from protego_cli.control.channel.node_messages import Report, SaUsage
 from protego_cli.control.sas.limits import GEN_CEILING, GIN_CEILING, LEAST_BURST, parts
 from protego_cli.control.sas.tunnel import Placed
 from tests.support.gmn_cluster import make_cluster

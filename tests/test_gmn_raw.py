@@ -11,12 +11,11 @@ from msgspec import structs
 from trio.testing import MockClock
 
 from protego_cli.config.model import Cluster
-from protego_cli.control.channel.messages import (
+from protego_cli.control.channel.desired_records import Sa, Steer
+from protego_cli.control.channel.operator_messages import (
     DownTunnel,
     GetEvents,
-    Sa,
     ShowTunnel,
-    Steer,
     TunnelDetail,
     UpTunnel,
 )

@@ -8,7 +8,8 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from protego_cli.control.channel.messages import Report, Sa, SaUsage
+from protego_cli.control.channel.desired_records import Sa
+from protego_cli.control.channel.node_messages import Report, SaUsage
 from protego_cli.control.sas.ranges import EXTENDED_SIZE
 from protego_cli.control.sas.tunnel import Placed
 from protego_cli.errors import NoAdditionalSas, ProtegoError

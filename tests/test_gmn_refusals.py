@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from trio.testing import MockClock
 
-from protego_cli.control.channel.messages import AnyRecord, Event, GetEvents, Sa
+from protego_cli.control.channel.desired_records import AnyRecord, Sa
+from protego_cli.control.channel.operator_messages import Event, GetEvents
 from protego_cli.errors import Refused
 from tests.support.gmn_world import TUNNEL, World, world
 

@@ -11,7 +11,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from protego_cli.control.channel.messages import GetEvents, Route, Sa
+from protego_cli.control.channel.desired_records import Route, Sa
+from protego_cli.control.channel.operator_messages import GetEvents
 from protego_cli.errors import ConfigError, EnvironmentFault, Problem, ProtegoError, Refused
 from protego_cli.ike.events import IkeRekeyed
 from tests.support.gmn_cluster import make_tenant

@@ -17,7 +17,8 @@ from protego_cli.config.model import Cluster
 from protego_cli.control.channel import pki
 from protego_cli.control.channel.agent import Agent, run_agent
 from protego_cli.control.channel.client import ask
-from protego_cli.control.channel.messages import (
+from protego_cli.control.channel.desired_records import Sa
+from protego_cli.control.channel.operator_messages import (
     Events,
     GetEvents,
     ListNames,
@@ -25,7 +26,6 @@ from protego_cli.control.channel.messages import (
     Names,
     Reload,
     Reloaded,
-    Sa,
 )
 from protego_cli.net.pump import drain, pump
 from protego_cli.net.udp import UdpSocket

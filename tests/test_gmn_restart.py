@@ -18,7 +18,7 @@ import trio.testing
 from trio._core import _run as scheduler
 from trio.testing import MockClock
 
-from protego_cli.control.channel.messages import Park, Sa, Steer
+from protego_cli.control.channel.desired_records import Park, Sa, Steer
 from protego_cli.control.sas.ranges import EXTENDED_SIZE
 from protego_cli.control.state import crash
 from protego_cli.errors import ChildSaNotFound, TemporaryFailure

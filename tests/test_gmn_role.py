@@ -20,14 +20,13 @@ from protego_cli.config.model import Cluster, Node, Ports, PskAuth, TenantConfig
 from protego_cli.control.channel import pki
 from protego_cli.control.channel.agent import Agent, run_agent
 from protego_cli.control.channel.client import ask
-from protego_cli.control.channel.messages import (
+from protego_cli.control.channel.desired_records import Neighbour, Sa
+from protego_cli.control.channel.operator_messages import (
     GetStatus,
     ListNames,
     Migrate,
     Migrated,
     Names,
-    Neighbour,
-    Sa,
     Status,
     TunnelStatus,
 )

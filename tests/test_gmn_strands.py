@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from trio._core import _run as scheduler
 from trio.testing import MockClock
 
-from protego_cli.control.channel.messages import Route
+from protego_cli.control.channel.desired_records import Route
 from protego_cli.control.sas.stored import load_sa, load_tunnel, store_sa, store_tunnel
 from protego_cli.control.sas.tunnel import STRANDS
 from protego_cli.control.state import crash

@@ -9,18 +9,9 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from protego_cli.control.channel.messages import (
-    GetStatus,
-    ListNames,
-    Names,
-    PeerAddress,
-    RangeLow,
-    Report,
-    Rule,
-    Sa,
-    SaUsage,
-    Steer,
-)
+from protego_cli.control.channel.desired_records import Rule, Sa, Steer
+from protego_cli.control.channel.node_messages import PeerAddress, RangeLow, Report, SaUsage
+from protego_cli.control.channel.operator_messages import GetStatus, ListNames, Names
 from protego_cli.control.procedures.tunnels import OVERDUE
 from protego_cli.control.sas.ranges import EXTENDED_SIZE
 from protego_cli.control.sas.sad import SEAT_WAIT

@@ -15,18 +15,8 @@ import trio
 import trio.testing
 
 from protego_cli.config.model import Node, Ports
-from protego_cli.control.channel.agent import Notice
-from protego_cli.control.channel.messages import (
-    FirstPacket,
-    Neighbour,
-    Park,
-    PeerAddress,
-    RangeLow,
-    Rule,
-    Sa,
-    Tenant,
-    Vtep,
-)
+from protego_cli.control.channel.desired_records import Neighbour, Park, Rule, Sa, Tenant, Vtep
+from protego_cli.control.channel.node_messages import FirstPacket, Notice, PeerAddress, RangeLow
 from protego_cli.crypto.algorithms import Registry
 from protego_cli.crypto.builtin import ALGORITHMS
 from protego_cli.crypto.mac import hmac_sha256

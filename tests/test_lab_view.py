@@ -7,7 +7,7 @@ from io import StringIO
 import pytest
 from rich.console import Console, RenderableType
 
-from protego_cli.control.channel.messages import NodeStatus, Status, TunnelStatus
+from protego_cli.control.channel.operator_messages import NodeStatus, Status, TunnelStatus
 from protego_cli.lab.protocol import SiteCount, Snapshot
 from protego_cli.lab.receipt import Move, make_receipt
 from protego_cli.lab.view import Scene, picture, receipt_table

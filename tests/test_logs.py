@@ -24,7 +24,7 @@ from protego_cli.cli.logs import (
     configure_logging,
     pieces,
 )
-from protego_cli.control.channel.messages import Event
+from protego_cli.control.channel.operator_messages import Event
 from protego_cli.control.operating.events import KINDS
 
 PACKAGE = Path(protego_cli.__file__).parent

@@ -9,7 +9,8 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from protego_cli.control.channel.messages import Migrated, Rule, Sa, Steer
+from protego_cli.control.channel.desired_records import Rule, Sa, Steer
+from protego_cli.control.channel.operator_messages import Migrated
 from protego_cli.control.sas.ranges import EXTENDED_SIZE
 from protego_cli.control.sas.tunnel import Placed
 from protego_cli.control.state import crash

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from protego_cli.config.load import load
 from protego_cli.control.channel.attachments import known_to, tenant_record, tun_records
-from protego_cli.control.channel.messages import Vtep
+from protego_cli.control.channel.desired_records import Vtep
 from protego_cli.counters import Counters
 from protego_cli.net.attachment import Attachments, frames
 from protego_cli.net.gso import MAX_BYTES, MAX_SEGMENTS

@@ -12,7 +12,7 @@ from msgspec import structs
 
 from protego_cli.config.model import Cluster
 from protego_cli.control.channel import pki
-from protego_cli.control.channel.messages import GetEvents
+from protego_cli.control.channel.operator_messages import GetEvents
 from protego_cli.control.channel.pool_messages import GetPools, PoolNodeStatus, Pools
 from tests.support.gmn_cluster import make_cluster
 from tests.support.gmn_world import World

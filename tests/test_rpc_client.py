@@ -10,8 +10,17 @@ import trio
 from protego_cli.config.model import Cluster
 from protego_cli.control.channel import pki
 from protego_cli.control.channel.client import ask
-from protego_cli.control.channel.fabric import OPERATIONS, OPERATORS, OperatorRequest
-from protego_cli.control.channel.messages import GetStatus, ListNames, Migrate, Migrated, Names, Reply, Status
+from protego_cli.control.channel.fabric import OPERATIONS, OPERATORS
+from protego_cli.control.channel.message import Reply
+from protego_cli.control.channel.operator_messages import (
+    GetStatus,
+    ListNames,
+    Migrate,
+    Migrated,
+    Names,
+    OperatorRequest,
+    Status,
+)
 from protego_cli.errors import EnvironmentFault, NotFound, Refused, Unreachable
 from tests.support.control import at_port, dialled, make_certified, make_cluster, running_gmn, until
 

@@ -10,30 +10,24 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from protego_cli.control.channel.desired_records import Park, Route, Steer
 from protego_cli.control.channel.frames import Frame, FrameBuffer, decode, encode
-from protego_cli.control.channel.messages import (
-    AnyReply,
-    AnyRequest,
+from protego_cli.control.channel.message import Failed, Reply, Request
+from protego_cli.control.channel.messages import AnyReply, AnyRequest
+from protego_cli.control.channel.node_messages import (
     Applied,
-    Failed,
     FirstPacket,
-    GetEvents,
     Hello,
     Marks,
-    OfferedLoad,
-    Park,
     PeerAddress,
-    Reply,
     Report,
-    Request,
-    Route,
     SaUsage,
-    Steer,
-    SuiteCost,
     Sync,
     Update,
 )
+from protego_cli.control.channel.operator_messages import GetEvents
 from protego_cli.control.channel.pool_messages import GetJob, MakeToken
+from protego_cli.control.packing.measured import OfferedLoad, SuiteCost
 from protego_cli.errors import Malformed
 
 MESSAGES: list[AnyRequest | AnyReply] = [

@@ -18,18 +18,16 @@ import trio.testing
 
 from protego_cli.config.model import Cluster
 from protego_cli.control.channel import pki
+from protego_cli.control.channel.desired_records import Park
 from protego_cli.control.channel.frames import NODE_LIMIT, encode
-from protego_cli.control.channel.messages import (
-    AnyReply,
-    AnyRequest,
+from protego_cli.control.channel.message import Failed, Reply
+from protego_cli.control.channel.messages import AnyReply, AnyRequest
+from protego_cli.control.channel.node_messages import (
     Applied,
-    Failed,
     FirstPacket,
     GetMarks,
     Marks,
     Noted,
-    Park,
-    Reply,
     Report,
     Sync,
 )

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import pytest
 import trio
 
-from protego_cli.control.channel.messages import Park
+from protego_cli.control.channel.desired_records import Park
 from protego_cli.control.procedures.parting import Parting
 from protego_cli.control.sas.ranges import SealingRange, SealingRanges
 from protego_cli.control.sas.tunnel import Placed

@@ -12,7 +12,8 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from protego_cli.cli.render import print_status, status_view
 from protego_cli.config.model import Cluster
 from protego_cli.control.channel.client import ask
-from protego_cli.control.channel.messages import GetStatus, Reply, Request, Status
+from protego_cli.control.channel.message import Reply, Request
+from protego_cli.control.channel.operator_messages import GetStatus, Status
 from protego_cli.errors import ProtegoError
 
 R = TypeVar("R", bound=Reply)

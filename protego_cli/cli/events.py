@@ -61,7 +61,7 @@ def events(
     """
     from protego_cli.cli.follow import Printer, follow_events, show_events
     from protego_cli.config.load import find, load
-    from protego_cli.control.channel.messages import GetEvents
+    from protego_cli.control.channel.operator_messages import GetEvents
 
     loaded = load(find(cluster))
     last = 20 if number is None and since is None else number

@@ -32,7 +32,7 @@ def explain(
     from protego_cli.cli.asking import ask_once
     from protego_cli.cli.explain_view import print_explanations
     from protego_cli.config.load import find, load
-    from protego_cli.control.channel.messages import Explain, Explanations
+    from protego_cli.control.channel.operator_messages import Explain, Explanations
     from protego_cli.errors import UsageError
 
     if (tunnel is None) is not unknown:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from protego_cli.cli.logs import printable
 from protego_cli.cli.render import print_json, show, tunnel_state
-from protego_cli.control.channel.messages import Explanation, Explanations
+from protego_cli.control.channel.operator_messages import Explanation, Explanations
 
 _STYLES = {"differs": "bold red", "agreed": "green"}
 _SIDES = ("here:", "there:")  # the two ends that an advice may be for

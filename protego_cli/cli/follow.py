@@ -24,7 +24,7 @@ from protego_cli.cli.logs import printable, quoted
 from protego_cli.cli.render import print_json
 from protego_cli.config.model import Cluster
 from protego_cli.control.channel.client import Ask, converse
-from protego_cli.control.channel.messages import Event, Events, GetEvents
+from protego_cli.control.channel.operator_messages import Event, Events, GetEvents
 from protego_cli.errors import ProtegoError, Unreachable
 
 WAIT = 5.0  # seconds that the GMN may let us wait; it holds a place for us as long

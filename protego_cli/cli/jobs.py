@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from protego_cli.config.model import Cluster
 from protego_cli.control.channel.client import Ask, converse
-from protego_cli.control.channel.messages import Request
+from protego_cli.control.channel.message import Request
 from protego_cli.control.channel.pool_messages import GetJob, JobStatus, StopJob
 from protego_cli.errors import ProtegoError, Unreachable
 

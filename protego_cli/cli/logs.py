@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, Literal, TextIO
 
-from protego_cli.control.channel.messages import Event
+from protego_cli.control.channel.operator_messages import Event
 
 Format = Literal["auto", "text", "json"]
 Value = str | int | float

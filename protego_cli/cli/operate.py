@@ -18,7 +18,7 @@ def status(
     from protego_cli.cli.asking import ask_once, watch_status
     from protego_cli.cli.render import print_status
     from protego_cli.config.load import find, load
-    from protego_cli.control.channel.messages import GetStatus, Status
+    from protego_cli.control.channel.operator_messages import GetStatus, Status
 
     loaded = load(find(cluster))
     if watch:
@@ -44,7 +44,7 @@ def migrate(
     from protego_cli.cli.asking import ask_once
     from protego_cli.cli.render import print_migrated
     from protego_cli.config.load import find, load
-    from protego_cli.control.channel.messages import Migrate, Migrated
+    from protego_cli.control.channel.operator_messages import Migrate, Migrated
 
     loaded = load(find(cluster))
     print_migrated(ask_once(loaded, Migrate(tunnel=tunnel, to=to), Migrated), as_json=as_json)
@@ -66,7 +66,7 @@ def reload(
     from protego_cli.cli.asking import ask_once
     from protego_cli.cli.render import print_reloaded
     from protego_cli.config.load import find, load
-    from protego_cli.control.channel.messages import Reload, Reloaded
+    from protego_cli.control.channel.operator_messages import Reload, Reloaded
     from protego_cli.errors import Exit
 
     loaded = load(find(cluster))

@@ -14,7 +14,7 @@ import typer
 
 if TYPE_CHECKING:
     from protego_cli.config.model import Cluster
-    from protego_cli.control.channel.messages import Names
+    from protego_cli.control.channel.operator_messages import Names
 
 COMPLETION_TIMEOUT = 0.25  # seconds to wait for the live cluster; with the start, half a second
 
@@ -108,7 +108,7 @@ def _names(cluster: Cluster) -> Names:
     import trio
 
     from protego_cli.control.channel.client import ask
-    from protego_cli.control.channel.messages import ListNames, Names
+    from protego_cli.control.channel.operator_messages import ListNames, Names
     from protego_cli.errors import ProtegoError
 
     async def live() -> Names | None:

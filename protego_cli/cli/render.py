@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from protego_cli.config.diff import Landed
-from protego_cli.control.channel.messages import Migrated, Reloaded, Status, TunnelStatus
+from protego_cli.control.channel.operator_messages import Migrated, Reloaded, Status, TunnelStatus
 from protego_cli.control.channel.pool_messages import JobStatus, Plan
 from protego_cli.plugins.manager import PluginInfo
 

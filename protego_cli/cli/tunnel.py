@@ -48,7 +48,7 @@ def list_(
     from protego_cli.cli.asking import ask_once
     from protego_cli.cli.tunnel_view import print_tunnels
     from protego_cli.config.load import find, load
-    from protego_cli.control.channel.messages import GetStatus, Status
+    from protego_cli.control.channel.operator_messages import GetStatus, Status
 
     status = ask_once(load(find(cluster)), GetStatus(), Status)
     found = [
@@ -67,7 +67,7 @@ def show(tunnel: TunnelId, cluster: ClusterFile = None, as_json: AsJson = False)
     from protego_cli.cli.asking import ask_once
     from protego_cli.cli.tunnel_view import print_detail
     from protego_cli.config.load import find, load
-    from protego_cli.control.channel.messages import ShowTunnel, TunnelDetail
+    from protego_cli.control.channel.operator_messages import ShowTunnel, TunnelDetail
 
     loaded = load(find(cluster))
     print_detail(ask_once(loaded, ShowTunnel(tunnel), TunnelDetail), as_json=as_json)
@@ -82,7 +82,7 @@ def up(tunnel: TunnelId, cluster: ClusterFile = None, as_json: AsJson = False) -
     from protego_cli.cli.asking import ask_patiently
     from protego_cli.cli.tunnel_view import print_acted
     from protego_cli.config.load import find, load
-    from protego_cli.control.channel.messages import Acted, UpTunnel
+    from protego_cli.control.channel.operator_messages import Acted, UpTunnel
     from protego_cli.errors import Refused
 
     loaded = load(find(cluster))
@@ -102,7 +102,7 @@ def down(tunnel: TunnelId, cluster: ClusterFile = None, as_json: AsJson = False)
     from protego_cli.cli.asking import ask_patiently
     from protego_cli.cli.tunnel_view import print_acted
     from protego_cli.config.load import find, load
-    from protego_cli.control.channel.messages import Acted, DownTunnel
+    from protego_cli.control.channel.operator_messages import Acted, DownTunnel
 
     loaded = load(find(cluster))
     acted = ask_patiently(loaded, DownTunnel(tunnel), Acted, f"taking {tunnel} down")
@@ -120,7 +120,7 @@ def rekey(
     from protego_cli.cli.asking import ask_patiently
     from protego_cli.cli.tunnel_view import print_acted
     from protego_cli.config.load import find, load
-    from protego_cli.control.channel.messages import Acted, RekeyTunnel
+    from protego_cli.control.channel.operator_messages import Acted, RekeyTunnel
 
     loaded = load(find(cluster))
     acted = ask_patiently(loaded, RekeyTunnel(tunnel, ike), Acted, f"rekeying {tunnel}")

@@ -20,7 +20,13 @@ from protego_cli.cli.render import (
     tunnel_table,
     wide_console,
 )
-from protego_cli.control.channel.messages import Acted, ChildSaDetail, IkeSaDetail, TunnelDetail, TunnelStatus
+from protego_cli.control.channel.operator_messages import (
+    Acted,
+    ChildSaDetail,
+    IkeSaDetail,
+    TunnelDetail,
+    TunnelStatus,
+)
 
 
 def print_tunnels(tunnels: Sequence[TunnelStatus], of: int, *, as_json: bool) -> None:

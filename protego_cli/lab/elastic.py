@@ -22,7 +22,7 @@ from rich.table import Table
 from protego_cli.config.load import load
 from protego_cli.config.model import Cluster
 from protego_cli.control.channel.client import ask
-from protego_cli.control.channel.messages import Events, GetEvents
+from protego_cli.control.channel.operator_messages import Events, GetEvents
 from protego_cli.control.channel.pool_messages import GetPools, Pools
 from protego_cli.errors import ProtegoError, UsageError
 from protego_cli.lab import layout, replay

@@ -13,7 +13,7 @@ import trio
 
 from protego_cli.config.model import Cluster
 from protego_cli.control.channel.client import ask
-from protego_cli.control.channel.messages import GetStatus, Migrate, Migrated, Status
+from protego_cli.control.channel.operator_messages import GetStatus, Migrate, Migrated, Status
 from protego_cli.errors import ProtegoError, Unreachable
 from protego_cli.lab.children import Child, Children
 from protego_cli.lab.plan import Plan

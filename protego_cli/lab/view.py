@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from protego_cli.control.channel.messages import NodeStatus, Status, TunnelStatus
+from protego_cli.control.channel.operator_messages import NodeStatus, Status, TunnelStatus
 from protego_cli.lab.protocol import SiteCount, Snapshot
 from protego_cli.lab.receipt import Receipt
 

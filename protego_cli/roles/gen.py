@@ -21,17 +21,9 @@ import trio
 from protego_cli.config.model import Cluster, Node
 from protego_cli.control.channel.agent import Agent
 from protego_cli.control.channel.attachments import tun_records
-from protego_cli.control.channel.messages import (
-    AnyRecord,
-    Key,
-    Limit,
-    Neighbour,
-    Report,
-    Route,
-    Tenant,
-    Tun,
-    Welcome,
-)
+from protego_cli.control.channel.desired_records import AnyRecord, Limit, Neighbour, Route, Tenant, Tun
+from protego_cli.control.channel.message import Key
+from protego_cli.control.channel.node_messages import Report, Welcome
 from protego_cli.counters import Counters
 from protego_cli.errors import Refused
 from protego_cli.net import answers

@@ -22,7 +22,9 @@ import trio
 
 from protego_cli.config.model import Cluster, Node
 from protego_cli.control.channel.agent import Agent
-from protego_cli.control.channel.messages import AnyRecord, Key, Neighbour, Report, Steer, Welcome
+from protego_cli.control.channel.desired_records import AnyRecord, Neighbour, Steer
+from protego_cli.control.channel.message import Key
+from protego_cli.control.channel.node_messages import Report, Welcome
 from protego_cli.counters import Counters
 from protego_cli.errors import EnvironmentFault, Refused
 from protego_cli.net.attend import Socket, attend

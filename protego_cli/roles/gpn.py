@@ -22,21 +22,12 @@ from functools import partial
 import trio
 
 from protego_cli.config.model import Cluster, Node
-from protego_cli.control.channel import messages
-from protego_cli.control.channel.agent import Agent, Notice
-from protego_cli.control.channel.messages import (
-    AnyRecord,
-    Key,
-    Limit,
-    Park,
-    Report,
-    Rule,
-    Sa,
-    SaUsage,
-    SuiteCost,
-    Tenant,
-    Welcome,
-)
+from protego_cli.control.channel import desired_records, node_messages
+from protego_cli.control.channel.agent import Agent
+from protego_cli.control.channel.desired_records import AnyRecord, Limit, Park, Rule, Sa, Tenant
+from protego_cli.control.channel.message import Key
+from protego_cli.control.channel.node_messages import Notice, Report, SaUsage, Welcome
+from protego_cli.control.packing.measured import SuiteCost
 from protego_cli.counters import Counters
 from protego_cli.crypto.algorithms import EspSuite, Registry
 from protego_cli.errors import EnvironmentFault, Refused
@@ -144,7 +135,7 @@ class GpnPlane:
         gateway = self._gateway
         try:
             match record:
-                case messages.Neighbour():
+                case desired_records.Neighbour():
                     gen = (record.address, record.vxlan_port) if record.role == "gen" else None
                     gateway.put_neighbour(record.name, Neighbour(record.address, gen, record.tag_key))
                 case Tenant():
@@ -230,11 +221,11 @@ class GpnPlane:
 def _notice(event: events.Event) -> Notice:
     match event:
         case events.FirstPacket():
-            return messages.FirstPacket(event.spi_in)
+            return node_messages.FirstPacket(event.spi_in)
         case events.PeerMoved():
-            return messages.PeerAddress(event.spi_in, event.address, event.port)
+            return node_messages.PeerAddress(event.spi_in, event.address, event.port)
         case events.RangeLow():
-            return messages.RangeLow(event.spi_in)
+            return node_messages.RangeLow(event.spi_in)
 
 
 async def run(

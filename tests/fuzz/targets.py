@@ -18,7 +18,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from msgspec import msgpack
 
 from protego_cli.control.channel import frames
-from protego_cli.control.channel.messages import GetMarks, Hello, Sync, Tenant, Vtep
+from protego_cli.control.channel.desired_records import Tenant, Vtep
+from protego_cli.control.channel.node_messages import GetMarks, Hello, Sync
 from protego_cli.control.pools import joining
 from protego_cli.counters import Counters
 from protego_cli.crypto.algorithms import EspSuite

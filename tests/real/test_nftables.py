@@ -16,7 +16,7 @@ import trio
 import trio.testing
 
 from protego_cli.config.model import Cluster, Node, Ports
-from protego_cli.control.channel.messages import Neighbour, Sa, Steer, Tenant, Vtep
+from protego_cli.control.channel.desired_records import Neighbour, Sa, Steer, Tenant, Vtep
 from protego_cli.counters import Counters
 from protego_cli.crypto.algorithms import Registry
 from protego_cli.crypto.builtin import ALGORITHMS

@@ -12,9 +12,12 @@ import trio
 from protego_cli.config.model import Cluster, Node, Ports, TenantConfig, VtepConfig, VxlanAttach
 from protego_cli.control.channel import pki
 from protego_cli.control.channel.agent import Agent, run_agent
+from protego_cli.control.channel.desired_records import AnyRecord
 from protego_cli.control.channel.fabric import Fabric
 from protego_cli.control.channel.frames import GMN_LIMIT
-from protego_cli.control.channel.messages import AnyRecord, AnyRequest, Key, Noted, Reply, Report, Welcome
+from protego_cli.control.channel.message import Key, Reply
+from protego_cli.control.channel.messages import AnyRequest
+from protego_cli.control.channel.node_messages import Noted, Report, Welcome
 from protego_cli.control.channel.pki import Identity
 from protego_cli.control.channel.rpc import Handler, Link, connect
 from protego_cli.control.channel.session import Reported

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from protego_cli.cli import explain_view
 from protego_cli.config.model import PskAuth, TunnelConfig
-from protego_cli.control.channel.messages import Explanation
+from protego_cli.control.channel.operator_messages import Explanation
 from protego_cli.control.operating.explain import explain
 from protego_cli.ike.events import Datagram, Policy
 from protego_cli.ike.record import Negotiation

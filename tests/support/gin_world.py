@@ -15,7 +15,9 @@ import trio
 import trio.testing
 
 from protego_cli.config.model import Cluster, Node, Ports
-from protego_cli.control.channel.messages import AnyRecord, Key, Neighbour, Steer, Welcome
+from protego_cli.control.channel.desired_records import AnyRecord, Neighbour, Steer
+from protego_cli.control.channel.message import Key
+from protego_cli.control.channel.node_messages import Welcome
 from protego_cli.net import nftables
 from protego_cli.plugins.steering_backends import Mux, Nftables
 from protego_cli.roles.gin import GinPlane

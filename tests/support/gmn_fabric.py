@@ -21,8 +21,10 @@ import msgspec
 import trio
 
 from protego_cli.config.model import Cluster, Role
+from protego_cli.control.channel.desired_records import AnyRecord, Sa
 from protego_cli.control.channel.fabric import FabricObserver, NodeDown, NodeState, Reported
-from protego_cli.control.channel.messages import AnyRecord, Key, Report, Sa
+from protego_cli.control.channel.message import Key
+from protego_cli.control.channel.node_messages import Report
 from protego_cli.control.state.journal import NODE, Journal
 from protego_cli.errors import ProtegoError, Refused
 

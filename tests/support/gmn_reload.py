@@ -8,7 +8,9 @@ import msgspec
 
 from protego_cli.config.diff import Landed
 from protego_cli.config.model import Node, TenantConfig, TunnelConfig
-from protego_cli.control.channel.messages import AnyRecord, Key, Reload, Reloaded
+from protego_cli.control.channel.desired_records import AnyRecord
+from protego_cli.control.channel.message import Key
+from protego_cli.control.channel.operator_messages import Reload, Reloaded
 from protego_cli.control.sas.tunnel import Placed
 from tests.support.gmn_world import TUNNEL, World
 

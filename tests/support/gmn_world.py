@@ -24,16 +24,9 @@ from protego_cli.config.model import (
     Lifetimes,
     TunnelConfig,
 )
-from protego_cli.control.channel.messages import (
-    FirstPacket,
-    GetStatus,
-    Route,
-    Rule,
-    Sa,
-    Status,
-    Steer,
-    TunnelStatus,
-)
+from protego_cli.control.channel.desired_records import Route, Rule, Sa, Steer
+from protego_cli.control.channel.node_messages import FirstPacket
+from protego_cli.control.channel.operator_messages import GetStatus, Status, TunnelStatus
 from protego_cli.control.operating.commands import Commands
 from protego_cli.control.operating.events import EventLog
 from protego_cli.control.operating.held import Held

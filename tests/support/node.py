@@ -6,7 +6,9 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from protego_cli.control.channel.messages import AnyRequest, Applied, Hello, Marks, Reply, Sync, Update
+from protego_cli.control.channel.message import Reply
+from protego_cli.control.channel.messages import AnyRequest
+from protego_cli.control.channel.node_messages import Applied, Hello, Marks, Sync, Update
 
 
 class Node:

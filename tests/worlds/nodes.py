@@ -17,8 +17,10 @@ import trio
 from protego_cli.config.model import Cluster, Node
 from protego_cli.control.channel.attachments import known_to, tenant_record
 from protego_cli.control.channel.desired import Holding
+from protego_cli.control.channel.desired_records import AnyRecord, Neighbour
 from protego_cli.control.channel.fabric import NodeDown
-from protego_cli.control.channel.messages import AnyRecord, Applied, Key, Neighbour, Sync, Update, Welcome
+from protego_cli.control.channel.message import Key
+from protego_cli.control.channel.node_messages import Applied, Sync, Update, Welcome
 from protego_cli.control.state.journal import Journal
 from protego_cli.plugins.steering_backends import Mux
 from protego_cli.roles.gen import GenPlane

@@ -30,20 +30,16 @@ import trio
 from protego_cli import __version__
 from protego_cli.config.model import Cluster, Node
 from protego_cli.control.channel.desired import Holding
+from protego_cli.control.channel.desired_records import AnyRecord
 from protego_cli.control.channel.frames import GMN_LIMIT
-from protego_cli.control.channel.messages import (
-    AnyRecord,
-    AnyRequest,
+from protego_cli.control.channel.message import Failed, Key, Reply
+from protego_cli.control.channel.messages import AnyRequest
+from protego_cli.control.channel.node_messages import (
     Applied,
-    Failed,
-    FirstPacket,
     GetMarks,
     Hello,
-    Key,
     Marks,
-    PeerAddress,
-    RangeLow,
-    Reply,
+    Notice,
     Report,
     Sync,
     Update,
@@ -56,8 +52,6 @@ from protego_cli.control.waiting import together
 from protego_cli.errors import EnvironmentFault, ProtegoError, Refused, Unreachable
 
 log = logging.getLogger(__name__)
-
-Notice = FirstPacket | PeerAddress | RangeLow
 
 REPORT_INTERVAL: Final = 1.0
 BARRIER_TIMEOUT: Final = 0.8  # below the GMN's deadline: a dead GPN must not get its GEN withdrawn

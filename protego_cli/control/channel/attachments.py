@@ -10,7 +10,7 @@ from __future__ import annotations
 import msgspec
 
 from protego_cli.config.model import Cluster, Node, TenantConfig, TunAttach
-from protego_cli.control.channel.messages import Tenant, Tun, Vtep
+from protego_cli.control.channel.desired_records import Tenant, Tun, Vtep
 from protego_cli.net.tun import INNER_MTU
 
 _EVERYWHERE = ("0.0.0.0/0", "::/0")

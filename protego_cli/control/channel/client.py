@@ -9,7 +9,8 @@ import trio
 
 from protego_cli.config.model import Cluster, Node
 from protego_cli.control.channel.frames import GMN_LIMIT
-from protego_cli.control.channel.messages import AnyReply, AnyRequest, Failed, Request
+from protego_cli.control.channel.message import Failed, Request
+from protego_cli.control.channel.messages import AnyReply, AnyRequest
 from protego_cli.control.channel.pki import OPERATOR, Identity, client_context
 from protego_cli.control.channel.rpc import Link, connect
 from protego_cli.control.channel.tls import TlsStream

@@ -1,6 +1,6 @@
 """Desired state on the side that holds it: what a data node has been told, and what a message changes in it.
 
-`Holding` applies `Sync` and `Update` (see `messages.py` for their promises) to a target that knows only
+`Holding` applies `Sync` and `Update` (see `node_messages.py` for their promises) to a target that knows only
 `put` and `drop`. A Sync becomes its difference from what is held, so that what stays is never touched.
 """
 
@@ -10,25 +10,20 @@ import logging
 from collections.abc import Iterable
 from typing import Final, Protocol
 
-from protego_cli.control.channel.messages import (
+from protego_cli.control.channel.desired_records import (
     AnyRecord,
-    Applied,
-    Failed,
-    Key,
     Limit,
     Neighbour,
     Park,
-    Refusal,
     Route,
     Rule,
     Sa,
-    Stale,
     Steer,
-    Sync,
     Tenant,
     Tun,
-    Update,
 )
+from protego_cli.control.channel.message import Failed, Key
+from protego_cli.control.channel.node_messages import Applied, Refusal, Stale, Sync, Update
 from protego_cli.errors import ProtegoError
 
 log = logging.getLogger(__name__)

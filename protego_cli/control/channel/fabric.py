@@ -27,35 +27,15 @@ from msgspec import structs
 
 from protego_cli.config.model import Cluster, Node, Role, TenantConfig
 from protego_cli.control.channel.attachments import known_to, tenant_record, tun_records
+from protego_cli.control.channel.desired_records import AnyRecord, Neighbour, Tenant
 from protego_cli.control.channel.frames import NODE_LIMIT
 from protego_cli.control.channel.listener import Listener
 from protego_cli.control.channel.member import DEADLINE, Member, NodeDown
-from protego_cli.control.channel.messages import (
-    AnyRecord,
-    AnyRequest,
-    DownTunnel,
-    Explain,
-    Failed,
-    GetEvents,
-    GetMarks,
-    GetStatus,
-    Hello,
-    Key,
-    ListNames,
-    Marks,
-    Migrate,
-    Neighbour,
-    RekeyTunnel,
-    Reload,
-    Reply,
-    Report,
-    ShowTunnel,
-    Tenant,
-    UpTunnel,
-    Welcome,
-)
+from protego_cli.control.channel.message import Failed, Key, Reply
+from protego_cli.control.channel.messages import AnyRequest
+from protego_cli.control.channel.node_messages import GetMarks, Hello, Marks, Report, Welcome
+from protego_cli.control.channel.operator_messages import OperatorRequest
 from protego_cli.control.channel.pki import OPERATOR, Identity, server_context
-from protego_cli.control.channel.pool_messages import PoolRequest
 from protego_cli.control.channel.rpc import SILENCE, Link
 from protego_cli.control.channel.session import FabricObserver, Reported, Session
 from protego_cli.control.channel.tls import TlsStream
@@ -63,23 +43,10 @@ from protego_cli.control.pools.admissions import Admissions
 from protego_cli.control.state.journal import NODE, Journal
 from protego_cli.errors import NotFound, ProtegoError, Refused
 
-__all__ = ["Fabric", "FabricObserver", "NodeDown", "NodeState", "OperatorRequest", "Reported"]
+__all__ = ["Fabric", "FabricObserver", "NodeDown", "NodeState", "Reported"]
 
 log = logging.getLogger(__name__)
 
-OperatorRequest = (
-    GetStatus
-    | Migrate
-    | Reload
-    | ListNames
-    | GetEvents
-    | Explain
-    | ShowTunnel
-    | UpTunnel
-    | DownTunnel
-    | RekeyTunnel
-    | PoolRequest
-)
 OperatorHandler = Callable[[OperatorRequest], Awaitable[Reply]]
 
 OPERATORS: Final = 32  # connections at once

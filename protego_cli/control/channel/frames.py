@@ -4,7 +4,7 @@
      | length | msgpack [kind, id, body] |
 
 `length` counts what follows it, big-endian. `kind` is 0 for a request and 1 for a reply, which bears its
-request's `id`; `body` is a struct of `messages.py`. A length above the limit is refused on sight of its four
+request's `id`; `body` is one of `messages.py`. A length above the limit is refused on sight of its four
 bytes; whatever else does not decode is `Malformed`, and nothing else leaves here.
 """
 
@@ -16,7 +16,8 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from protego_cli.control.channel.messages import AnyReply, AnyRequest, Reply, Request
+from protego_cli.control.channel.message import Reply, Request
+from protego_cli.control.channel.messages import AnyReply, AnyRequest
 from protego_cli.errors import Malformed
 
 NODE_LIMIT: Final = 1 << 20  # what a GMN takes from a node or an operator

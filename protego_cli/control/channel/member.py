@@ -23,16 +23,10 @@ from typing import Final
 import trio
 
 from protego_cli.config.model import Node
-from protego_cli.control.channel.messages import (
-    AnyRecord,
-    AnyReply,
-    Applied,
-    Key,
-    Report,
-    Stale,
-    Sync,
-    Update,
-)
+from protego_cli.control.channel.desired_records import AnyRecord
+from protego_cli.control.channel.message import Key
+from protego_cli.control.channel.messages import AnyReply
+from protego_cli.control.channel.node_messages import Applied, Report, Stale, Sync, Update
 from protego_cli.control.channel.rpc import Link, LinkClosed, Unanswered
 from protego_cli.control.state.journal import Release, at_once
 from protego_cli.control.waiting import holding

@@ -20,8 +20,12 @@ Number = Annotated[int, msgspec.Meta(ge=0)]
 Port = Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
 
 
+Key = tuple[str, int | str]
+"""Of a record: its type and its name within that."""
+
+
 class Message(msgspec.Struct, frozen=True):
-    """Base of all below: a struct that may hold keys and shows none, in logs or in rich's tracebacks."""
+    """Base of all: a struct that may hold keys and shows none, in logs or in rich's tracebacks."""
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
         return [(name, "..." if name in SECRETS else getattr(self, name)) for name in self.__struct_fields__]
@@ -35,7 +39,7 @@ class Record(Message, frozen=True, tag=True, array_like=True):
     """One piece of desired state; `key` names it within its type."""
 
     @property
-    def key(self) -> tuple[str, int | str]:
+    def key(self) -> Key:
         raise AttributeError(type(self).__name__)
 
 
@@ -45,3 +49,10 @@ class Request(Message, frozen=True, tag=True):
 
 class Reply(Message, frozen=True, tag=True):
     """Base of the answers."""
+
+
+class Failed(Reply, frozen=True):
+    """The request was not carried out. `code` is an `errors.Exit` value."""
+
+    message: str
+    code: int = 1

@@ -28,7 +28,8 @@ import trio
 from cryptography import x509
 
 from protego_cli.control.channel.frames import FrameBuffer, encode
-from protego_cli.control.channel.messages import AnyReply, AnyRequest, Failed, Reply, Request
+from protego_cli.control.channel.message import Failed, Reply, Request
+from protego_cli.control.channel.messages import AnyReply, AnyRequest
 from protego_cli.control.channel.pki import Identity, identity_of
 from protego_cli.control.channel.tls import Broken, Rejected, TlsStream
 from protego_cli.control.state.journal import Release, at_once

@@ -18,14 +18,12 @@ import trio
 from protego_cli.config.model import Node
 from protego_cli.control.channel.frames import NODE_LIMIT
 from protego_cli.control.channel.member import Member
-from protego_cli.control.channel.messages import (
-    AnyRequest,
-    FirstPacket,
+from protego_cli.control.channel.message import Reply
+from protego_cli.control.channel.messages import AnyRequest
+from protego_cli.control.channel.node_messages import (
     Hello,
     Noted,
-    PeerAddress,
-    RangeLow,
-    Reply,
+    Notice,
     Report,
 )
 from protego_cli.control.channel.pki import Identity
@@ -36,9 +34,7 @@ from protego_cli.errors import ProtegoError, Refused
 
 log = logging.getLogger(__name__)
 
-Reported = Report | FirstPacket | PeerAddress | RangeLow
-
-Notice = FirstPacket | PeerAddress | RangeLow
+Reported = Report | Notice
 
 _UNHEARD: Final = 4096  # what one node may have said that the observer has not heard yet
 

@@ -9,7 +9,12 @@ from typing import Final
 
 from protego_cli.config.diff import as_text
 from protego_cli.config.model import TunnelConfig
-from protego_cli.control.channel.messages import ChildSaDetail, IkeSaDetail, TunnelDetail, TunnelStatus
+from protego_cli.control.channel.operator_messages import (
+    ChildSaDetail,
+    IkeSaDetail,
+    TunnelDetail,
+    TunnelStatus,
+)
 from protego_cli.control.procedures.ageing import soft_time
 from protego_cli.control.sas.tunnel import Placed, Tunnel, endpoint
 from protego_cli.ike.view import IkeSaView

@@ -17,7 +17,7 @@ from typing import Final, Literal
 
 import trio
 
-from protego_cli.control.channel.messages import Event, Events, GetEvents
+from protego_cli.control.channel.operator_messages import Event, Events, GetEvents
 from protego_cli.errors import Refused
 
 log = logging.getLogger(__name__)

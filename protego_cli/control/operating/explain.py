@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from protego_cli.config.model import TunnelConfig
-from protego_cli.control.channel.messages import Explanation, ExplanationRow
+from protego_cli.control.channel.operator_messages import Explanation, ExplanationRow
 from protego_cli.control.sas.tunnel import endpoint
 from protego_cli.errors import AuthenticationFailed, NoProposalChosen, TemporaryFailure, TsUnacceptable
 from protego_cli.ike.record import Bid, Identities, Negotiation, Offer, Selectors

@@ -22,7 +22,7 @@ import trio
 
 from protego_cli.config.diff import Change, Landed, Outcome, diff, leaving
 from protego_cli.config.model import Cluster, IkeSettings
-from protego_cli.control.channel.messages import Reloaded
+from protego_cli.control.channel.operator_messages import Reloaded
 from protego_cli.control.operating.commands import Commands
 from protego_cli.control.packing.placement import Packer
 from protego_cli.control.pools.elastic import Elastic

@@ -8,8 +8,9 @@ from collections.abc import Callable, Container, Mapping, Sequence
 import trio
 
 from protego_cli.config.model import Node
-from protego_cli.control.channel.fabric import NodeState, OperatorRequest
-from protego_cli.control.channel.messages import (
+from protego_cli.control.channel.fabric import NodeState
+from protego_cli.control.channel.message import Reply
+from protego_cli.control.channel.operator_messages import (
     Acted,
     DownTunnel,
     Explain,
@@ -20,9 +21,9 @@ from protego_cli.control.channel.messages import (
     Migrate,
     Names,
     NodeStatus,
+    OperatorRequest,
     RekeyTunnel,
     Reload,
-    Reply,
     ShowTunnel,
     Status,
     TunnelStatus,

@@ -19,7 +19,7 @@ import trio
 
 from protego_cli.config.model import Role
 from protego_cli.control.channel.fabric import NodeState
-from protego_cli.control.channel.messages import Key
+from protego_cli.control.channel.message import Key
 from protego_cli.control.packing.load import Loads
 from protego_cli.control.packing.packing_view import Terms
 from protego_cli.control.packing.placement import GpnView, Packer, PackingView, TunnelView

@@ -8,9 +8,7 @@ from collections.abc import Mapping
 import trio
 
 from protego_cli.config.model import Cluster, PoolConfig
-from protego_cli.control.channel.messages import (
-    Reply,
-)
+from protego_cli.control.channel.message import Reply
 from protego_cli.control.channel.pool_messages import (
     Drain,
     GetJob,

@@ -18,7 +18,7 @@ from typing import Final
 
 import trio
 
-from protego_cli.control.channel.messages import Report
+from protego_cli.control.channel.node_messages import Report
 from protego_cli.control.procedures.renewal import Renewals
 from protego_cli.control.procedures.tunnels import Tunnels
 from protego_cli.control.sas.sad import Sad

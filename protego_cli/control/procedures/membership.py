@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from protego_cli.control.channel.fabric import Reported
-from protego_cli.control.channel.messages import FirstPacket, PeerAddress, RangeLow, Report
+from protego_cli.control.channel.node_messages import FirstPacket, PeerAddress, RangeLow, Report
 from protego_cli.control.procedures.ageing import Ageing
 from protego_cli.control.procedures.recovery import Recovery
 from protego_cli.control.procedures.renewal import Renewals

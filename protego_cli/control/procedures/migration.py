@@ -33,7 +33,7 @@ from typing import Final, NamedTuple
 import trio
 
 from protego_cli.control.channel.fabric import NodeState
-from protego_cli.control.channel.messages import Migrated
+from protego_cli.control.channel.operator_messages import Migrated
 from protego_cli.control.procedures.driver import Driver, ExchangeError, Request
 from protego_cli.control.procedures.parting import Parting
 from protego_cli.control.procedures.recovery import Recovery

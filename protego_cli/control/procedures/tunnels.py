@@ -22,7 +22,7 @@ from typing import Final
 
 import trio
 
-from protego_cli.control.channel.messages import FirstPacket, PeerAddress, Report
+from protego_cli.control.channel.node_messages import FirstPacket, PeerAddress, Report
 from protego_cli.control.packing.load import Passed
 from protego_cli.control.packing.offered import Offers
 from protego_cli.control.procedures.driver import Driver, ExchangeError

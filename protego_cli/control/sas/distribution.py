@@ -17,8 +17,9 @@ from typing import Final, Protocol
 import trio
 
 from protego_cli.config.model import Rate, Role
+from protego_cli.control.channel.desired_records import AnyRecord, Park, Route, Steer
 from protego_cli.control.channel.fabric import NodeDown, NodeState
-from protego_cli.control.channel.messages import AnyRecord, Key, Park, Route, Steer
+from protego_cli.control.channel.message import Key
 from protego_cli.control.sas.records import route_record, rule_record, sa_record
 from protego_cli.control.sas.tunnel import Placed, Strand, Tunnel
 from protego_cli.errors import ProtegoError

@@ -25,7 +25,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, Protocol
 
 from protego_cli.config.model import Cluster, LimitConfig, Rate, TenantConfig
-from protego_cli.control.channel.messages import AnyRecord, Key, Limit
+from protego_cli.control.channel.desired_records import AnyRecord, Limit
+from protego_cli.control.channel.message import Key
 from protego_cli.control.packing.load import INTERVAL, Average, Passed
 from protego_cli.control.sas.tunnel import Tunnel
 

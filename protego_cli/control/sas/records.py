@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from protego_cli.control.channel.messages import Route, Rule, Sa
+from protego_cli.control.channel.desired_records import Route, Rule, Sa
 from protego_cli.control.sas.tunnel import Placed, Tunnel
 
 

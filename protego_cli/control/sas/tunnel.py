@@ -23,7 +23,8 @@ import msgspec
 import trio
 
 from protego_cli.config.model import TunnelConfig
-from protego_cli.control.channel.messages import Key, SaUsage
+from protego_cli.control.channel.message import Key
+from protego_cli.control.channel.node_messages import SaUsage
 from protego_cli.control.sas.ranges import SealingRange
 from protego_cli.control.state.journal import Durable
 from protego_cli.ike.events import ChildSa
