@@ -14,8 +14,7 @@ from protego_cli.net.gso import runs
 
 SIZES = (64, 512, 1400)
 IMIX = (64,) * 7 + (570,) * 4 + (1400,)
-STRETCH_PACKETS = 128  # as many, in as many bytes, as the socket buffer of an unprivileged process holds
-STRETCH_BYTES = 120_000
+STRETCH_PACKETS = 128  # as many as the socket buffer of an unprivileged process holds
 SAS = 10_000
 IN_A_ROW = 4  # packets of each of many SAs
 SEED = 1

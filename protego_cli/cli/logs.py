@@ -82,9 +82,7 @@ def _value(form: str, values: tuple[object, ...]) -> Value:
 class RateLimit:
     """Counts lines by kind and tunnel (or node)."""
 
-    def __init__(self, burst: int = BURST, window: float = WINDOW) -> None:
-        self._burst = burst
-        self._window = window
+    def __init__(self) -> None:
         self._counts: OrderedDict[tuple[str, Value], _Count] = OrderedDict()  # by the start of their windows
 
     def admits(self, line: Line, now: float) -> bool:
@@ -93,18 +91,18 @@ class RateLimit:
         if count is None:
             count = self._counts[key] = _Count(now, line.text)
         count.lines += 1
-        return count.lines <= self._burst
+        return count.lines <= BURST
 
     def over(self, now: float) -> list[Line]:
         """What was held back in windows that have ended, or that have to make room."""
         found = []
         while self._counts:
             key, count = next(iter(self._counts.items()))
-            if count.since + self._window > now and len(self._counts) <= REMEMBERED:
+            if count.since + WINDOW > now and len(self._counts) <= REMEMBERED:
                 break
             del self._counts[key]
-            if count.lines > self._burst:
-                fields: dict[str, Value] = {"like": count.text, "count": count.lines - self._burst}
+            if count.lines > BURST:
+                fields: dict[str, Value] = {"like": count.text, "count": count.lines - BURST}
                 found.append(
                     Line("suppressed", ({"tunnel": key[1]} if key[1] else {}) | fields, "suppressed")
                 )

@@ -37,15 +37,10 @@ class _Lot:
 class Parking:
     """Lots by SPI; opening and closing one is the control plane's doing, so their number is bounded by it."""
 
-    def __init__(
-        self, counters: Counters, *, per_spi: int = PER_SPI, overall: int = OVERALL, max_age: float = MAX_AGE
-    ) -> None:
+    def __init__(self, counters: Counters) -> None:
         self._counters = counters
         self._lots: dict[int, _Lot] = {}
         self._size = 0
-        self._per_spi = per_spi
-        self._overall = overall
-        self._max_age = max_age
 
     def __contains__(self, spi: int) -> bool:
         return spi in self._lots
@@ -67,7 +62,7 @@ class Parking:
         self._expire(lot, now)
         for packet in packets:
             cost = len(packet) + OVERHEAD
-            if lot.size + cost > self._per_spi or self._size + cost > self._overall:
+            if lot.size + cost > PER_SPI or self._size + cost > OVERALL:
                 self._counters["gpn_drop_park_full"] += 1
                 continue
             lot.packets.append(Parked(packet, origin, now, tos))
@@ -90,7 +85,7 @@ class Parking:
             self._expire(lot, now)
 
     def _expire(self, lot: _Lot, now: float) -> None:
-        oldest = now - self._max_age
+        oldest = now - MAX_AGE
         while lot.packets and lot.packets[0].since < oldest:
             cost = len(lot.packets.popleft().packet) + OVERHEAD
             lot.size -= cost

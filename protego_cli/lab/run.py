@@ -51,7 +51,7 @@ class Run:
         async with trio.open_nursery() as nursery:
             children = Children(nursery, plan_file.parent)
             try:
-                nursery.start_soon(self._signals, nursery)
+                nursery.start_soon(self._signals)
                 nursery.start_soon(self.show.frames)
                 peers, tenants = await self.start(children, plan_file)
                 await self.until_nodes_up()
@@ -61,7 +61,7 @@ class Run:
                 nursery.cancel_scope.cancel()  # the watchers first: from here on, children may end
                 await children.stop()
 
-    async def _signals(self, nursery: trio.Nursery) -> None:
+    async def _signals(self) -> None:
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as received:
             async for _ in received:
                 if self._stop_early.is_set() or not self.show.scene.ends:

@@ -65,12 +65,10 @@ def drain(source: Source, handle: Callable[[Batch], None], limit: int = BATCHES_
     return True
 
 
-def drain_trains(
-    source: Trains, handle: Callable[[list[Batch]], None], limit: int = BATCHES_PER_TURN
-) -> bool:
-    """Handle trains until `limit` batches are done; whether there may be more."""
+def drain_trains(source: Trains, handle: Callable[[list[Batch]], None]) -> bool:
+    """Handle trains until about `BATCHES_PER_TURN` batches are done; whether there may be more."""
     done = 0
-    while done < limit:
+    while done < BATCHES_PER_TURN:
         train = source.receive_train()
         if not train:
             return False

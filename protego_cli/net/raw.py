@@ -75,9 +75,9 @@ class RawSocket:
         return cls(sock)
 
     @classmethod
-    def for_sending(cls, address: str, *, buffer: int = 8 << 20) -> RawSocket:
+    def for_sending(cls, address: str) -> RawSocket:
         """One that nobody receives from, for packets of any source address. Raises EnvironmentFault."""
-        raw = cls.bind(address, buffer=buffer)
+        raw = cls.bind(address)
         raw._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)  # what comes here all the same goes
         return raw
 

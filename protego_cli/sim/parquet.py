@@ -9,7 +9,7 @@ import numpy as np
 
 from protego_cli.errors import EnvironmentFault
 from protego_cli.sim.clock import names_a_time, unit
-from protego_cli.sim.reading import finished
+from protego_cli.sim.finishing import finished
 from protego_cli.sim.trace import MOST_VALUES, Trace, TraceError
 
 if TYPE_CHECKING:

@@ -19,28 +19,22 @@ import io
 import math
 import zlib
 from array import array
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Final
+from typing import IO, Final
 
 import numpy as np
 
-from protego_cli.control.packing.packing_view import Names
-from protego_cli.sim.clock import is_ramp, moment, names_a_time, step_of, unit
-from protego_cli.sim.trace import MOST_MBITS, MOST_VALUES, STEP, Trace, TraceError, numbered
-
-if TYPE_CHECKING:
-    from protego_cli.control.packing.packing_view import Floats
+from protego_cli.sim.clock import is_ramp, moment, names_a_time, unit
+from protego_cli.sim.finishing import Clock, finished
+from protego_cli.sim.parquet import read_parquet
+from protego_cli.sim.trace import MOST_VALUES, Trace, TraceError, numbered
 
 LONGEST: Final = 1 << 25  # characters of a line
 _GZIP: Final = b"\x1f\x8b"
 _PARQUET: Final = b"PAR1"
 _DELIMITERS: Final = ",;\t"
-
-Clock = tuple["Floats", float | None]  # times, and the seconds that one of them stands for, if that is known
-Fault = Callable[[int, int | None, str], TraceError]  # of (row, column, what is wrong there), from 0
 
 
 def read(path: Path, step: float | None = None) -> Trace:
@@ -53,8 +47,6 @@ def read(path: Path, step: float | None = None) -> Trace:
         with path.open("rb") as file:
             start = file.peek(len(_PARQUET))
             if start.startswith(_PARQUET):
-                from protego_cli.sim.parquet import read_parquet
-
                 return read_parquet(path, step)
             if start.startswith(_GZIP):
                 with gzip.open(file) as unpacked, _text(unpacked) as text:
@@ -65,35 +57,6 @@ def read(path: Path, step: float | None = None) -> Trace:
         raise TraceError(f"{name}: broken gzip: {error}") from None
     except OSError as error:
         raise TraceError(f"{name}: cannot be read: {error.strerror or error}") from None
-
-
-def finished(
-    name: str, names: Sequence[str], demand: Floats, clock: Clock | None, step: float | None, fault: Fault
-) -> Trace:
-    """A trace of what was read, if the values make one."""
-    if not demand.shape[1]:
-        raise TraceError(f"{name}: has a column of times, and none of a tunnel")
-    with np.errstate(invalid="ignore"):
-        bad = ~((demand >= 0) & (demand <= MOST_MBITS))
-    if bad.any():
-        row, column = divmod(int(bad.argmax()), demand.shape[1])
-        raise fault(row, column, _why(float(demand[row, column])))
-    for index, each in enumerate(names):
-        if not each:
-            raise TraceError(f"{name}: column {index + 1} of the tunnels has no name")
-    for each, count in Counter(names).items():
-        if count > 1:
-            raise TraceError(f"{name}: {count} columns have the name {each!r}")
-    if clock is not None:
-        told = step_of(*clock, lambda row, what: fault(row, None, what))
-        step = told if step is None else step
-    return Trace(name, Names(names), demand, STEP if step is None else step)
-
-
-def _why(value: float) -> str:
-    if value < 0:
-        return f"{value:g} is negative"
-    return f"{value:g} is beyond {MOST_MBITS:g} Mbit/s" if value == value else "NaN is no number: a gap"
 
 
 # ---- CSV

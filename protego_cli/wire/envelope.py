@@ -26,7 +26,6 @@ from protego_cli.wire.tags import MAC_LENGTH, Mac
 
 VERSION = 1
 HEADER_LENGTH = 24  # MAC included
-MAX_OVERHEAD = HEADER_LENGTH + 2 * 16
 ADDRESSES = 4096  # remembered, as text and as bytes
 
 _HEADER = struct.Struct("!HHHH")

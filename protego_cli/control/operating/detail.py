@@ -19,6 +19,8 @@ from protego_cli.control.procedures.ageing import soft_time
 from protego_cli.control.sas.tunnel import Placed, Tunnel, endpoint
 from protego_cli.ike.view import IkeSaView
 
+_REST: Final = ("window", "dscp", "mtu", "fragment", "mss", "limit", "apart", "lifetimes")
+
 
 def tunnel_detail(tunnel: Tunnel, status: TunnelStatus, ike_sas: Sequence[IkeSaView]) -> TunnelDetail:
     now = time.time()
@@ -28,9 +30,6 @@ def tunnel_detail(tunnel: Tunnel, status: TunnelStatus, ike_sas: Sequence[IkeSaV
         ike_sas=tuple(_ike_sa(sa, tunnel.ikes_since.get(sa.ike), now) for sa in ike_sas),
         child_sas=tuple(_child_sa(tunnel, placed) for placed in tunnel.sas.values()),
     )
-
-
-_REST: Final = ("window", "dscp", "mtu", "fragment", "mss", "limit", "apart", "lifetimes")
 
 
 def config_detail(config: TunnelConfig) -> dict[str, str | list[str] | None]:

@@ -158,7 +158,7 @@ def _advice(negotiation: Negotiation, config: TunnelConfig | None) -> Iterator[s
     elif failure.notify == TsUnacceptable.notify and negotiation.selectors is not None:
         yield from _selectors(negotiation.selectors, config, failure.by_peer)
     elif failure.notify == AuthenticationFailed.notify and negotiation.identities is not None:
-        yield from _proof(negotiation, negotiation.identities, config, failure.by_peer)
+        yield from _proof(negotiation.identities, config, failure.by_peer)
     elif failure.notify == TemporaryFailure.notify and not failure.by_peer:
         yield "here: `protego status` shows whether GPNs are up and have room"
     elif failure.by_peer and failure.notify is not None:
@@ -240,7 +240,7 @@ def _selectors(found: Selectors, config: TunnelConfig, by_peer: bool) -> Iterato
         yield "or compare the peer's, which it does not tell: its log shows both"
 
 
-def _proof(negotiation: Negotiation, who: Identities, config: TunnelConfig, by_peer: bool) -> Iterator[str]:
+def _proof(who: Identities, config: TunnelConfig, by_peer: bool) -> Iterator[str]:
     if by_peer:
         yield f"the peer does not accept us as {config.local_id}: an identity or the pre-shared key differs"
         yield f"there: remote {{ id = {config.local_id} }}, local {{ id = {config.remote_id} }}"

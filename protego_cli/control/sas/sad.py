@@ -45,12 +45,17 @@ log = logging.getLogger(__name__)
 
 SEAT_WAIT: Final = 3.0  # seconds to wait for a GPN to connect; below a peer's first retransmission
 TOGETHER: Final = 0.05  # seconds for which an SA may linger longer, so that one Update serves several
-RETIRING: Final = (
-    32  # SAs of one tunnel that linger at a time; a peer that rekeys without end loses the oldest
-)
+RETIRING: Final = 32
+"""SAs of one tunnel that linger at a time; a peer that rekeys without end loses the oldest."""
+
+
+def _nobody(*told: object) -> None:
+    """Who is told of what happens here before anybody wants to know."""
 
 
 class Sad:
+    """The tunnels, their SAs, and where each lies."""
+
     def __init__(
         self,
         cluster: Cluster,
@@ -59,17 +64,14 @@ class Sad:
         spis: SpiAllocator,
         tasks: trio.Nursery,
         journal: Journal,
-        events: EventLog | None = None,
+        events: EventLog,
     ) -> None:
         """`tasks` runs what outlives the call that began it; what happens to tunnels is told to `events`."""
-        self.ageing: Callable[[Tunnel, Placed], None] = lambda tunnel, placed: None  # told of every new SA
-        self.closed: Callable[[Tunnel, Placed], None] = lambda tunnel, placed: (
-            None
-        )  # told when an SA begins to seal that may open nothing, since its first process has gone
-        self.scattered: Callable[[Tunnel], None] = lambda tunnel: (
-            None
-        )  # told when strands lie on several GPNs
-        self.events = events or EventLog()
+        self.ageing: Callable[[Tunnel, Placed], None] = _nobody  # is told of every new SA
+        # is told of an SA that begins to seal and may open nothing, since its first process has gone
+        self.closed: Callable[[Tunnel, Placed], None] = _nobody
+        self.scattered: Callable[[Tunnel], None] = _nobody  # is told of one whose strands lie on several GPNs
+        self.events = events
         self.journal = journal
         self.asked: dict[int, Asked] = {}  # SPIs of ours in requests that are not answered, or not yet placed
         self.inherited: set[int] = set()  # of these, what an earlier life may have placed and not stored
