@@ -54,7 +54,8 @@ def first_message(cluster: Cluster) -> bytes:
     """An IKE_SA_INIT request that the gateway answers."""
     tunnel = cluster.tunnels()[0]
     registry = Registry(("builtin", algorithm) for algorithm in ALGORITHMS)
-    engine = Engine([policy_of(tunnel)], registry, cluster.ike, os.urandom, lambda: 0x1000, 1, Counters())
+    policy = policy_of(tunnel, b"of no use before IKE_AUTH")
+    engine = Engine([policy], registry, cluster.ike, os.urandom, lambda: 0x1000, 1, Counters())
     engine.initiate(tunnel.id, IkePath("192.0.2.1", 4500, tunnel.vip, 4500), 0x1000, 0.0)
     return _MARKER + engine.datagrams_to_send()[0].data
 

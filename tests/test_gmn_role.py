@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
-from dataclasses import replace
 from functools import partial
 from pathlib import Path as FilePath
 
@@ -17,6 +16,7 @@ import pytest
 import trio
 
 from protego_cli.config.model import Cluster, Node, Ports, PskAuth, TenantConfig, TunnelConfig, VxlanAttach
+from protego_cli.config.secrets import read_secret
 from protego_cli.control.channel import pki
 from protego_cli.control.channel.agent import Agent, run_agent
 from protego_cli.control.channel.client import ask
@@ -40,6 +40,7 @@ from protego_cli.plugins.manager import load_plugins
 from protego_cli.roles import gmn
 from protego_cli.wire.envelope import Envelope, open_envelope, seal_envelope
 from tests.support.control import FakePlane, until
+from tests.support.ike_pairs import mirrored
 from tests.support.network import Network, Site
 
 VIP, PEER, TUNNEL = "203.0.113.10", "198.51.100.7", "acme/hq"
@@ -88,16 +89,9 @@ class Rig:
         self.socket = socket
         self.agents: list[Agent] = []
         self.network = Network(1)
-        ours = gmn.policy_of(cluster.tunnels()[0])
-        mirrored = replace(
-            ours,
-            remote=VIP,
-            local_id=PEER,
-            remote_id=VIP,
-            local_ts=ours.remote_ts,
-            remote_ts=ours.local_ts,
-        )
-        self.peer = Site(self.network, PEER, [mirrored])
+        tunnel = cluster.tunnels()[0]
+        ours = gmn.policy_of(tunnel, read_secret(tunnel.auth.file))
+        self.peer = Site(self.network, PEER, [mirrored(ours, VIP)])
 
     @property
     def key(self) -> bytes:

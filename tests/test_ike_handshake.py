@@ -149,15 +149,7 @@ def test_identities_by_name_and_tunnels_told_apart_by_them() -> None:
         for n in range(5)
     ]
     gateway = Site(network, GATEWAY, others)
-    mine = replace(
-        GATEWAY_POLICY,
-        remote=GATEWAY,
-        local_id="Site3@example.org",
-        remote_id=GATEWAY,
-        psk=b"3",
-        local_ts=GATEWAY_POLICY.remote_ts,
-        remote_ts=GATEWAY_POLICY.local_ts,
-    )
+    mine = replace(PEER_POLICY, local_id="Site3@example.org", psk=b"3")
     peer = Site(network, PEER, [mine])
     peer.dial(TUNNEL, GATEWAY)
     network.settle()
@@ -509,16 +501,7 @@ def test_initial_contact_closes_the_old_ones() -> None:
     fresh = Site(
         network,
         PEER,
-        [
-            replace(
-                GATEWAY_POLICY,
-                remote=GATEWAY,
-                local_id=PEER,
-                remote_id=GATEWAY,
-                local_ts=GATEWAY_POLICY.remote_ts,
-                remote_ts=GATEWAY_POLICY.local_ts,
-            )
-        ],
+        [PEER_POLICY],
         seed=1,
     )
     fresh.dial(TUNNEL, GATEWAY, 0x77777777)

@@ -174,7 +174,7 @@ def read_intent(file: Path, plugins: Plugins) -> Intent:
 
 def intent_of(cluster: Cluster, plugins: Plugins) -> Intent:
     """What the GMN needs of a cluster file. Raises EnvironmentFault without a secret, and UsageError."""
-    policies = tuple(policy_of(tunnel) for tunnel in cluster.tunnels())
+    policies = tuple(policy_of(tunnel, read_secret(tunnel.auth.file)) for tunnel in cluster.tunnels())
     return Intent(cluster, policies, packing_policy(cluster, plugins))
 
 
@@ -216,14 +216,14 @@ def provisioners(cluster: Cluster, plugins: Plugins) -> dict[str, Opened]:
     return opened
 
 
-def policy_of(tunnel: TunnelConfig) -> Policy:
-    """A tunnel of the cluster file as the IKE engine needs it. Raises EnvironmentFault without its secret."""
+def policy_of(tunnel: TunnelConfig, psk: bytes) -> Policy:
+    """A tunnel of the cluster file as the IKE engine needs it."""
     return Policy(
         tunnel=tunnel.id,
         remote=tunnel.peer,
         local_id=tunnel.local_id,
         remote_id=tunnel.remote_id,
-        psk=read_secret(tunnel.auth.file),
+        psk=psk,
         local_ts=tuple(map(TrafficSelector.from_prefix, tunnel.local_ts)),
         remote_ts=tuple(map(TrafficSelector.from_prefix, tunnel.remote_ts)),
         ike=tunnel.ike,

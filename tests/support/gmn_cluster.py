@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path as FilePath
 from typing import Literal
 
@@ -18,7 +17,8 @@ from protego_cli.config.model import (
     VxlanAttach,
 )
 from protego_cli.ike.events import Policy
-from protego_cli.wire.selectors import TrafficSelector
+from protego_cli.roles import gmn
+from tests.support.ike_pairs import mirrored
 
 VIP = "203.0.113.10"
 
@@ -80,30 +80,9 @@ def _tunnel(i: int, start: Literal["wait", "auto"], lifetimes: Lifetimes) -> Tun
 
 
 def policy_of(tunnel: TunnelConfig) -> Policy:
-    return Policy(
-        tunnel=tunnel.id,
-        remote=tunnel.peer,
-        local_id=tunnel.local_id,
-        remote_id=tunnel.remote_id,
-        psk=b"a secret both sides hold",
-        local_ts=tuple(map(TrafficSelector.from_prefix, tunnel.local_ts)),
-        remote_ts=tuple(map(TrafficSelector.from_prefix, tunnel.remote_ts)),
-        ike=tunnel.ike,
-        esp=tunnel.esp,
-        encapsulation=tunnel.encapsulation,
-        ike_lifetime=tunnel.lifetimes.ike,
-        jitter=tunnel.lifetimes.jitter,
-    )
+    return gmn.policy_of(tunnel, b"a secret both sides hold")
 
 
-def mirrored(tunnel: TunnelConfig) -> Policy:
-    """A tunnel as its peer has it."""
-    ours = policy_of(tunnel)
-    return replace(
-        ours,
-        remote=tunnel.vip,
-        local_id=ours.remote_id,
-        remote_id=ours.local_id,
-        local_ts=ours.remote_ts,
-        remote_ts=ours.local_ts,
-    )
+def peers_policy_of(tunnel: TunnelConfig) -> Policy:
+    """The tunnel as its peer has it."""
+    return mirrored(policy_of(tunnel), tunnel.vip)

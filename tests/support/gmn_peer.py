@@ -25,7 +25,7 @@ from protego_cli.ike.events import (
     Path,
 )
 from protego_cli.ike.exchanges.create_child import Selectors
-from tests.support.gmn_cluster import VIP, mirrored
+from tests.support.gmn_cluster import VIP, peers_policy_of
 from tests.support.network import REGISTRY
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Peer:
         self.address = self.config.peer or ""
         self.random = source
         self.engine = Engine(
-            [mirrored(self.config)],
+            [peers_policy_of(self.config)],
             REGISTRY,
             self.world.cluster.ike,
             source.randbytes,
@@ -70,7 +70,7 @@ class Peer:
     def configure(self, config: TunnelConfig, psk: bytes | None = None) -> None:
         """Its operator has changed it to match."""
         self.config = config
-        policy = mirrored(config)
+        policy = peers_policy_of(config)
         self.engine.set_policies([policy if psk is None else replace(policy, psk=psk)])
 
     def spi(self) -> int:

@@ -25,14 +25,21 @@ GATEWAY_POLICY = Policy(
     ike=("aes256gcm16-prfsha256-x25519",),
     esp=("aes256gcm16-x25519", "aes256gcm16"),
 )
-PEER_POLICY = replace(
-    GATEWAY_POLICY,
-    remote=GATEWAY,
-    local_id=PEER,
-    remote_id=GATEWAY,
-    local_ts=GATEWAY_POLICY.remote_ts,
-    remote_ts=GATEWAY_POLICY.local_ts,
-)
+
+
+def mirrored(ours: Policy, remote: str) -> Policy:
+    """The same policy as the other end has it, which finds us at `remote`."""
+    return replace(
+        ours,
+        remote=remote,
+        local_id=ours.remote_id,
+        remote_id=ours.local_id,
+        local_ts=ours.remote_ts,
+        remote_ts=ours.local_ts,
+    )
+
+
+PEER_POLICY = mirrored(GATEWAY_POLICY, GATEWAY)
 
 
 def pair(
