@@ -7,7 +7,7 @@ from typing import Literal
 
 import pytest
 
-from protego_cli.config.load import check, find, load, load_plugins_section
+from protego_cli.config.load import Known, find, load, load_plugins_section
 from protego_cli.config.model import IkeSettings, Lifetimes, Ports, VtepConfig
 from protego_cli.errors import ConfigError, Exit, UsageError
 from tests.support.clusters import VALID, changed, write_cluster
@@ -20,7 +20,7 @@ def problems(directory: Path, text: str) -> dict[str, str]:
 
 
 def test_a_valid_file_is_read(tmp_path: Path) -> None:
-    cluster = check(write_cluster(tmp_path))
+    cluster = load(write_cluster(tmp_path), secrets=True)
     assert cluster.name == "demo"
     assert cluster.file == tmp_path / "cluster.toml"
     assert cluster.vips == ("203.0.113.10", "203.0.113.11")
@@ -245,24 +245,24 @@ def test_plugins_judge_what_they_provide(tmp_path: Path) -> None:
     file = write_cluster(tmp_path, changed(('peer = "any"', 'peer = "any"\nesp = ["aes256gcm16", "rot13"]')))
     load(file)
     with pytest.raises(ConfigError) as caught:
-        load(file, check_proposal=wrong, ingress=["nft", "ebpf"], packing=["spread"])
+        load(file, Known(check_proposal=wrong, ingress=["nft", "ebpf"], packing=["spread"]))
     assert [str(problem) for problem in caught.value.problems] == [f"{BRANCH}.esp[1]: no esp algorithm"]
 
 
 def test_backends_are_checked_where_the_file_names_them(tmp_path: Path) -> None:
     file = write_cluster(tmp_path, changed(('name = "demo"', 'name = "demo"\ningress = "nft"')))
-    load(file, ingress=["mux", "nft"])
+    load(file, Known(ingress=["mux", "nft"]))
     with pytest.raises(ConfigError, match='a steering backend: "mux", got "nft"'):
-        load(file, ingress=["mux"])
+        load(file, Known(ingress=["mux"]))
 
 
 def test_a_gin_may_have_a_backend_of_its_own(tmp_path: Path) -> None:
     text = changed(('address = "10.10.0.2"', 'address = "10.10.0.2"\ningress = "nft"'))
     file = write_cluster(tmp_path, text)
-    cluster = load(file, ingress=["mux", "nft"])
+    cluster = load(file, Known(ingress=["mux", "nft"]))
     assert [(node.name, node.ingress) for node in cluster.nodes if node.ingress] == [("gin-1", "nft")]
     with pytest.raises(ConfigError, match=r'nodes\.gin-1\.ingress: .*a steering backend: "mux", got "nft"'):
-        load(file, ingress=["mux"])
+        load(file, Known(ingress=["mux"]))
     text = changed(('address = "10.10.0.11"', 'address = "10.10.0.11"\ningress = "mux"'))
     with pytest.raises(ConfigError, match=r"nodes\.gpn-1\.ingress: is not a known key"):
         load(write_cluster(tmp_path, text))
@@ -295,7 +295,7 @@ def test_secrets_are_checked_together_with_the_rest(tmp_path: Path) -> None:
     (tmp_path / "secrets/acme-hq.psk").chmod(0o644)
     (tmp_path / "secrets/acme-branch.psk").unlink()
     with pytest.raises(ConfigError) as caught:
-        check(file)
+        load(file, secrets=True)
     found = {problem.key: problem.message for problem in caught.value.problems}
     assert set(found) == {"tenants.acme.vni", f"{HQ}.auth.file", f"{BRANCH}.auth.file"}
     assert "chmod 600" in found[f"{HQ}.auth.file"]
@@ -324,7 +324,7 @@ def test_find_prefers_the_option_then_the_environment(
 def test_the_example_is_valid(tmp_path: Path) -> None:
     example = Path(__file__).parents[1] / "config" / "cluster.toml"
     file = write_cluster(tmp_path, example.read_text())
-    cluster = check(file)
+    cluster = load(file, secrets=True)
     assert [node.role for node in cluster.nodes] == ["gmn", "gin", "gen", "gpn", "gpn"]
     assert cluster.ike == IkeSettings(), "the example calls these values the defaults"
 

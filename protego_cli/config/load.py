@@ -3,11 +3,10 @@
 1. `find` settles which file is meant.
 2. `load` parses TOML, converts each value (`values.py`, `fields.py`), then checks values against each other
    (`checks.py`). It raises one `ConfigError` with all problems, each with its key and what was expected.
-3. `check` is `load` and the secrets' files together, for `protego config check`. `load` itself leaves them
-   alone: only the GMN needs them.
+3. The files of the secrets are looked at only where the caller says so: only the GMN needs them.
 
-What depends on plugins (proposals, backends, policies) is checked through `Known`, which the caller fills:
-this layer knows no plugin. `load_plugins_section` reads the one table that is needed before.
+What depends on plugins (proposals, backends, policies) is checked by `Known`, which the caller fills: this
+layer knows no plugin. `load_plugins_section` reads the one table that is needed before.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Final, Literal, cast
 
 import tomli
 from msgspec import structs
@@ -46,19 +45,7 @@ from protego_cli.config.model import (
     VxlanAttach,
 )
 from protego_cli.config.pools import CheckProvisioner, read_elastic, read_pools
-from protego_cli.config.secrets import read_secret
 from protego_cli.errors import ConfigError, EnvironmentFault, Problem, UsageError
-
-__all__ = [
-    "ENVIRONMENT",
-    "PLACES",
-    "CheckProposal",
-    "check",
-    "find",
-    "load",
-    "load_plugins_section",
-    "read_secret",
-]
 
 ENVIRONMENT = "PROTEGO_CLUSTER"
 PLACES = (Path("cluster.toml"), Path("/etc/protego/cluster.toml"))
@@ -74,22 +61,29 @@ CheckProposal = Callable[[str, Literal["ike", "esp"]], str | None]
 
 
 @dataclass(frozen=True)
-class _Plugged:
+class Known:
     """What the loaded plugins provide; None where it is not to be checked."""
 
     check_proposal: CheckProposal | None = None
-    ingress: Collection[str] | None = None
-    packing: Collection[str] | None = None
-    store: Collection[str] | None = None
+    ingress: Collection[str] | None = None  # names of steering backends
+    packing: Collection[str] | None = None  # of packing policies
+    store: Collection[str] | None = None  # of state stores
     check_provisioner: CheckProvisioner | None = None
 
 
-@dataclass(frozen=True)
-class _Defaults:
-    """What a tunnel has where it says nothing."""
+UNCHECKED: Final = Known()
 
-    lifetimes: Lifetimes
-    encapsulation: Encapsulation
+
+@dataclass(frozen=True)
+class _Around:
+    """What the rest of the file and the plugins are to a tenant and its tunnels."""
+
+    base: Path  # that paths are relative to
+    vips: tuple[str, ...]
+    gens: list[str]
+    lifetimes: Lifetimes  # where a tunnel says nothing
+    encapsulation: Encapsulation  # likewise
+    known: Known
 
 
 def find(path: Path | None = None) -> Path:
@@ -106,39 +100,13 @@ def find(path: Path | None = None) -> Path:
     )
 
 
-def load(
-    path: Path,
-    *,
-    check_proposal: CheckProposal | None = None,
-    ingress: Collection[str] | None = None,
-    packing: Collection[str] | None = None,
-    store: Collection[str] | None = None,
-    check_provisioner: CheckProvisioner | None = None,
-) -> Cluster:
-    """The cluster that a file describes.
-
-    `check_proposal`, `ingress` (names of steering backends), `packing` (of packing policies), `store` (of
-    state stores) and `check_provisioner` come from the plugins; what is None is not checked. Raises
+def load(path: Path, known: Known = UNCHECKED, *, secrets: bool = False) -> Cluster:
+    """The cluster that a file describes; with `secrets`, their files must be there and fit, too. Raises
     ConfigError with every problem.
     """
-    cluster, problems = _read(path, _Plugged(check_proposal, ingress, packing, store, check_provisioner))
-    if problems:
-        raise ConfigError(str(path), problems)
-    return cluster
-
-
-def check(
-    path: Path,
-    *,
-    check_proposal: CheckProposal | None = None,
-    ingress: Collection[str] | None = None,
-    packing: Collection[str] | None = None,
-    store: Collection[str] | None = None,
-    check_provisioner: CheckProvisioner | None = None,
-) -> Cluster:
-    """As `load`, and the files of the secrets must be there and fit too."""
-    cluster, problems = _read(path, _Plugged(check_proposal, ingress, packing, store, check_provisioner))
-    problems.extend(check_secrets(cluster))
+    cluster, problems = _read(path, known)
+    if secrets:
+        problems.extend(check_secrets(cluster))
     if problems:
         raise ConfigError(str(path), problems)
     return cluster
@@ -173,7 +141,7 @@ def _parse(path: Path) -> dict[str, Any]:
         raise EnvironmentFault(f"{path} cannot be read: {error.strerror}") from None
 
 
-def _read(path: Path, plugged: _Plugged) -> tuple[Cluster, list[Problem]]:
+def _read(path: Path, known: Known) -> tuple[Cluster, list[Problem]]:
     problems: list[Problem] = []
     top = Table(_parse(path), "", problems)
     file = path.absolute()
@@ -187,17 +155,17 @@ def _read(path: Path, plugged: _Plugged) -> tuple[Cluster, list[Problem]]:
         )
     pki = section.take("pki", values.path(base), base / "pki")
     state = section.take("state", values.path(base), base / "state")
-    ingress = section.take("ingress", _named(plugged.ingress, "a steering backend"), "mux")
-    packing = section.take("packing", _named(plugged.packing, "a packing policy"), "spread")
+    ingress = section.take("ingress", _named(known.ingress, "a steering backend"), "mux")
+    packing = section.take("packing", _named(known.packing, "a packing policy"), "spread")
     returns = section.take("return", values.choice(["direct", "gin"]), "direct")
-    store = section.take("store", _named(plugged.store, "a state store"), "sqlite")
+    store = section.take("store", _named(known.store, "a state store"), "sqlite")
     state_key = section.take("state_key", values.path(base), None)
     encapsulation = _encapsulation(section, "force")
     section.done()
-    nodes = _nodes(top.table("nodes", needed="a table [nodes.NAME] for each node"), plugged)
+    nodes = _nodes(top.table("nodes", needed="a table [nodes.NAME] for each node"), known)
     gens = [node.name for node in nodes if node.role == "gen"]
     ike = _ike(top.table("ike"))
-    defaults = _Defaults(ike.lifetimes, encapsulation)
+    around = _Around(base, vips, gens, ike.lifetimes, encapsulation, known)
     cluster = Cluster(
         name=name,
         file=file,
@@ -205,10 +173,7 @@ def _read(path: Path, plugged: _Plugged) -> tuple[Cluster, list[Problem]]:
         pki=pki,
         state=state,
         nodes=nodes,
-        tenants=tuple(
-            _tenant(own, table, base, vips, gens, defaults, plugged)
-            for own, table in top.table("tenants").named()
-        ),
+        tenants=tuple(_tenant(own, table, around) for own, table in top.table("tenants").named()),
         ingress=ingress,
         encapsulation=encapsulation,
         packing=packing,
@@ -217,7 +182,7 @@ def _read(path: Path, plugged: _Plugged) -> tuple[Cluster, list[Problem]]:
         state_key=state_key,
         ike=ike,
         plugins=_plugins(top, base),
-        pools=read_pools(top.table("pools"), _ports, plugged.check_provisioner),
+        pools=read_pools(top.table("pools"), _ports, known.check_provisioner),
         elastic=read_elastic(top.table("elastic")),
     )
     top.done()
@@ -229,7 +194,7 @@ def _named(known: Collection[str] | None, what: str) -> Callable[[object], str]:
     return values.name if known is None else values.choice(sorted(known), what=what)
 
 
-def _nodes(collection: Table, plugged: _Plugged) -> tuple[Node, ...]:
+def _nodes(collection: Table, known: Known) -> tuple[Node, ...]:
     nodes = []
     for name, table in collection.named():
         _check_name(table, name)
@@ -240,7 +205,7 @@ def _nodes(collection: Table, plugged: _Plugged) -> tuple[Node, ...]:
         ports = _ports(table.table("ports"))
         capacity = table.take("capacity", values.number(0.01, 1024), 1.0) if role in ("gpn", "") else 1.0
         bandwidth = table.take("bandwidth", rate, 0) if role in ("gpn", "") else 0
-        own = _named(plugged.ingress, "a steering backend")
+        own = _named(known.ingress, "a steering backend")
         ingress = table.take("ingress", own, "") if role in ("gin", "") else ""
         node = Node(
             name, cast("Role", role), address, ports, ingress=ingress, capacity=capacity, bandwidth=bandwidth
@@ -289,15 +254,7 @@ def _ports(table: Table) -> Ports:
     return ports
 
 
-def _tenant(
-    name: str,
-    table: Table,
-    base: Path,
-    vips: tuple[str, ...],
-    gens: list[str],
-    defaults: _Defaults,
-    plugged: _Plugged,
-) -> TenantConfig:
+def _tenant(name: str, table: Table, around: _Around) -> TenantConfig:
     _check_name(table, name)
     attach = table.table("attach", needed='a table such as { kind = "vxlan", vteps = [...] }')
     tenant = TenantConfig(
@@ -311,11 +268,8 @@ def _tenant(
         gateway=table.sequence(
             "gateway", values.inner_address, example='a list of addresses such as ["10.1.0.1"]', default=()
         ),
-        attach=_attach(attach, gens) if "attach" in table else VxlanAttach(vteps=()),
-        tunnels=tuple(
-            _tunnel(name, own, entry, base, vips, defaults, plugged)
-            for own, entry in table.table("tunnels").named()
-        ),
+        attach=_attach(attach, around.gens) if "attach" in table else VxlanAttach(vteps=()),
+        tunnels=tuple(_tunnel(name, own, entry, around) for own, entry in table.table("tunnels").named()),
         limit=read_limit(table.table("limit")),
     )
     table.done()
@@ -371,16 +325,9 @@ def _vxlan(table: Table) -> VxlanAttach:
     return VxlanAttach(vteps=tuple(vteps))
 
 
-def _tunnel(
-    tenant: str,
-    name: str,
-    table: Table,
-    base: Path,
-    vips: tuple[str, ...],
-    defaults: _Defaults,
-    plugged: _Plugged,
-) -> TunnelConfig:
+def _tunnel(tenant: str, name: str, table: Table, around: _Around) -> TunnelConfig:
     _check_name(table, name)
+    vips, known = around.vips, around.known
     unread: str | None = ""
     peer = table.need("peer", values.peer, unread, example='the peer\'s address, or "any"')
     tunnel = TunnelConfig(
@@ -391,9 +338,7 @@ def _tunnel(
         remote_id=table.need(
             "remote_id", values.text, "", example='the peer\'s identity, such as "198.51.100.7"'
         ),
-        auth=_auth(
-            table.table("auth", needed='{ kind = "psk", file = "secrets/NAME.psk" }'), "auth" in table, base
-        ),
+        auth=_auth(table, around.base),
         local_ts=table.sequence(
             "local_ts",
             values.prefix,
@@ -406,8 +351,8 @@ def _tunnel(
             example='a list of prefixes such as ["10.2.0.0/24"]',
             most=MAX_SELECTORS,
         ),
-        ike=_proposals(table, "ike", ("aes256gcm16-prfsha256-x25519",), plugged),
-        esp=_proposals(table, "esp", ("aes256gcm16-x25519", "aes256gcm16"), plugged),
+        ike=_proposals(table, "ike", ("aes256gcm16-prfsha256-x25519",), known),
+        esp=_proposals(table, "esp", ("aes256gcm16-x25519", "aes256gcm16"), known),
         start=cast('Literal["wait", "auto"]', table.take("start", values.choice(["wait", "auto"]), "wait")),
         vip=table.take("vip", values.choice(vips, what="one of cluster.vips"), vips[0] if vips else ""),
         window=table.take("window", values.power_of_two(32, 1 << 14), 1024),
@@ -417,8 +362,8 @@ def _tunnel(
             'Literal["inner", "outer"]', table.take("fragment", values.choice(["inner", "outer"]), "inner")
         ),
         mss=table.take("mss", values.mss, None),
-        encapsulation=_encapsulation(table, defaults.encapsulation),
-        lifetimes=_lifetimes(table.table("lifetimes"), defaults.lifetimes),
+        encapsulation=_encapsulation(table, around.encapsulation),
+        lifetimes=_lifetimes(table.table("lifetimes"), around.lifetimes),
         limit=read_limit(table.table("limit")),
         apart=table.take("apart", values.name, ""),
     )
@@ -431,8 +376,9 @@ def _encapsulation(table: Table, default: Encapsulation) -> Encapsulation:
     return cast("Encapsulation", chosen)
 
 
-def _auth(table: Table, there: bool, base: Path) -> PskAuth:
-    if not there:
+def _auth(tunnel: Table, base: Path) -> PskAuth:
+    table = tunnel.table("auth", needed='{ kind = "psk", file = "secrets/NAME.psk" }')
+    if "auth" not in tunnel:
         return PskAuth(file=Path())
     table.need("kind", values.choice(["psk"]), "psk", example='"psk"')
     file = table.need("file", values.path(base), Path(), example='a path such as "secrets/NAME.psk"')
@@ -441,11 +387,11 @@ def _auth(table: Table, there: bool, base: Path) -> PskAuth:
 
 
 def _proposals(
-    table: Table, kind: Literal["ike", "esp"], default: tuple[str, ...], plugged: _Plugged
+    table: Table, kind: Literal["ike", "esp"], default: tuple[str, ...], known: Known
 ) -> tuple[str, ...]:
     def convert(value: object) -> str:
         proposal = values.text(value)
-        if plugged.check_proposal is not None and (wrong := plugged.check_proposal(proposal, kind)):
+        if known.check_proposal is not None and (wrong := known.check_proposal(proposal, kind)):
             raise ValueError(wrong)
         return proposal
 

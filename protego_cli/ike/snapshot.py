@@ -5,7 +5,7 @@ in a new process under a higher epoch. The rules:
 
 - A request of ours that is outstanding is stored as the bytes that left, with all that its exchange needs to
   take the answer (an `ExchangeState`, in the exchange's own file), and is sent again at once. Of the
-  exchanges that wait for their turn, those stay that `survive`.
+  exchanges that wait for their turn, those stay that say so (`survives`).
 - A request of the peer whose response is held back is not stored: the peer sends it again, and it is offered
   anew, with a fresh SPI. So an IKE_SA in AUTH_HELD is stored as the half-open one it was. What its
   INITIAL_CONTACT has closed stays closed: the peer has proven that it knows nothing of it.

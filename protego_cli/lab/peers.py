@@ -17,8 +17,9 @@ from pathlib import Path as FilePath
 
 import trio
 
-from protego_cli.config.load import load, load_plugins_section, read_secret
+from protego_cli.config.load import load, load_plugins_section
 from protego_cli.config.model import Cluster, TunnelConfig
+from protego_cli.config.secrets import read_secret
 from protego_cli.counters import Counters
 from protego_cli.crypto.algorithms import Registry
 from protego_cli.esp.peer import PeerTunnel

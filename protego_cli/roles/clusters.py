@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from protego_cli.config.load import CheckProposal, check, load
+from protego_cli.config.load import CheckProposal, Known, load
 from protego_cli.config.model import AUTO, Cluster, Setting
 from protego_cli.config.pools import CheckProvisioner
 from protego_cli.crypto.algorithms import Registry
@@ -18,15 +18,14 @@ def read_cluster(path: Path, plugins: Plugins, *, secrets: bool = False) -> Clus
     """The cluster of a file; with `secrets`, their files are judged too. Raises ConfigError with every
     problem.
     """
-    judge = check if secrets else load
-    return judge(
-        path,
+    known = Known(
         check_proposal=proposal_checker(plugins.registry()),
         ingress=[*plugins.steering_backends(), AUTO],
         packing=plugins.packing_policies(),
         store=plugins.state_stores(),
         check_provisioner=provisioner_checker(plugins),
     )
+    return load(path, known, secrets=secrets)
 
 
 def provisioner_checker(plugins: Plugins) -> CheckProvisioner:
