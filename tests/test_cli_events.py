@@ -137,7 +137,14 @@ def test_no_times(text: str) -> None:
         instant(text, NOW)
 
 
-@pytest.mark.parametrize("end", [KeyboardInterrupt(), BaseExceptionGroup("", [KeyboardInterrupt()])])
+@pytest.mark.parametrize(
+    "end",
+    [
+        KeyboardInterrupt(),
+        BaseExceptionGroup("", [KeyboardInterrupt()]),
+        BaseExceptionGroup("", [SystemExit(1)]),  # rich, where nobody reads stdout any more
+    ],
+)
 def test_following_asks_for_what_is_behind_and_ends_quietly(
     run: Run, answers: Answers, end: BaseException
 ) -> None:

@@ -128,6 +128,29 @@ def test_ctrl_c_ends_early_with_a_receipt(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_ctrl_c_before_there_is_anything_to_count(tmp_path: Path) -> None:
+    arguments = options(duration=60, tenants=1, gpns=2, migrations=0)
+    with started(tmp_path, *arguments) as process:
+        wait_for(process, "started")
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=30)
+    assert process.returncode == 130, out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_nobody_reads_ends_and_leaves_nothing(tmp_path: Path) -> None:
+    arguments = options(duration=60, tenants=1, gpns=2, migrations=0)
+    with started(tmp_path, *arguments, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        err = process.stderr.read()
+        assert process.wait(timeout=30) == 1
+    assert err == ""
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_node_that_dies_fails_the_run_at_once_and_no_process_is_left(tmp_path: Path) -> None:
     arguments = options(duration=60, tenants=1, gpns=2, migrations=0)
     with started(tmp_path, *arguments) as process:

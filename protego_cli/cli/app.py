@@ -28,7 +28,7 @@ from protego_cli.cli import (
     trace,
     tunnel,
 )
-from protego_cli.errors import INTERRUPTED, ConfigError, ProtegoError
+from protego_cli.errors import INTERRUPTED, ConfigError, Exit, ProtegoError
 
 EPILOG = (
     "Exit codes: 0 done; 1 tried and failed; 2 wrong arguments or cluster file; 3 no control node answered; "
@@ -101,6 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         faults = list(_leaves(error))
         if any(isinstance(fault, KeyboardInterrupt) for fault in faults):
             sys.exit(INTERRUPTED)
+        if all(isinstance(fault, SystemExit) for fault in faults):
+            sys.exit(Exit.FAILED)  # what rich raises when nobody reads stdout any more
         if not all(isinstance(fault, ProtegoError) for fault in faults):
             raise
         sys.exit(_report([fault for fault in faults if isinstance(fault, ProtegoError)]))

@@ -91,7 +91,7 @@ def follow_events(cluster: Cluster, request: GetEvents, printer: Printer) -> Non
         trio.run(Follower(cluster, request, printer).run)
     except* KeyboardInterrupt:  # alone, or in the group of a nursery
         pass
-    except* BrokenPipeError:
+    except* (BrokenPipeError, SystemExit):  # rich makes the one of the other
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is in the buffer cannot be written any more
 
 

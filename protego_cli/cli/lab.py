@@ -7,12 +7,15 @@ from typing import Annotated
 
 import typer
 
-from protego_cli.cli.options import AsJson
+from protego_cli.cli.options import AsJson, complete_policy
+
+_OF_ELASTIC = ("trace", "policy", "interval", "capacity")
 
 PlanFile = Annotated[Path, typer.Argument(metavar="PLAN", help="The plan that `protego local` wrote.")]
 
 
 def local(
+    ctx: typer.Context,
     as_json: AsJson = False,
     headless: Annotated[
         bool, typer.Option("--headless", help="Plain lines instead of the live view.")
@@ -36,7 +39,10 @@ def local(
         typer.Option(metavar="FILE", help="With --elastic: the trace; one is made up when left out."),
     ] = None,
     policy: Annotated[
-        str, typer.Option(metavar="POLICY", help="With --elastic: the packing policy.")
+        str,
+        typer.Option(
+            metavar="POLICY", help="With --elastic: the packing policy.", autocompletion=complete_policy
+        ),
     ] = "protego",
     interval: Annotated[
         str, typer.Option(metavar="TIME", help="With --elastic: between consolidations, in the trace's time.")
@@ -51,9 +57,14 @@ def local(
     numbered packets run through them. Ends with a receipt, and with exit code 1 if one packet was lost,
     misdelivered or corrupted. With --elastic, the elastic controller moves tunnels, launches and retires
     GPNs, and the mean number of GPNs is shown beside the simulator's for the same trace and policy."""
+    from protego_cli.errors import UsageError
+
+    for name in ("tenants", "gpns", "migrations", "pps") if elastic else _OF_ELASTIC:
+        source = ctx.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise UsageError(f"--{name} goes {'without' if elastic else 'with'} --elastic only")
     if elastic:
         from protego_cli.config.values import duration as duration_of
-        from protego_cli.errors import UsageError
         from protego_cli.lab.main import run_local_elastic
 
         try:

@@ -138,11 +138,20 @@ def prepare(options: ElasticOptions) -> tuple[Trace, Elastic]:
     if options.policy not in plugins.packing_policies():
         known = ", ".join(sorted(plugins.packing_policies()))
         raise UsageError(f"--policy {options.policy}: no such packing policy; known: {known}")
+    if options.duration is not None and not 1 <= options.duration <= 86_400:
+        raise UsageError(f"--duration {options.duration:g}: expected 1 to 86400")
+    if not options.capacity > 0:
+        raise UsageError(f"--capacity {options.capacity:g}: expected more than 0 Mbit/s")
     trace = replay.cut(replay.sample() if options.trace is None else read(options.trace), options.duration)
     if len(trace.tunnels) > layout.MAX_TENANTS:
         raise UsageError(f"{trace.name} has {len(trace.tunnels)} tunnels: at most {layout.MAX_TENANTS} here")
     Setting(options.interval, options.capacity).every(trace)
     steps = replay.replay(trace, options.capacity)
+    if steps.seconds <= WARM:
+        raise UsageError(
+            f"{trace.name}: it passes in {steps.seconds:g} s here, of which the first {WARM:g} do not count: "
+            "replay more of it"
+        )
     return trace, Elastic(options.policy, options.interval / replay.SPEED, replay.BANDWIDTH, steps)
 
 

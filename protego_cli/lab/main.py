@@ -15,7 +15,7 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ import msgspec
 import trio
 
 from protego_cli.config.load import load
-from protego_cli.errors import Exit, ProtegoError, UsageError
+from protego_cli.errors import INTERRUPTED, Exit, ProtegoError, UsageError
 from protego_cli.lab import layout
 from protego_cli.lab.receipt import Receipt
 from protego_cli.lab.run import Interrupted, Run, drops
@@ -70,7 +70,7 @@ def run_local(
     """Carry out a run; returns the exit code. Raises ProtegoError when it failed."""
     options = Options(duration=duration, tenants=tenants, gpns=gpns, migrations=migrations, pps=pps)
     options.check()
-    return trio.run(_local, options, json, headless)
+    return _to_its_end(_local, options, json, headless)
 
 
 def run_local_elastic(
@@ -87,7 +87,14 @@ def run_local_elastic(
     from protego_cli.lab.elastic import ElasticOptions
 
     options = ElasticOptions(trace, policy, interval, capacity, duration)
-    return trio.run(_elastic, options, json, headless)
+    return _to_its_end(_elastic, options, json, headless)
+
+
+def _to_its_end(run: Callable[..., Awaitable[int]], *arguments: object) -> int:
+    try:
+        return trio.run(run, *arguments)
+    except Interrupted:
+        return INTERRUPTED
 
 
 async def _elastic(options: ElasticOptions, json: bool, headless: bool) -> int:
@@ -130,15 +137,11 @@ async def _local(options: Options, json: bool, headless: bool) -> int:
 def _scratch(show: Show) -> Iterator[Path]:
     """A directory for the run. It goes with the run, unless the run failed: then its logs say why."""
     directory = Path(tempfile.mkdtemp(prefix="protego-local-"))
-    keep = True
     try:
         yield directory
-        keep = False
-    except (Interrupted, KeyboardInterrupt):
-        keep = False
-        raise
     finally:
-        if keep:
+        fault = sys.exception()
+        if isinstance(fault, Exception) and not isinstance(fault, Interrupted):  # nor for want of a reader
             show.say(f"logs and cluster file are kept in {directory}")
         else:
             shutil.rmtree(directory, ignore_errors=True)
