@@ -16,7 +16,7 @@ import pytest
 from protego_cli.config.model import Cluster
 from protego_cli.control.state import vault
 from protego_cli.control.state.store import Change
-from protego_cli.control.state.vault import Vault, make_master_key, open_vault
+from protego_cli.control.state.vault import Vault, make_master_key, open_vault, unfit
 from protego_cli.errors import EnvironmentFault
 from protego_cli.plugins.state_stores import Sqlite
 
@@ -204,6 +204,22 @@ def test_a_directory_open_to_others(cluster: Cluster, shelf: Shelf, mode: int) -
 def test_a_directory_that_cannot_be_made(cluster: Cluster, shelf: Shelf) -> None:
     cluster.state.write_text("a file")
     assert "the GMN's state cannot be kept here" in refused(cluster, shelf)
+
+
+def test_what_keeps_a_gmn_away_is_known_before_it_starts(cluster: Cluster) -> None:
+    assert list(unfit(cluster)) == []
+    assert not cluster.state.exists()
+    cluster.master_key.unlink()
+    cluster.state.mkdir()
+    cluster.state.chmod(0o750)
+    assert [fault.partition(": ")[2][:20] for fault in unfit(cluster)] == [
+        "the key of the GMN's", "others can enter thi"
+    ]  # fmt: skip
+    cluster.state.rmdir()
+    cluster.state.write_text("a file")
+    below = msgspec.structs.replace(cluster, state=cluster.state / "state")
+    for refusing in (cluster, below):
+        assert f"{cluster.state} is not writable" in list(unfit(refusing))[1]
 
 
 def test_a_second_gmn(cluster: Cluster, shelf: Shelf) -> None:

@@ -53,8 +53,9 @@ def pki_init(cluster: ClusterFile = None) -> None:
     from protego_cli.control.channel.pki import init
 
     loaded = load(find(cluster))
-    init(loaded)
-    typer.echo(f"{loaded.pki}: certificates for {_count(len(loaded.nodes), 'node')} and the operator")
+    made = [path.name for path in init(loaded)]
+    new = "" if "ca.pem" in made else f"; new: {', '.join(made) or 'none'}"
+    typer.echo(f"{loaded.pki}: certificates for {_count(len(loaded.nodes), 'node')} and the operator{new}")
     typer.echo("Each node needs ca.pem and its own NAME.pem and NAME.key; keep ca.key off all of them.")
     typer.echo(f"The GMN also needs {loaded.master_key}: without it its state cannot be read.")
 

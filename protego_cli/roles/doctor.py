@@ -65,7 +65,7 @@ def address(cluster: Cluster, node: Node, machine: Machine) -> Iterator[Finding]
 
 
 def files(cluster: Cluster, node: Node, machine: Machine) -> Iterator[Finding]:
-    """Certificate, key and, on a GMN, the tunnels' secrets; and whether the clock fits the certificate."""
+    """Certificate, key and, on a GMN, secrets and state; and whether the clock fits the certificate."""
     faults = machine.faults.get(node.name, ())
     leaf = cluster.pki / node.name
     for fault in faults:

@@ -25,6 +25,7 @@ from typing import Any, Final, NamedTuple
 from protego_cli.config.checks import check_secrets
 from protego_cli.config.model import Cluster, Node
 from protego_cli.control.channel.pki import client_context, validity
+from protego_cli.control.state.vault import unfit
 from protego_cli.errors import EnvironmentFault
 from protego_cli.net.nft import find
 from protego_cli.net.steering import SteeringBackend
@@ -188,7 +189,7 @@ def _files(
         except EnvironmentFault as fault:
             wrong.append(str(fault))
         if node.role == "gmn":
-            wrong += [str(problem) for problem in check_secrets(cluster)]
+            wrong += [*map(str, check_secrets(cluster)), *unfit(cluster)]
         faults[node.name] = tuple(wrong)
     return certificates, faults
 

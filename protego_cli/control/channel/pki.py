@@ -327,7 +327,10 @@ def _prepare(context: ssl.SSLContext, cluster: Cluster, subject: Identity) -> ss
     _check_leaf(certificate_file, _read_certificate(certificate_file, remedy), ca, subject, remedy)
     again = f"; remove it and its key{remedy}"  # what is here is kept, so no key is made for it
     if not key_file.exists() and certificate_file.exists():
-        raise EnvironmentFault(f"{certificate_file}: {key_file.name} is not beside it; restore that{again}")
+        raise EnvironmentFault(
+            f"{certificate_file}: {key_file.name} is not beside it; restore that, or have both made anew"
+            f"{again}"
+        )
     _check_private(key_file, remedy)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.verify_mode = ssl.CERT_REQUIRED

@@ -41,6 +41,7 @@ META: Final = b"meta"
 _SALT: Final = 16
 _COUNTER: Final = 8
 _NONCE: Final = 12
+_OPEN: Final = "{0}: others can enter this directory; run `chmod 700 {0}`"
 
 
 class _Meta(msgspec.Struct, frozen=True):
@@ -133,7 +134,7 @@ def _take(state: Path, stack: ExitStack) -> None:
     try:
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
         if stat.S_IMODE(state.stat().st_mode) & 0o077:
-            raise EnvironmentFault(f"{state}: others can enter this directory; run `chmod 700 {state}`")
+            raise EnvironmentFault(_OPEN.format(state))
         lock = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         stack.callback(os.close, lock)
         try:
@@ -150,6 +151,23 @@ def _take(state: Path, stack: ExitStack) -> None:
             f"{state}: the GMN's state cannot be kept here: {error.strerror}; choose another directory as "
             "`cluster.state`, or mend its permissions"
         ) from error
+
+
+def unfit(cluster: Cluster) -> Iterator[str]:
+    """What would keep this process from `cluster.state`. Changes nothing."""
+    try:
+        _read_master_key(cluster)
+    except EnvironmentFault as fault:
+        yield str(fault)
+    state = cluster.state
+    place = next(path for path in (state, *state.parents) if os.path.exists(path))
+    if not os.access(place, os.W_OK | os.X_OK):
+        yield (
+            f"{state}: the GMN's state cannot be kept here: {place} is not writable for this user; choose "
+            "another directory as `cluster.state`, or mend its permissions"
+        )
+    elif place == state and stat.S_IMODE(state.stat().st_mode) & 0o077:
+        yield _OPEN.format(state)
 
 
 def _begin(cluster: Cluster, store: Store, master: bytes) -> bytes:
