@@ -353,8 +353,13 @@ def test_pki_init_is_idempotent(run: Run, cluster: Path) -> None:
     assert run("pki", "init", "-c", cluster) == 0
     made = {file.name: file.read_bytes() for file in (cluster.parent / "pki").iterdir()}
     assert {"ca.pem", "ca.key", "operator.pem", "operator.key", "gpn-2.pem", "gpn-2.key"} <= set(made)
+    assert "new" not in run.out.splitlines()[0]
     assert run("pki", "init", "-c", cluster) == 0
     assert {file.name: file.read_bytes() for file in (cluster.parent / "pki").iterdir()} == made
+    assert run.out.splitlines()[0].endswith("; new: none")
+    (cluster.parent / "pki" / "gpn-2.pem").unlink()
+    assert run("pki", "init", "-c", cluster) == 0
+    assert run.out.splitlines()[0].endswith("; new: gpn-2.pem")
 
 
 def test_psk_generate(run: Run, tmp_path: Path) -> None:
@@ -381,6 +386,22 @@ def test_local_passes_its_options_and_exit_code(
         "json": True, "headless": False, "duration": 1.5,
         "tenants": 3, "gpns": 3, "migrations": 7, "pps": 200,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "options", [["--policy", "protego"], ["--trace", "x.csv"], ["--elastic", "--pps", "200"]]
+)
+def test_local_takes_no_option_of_the_other_kind_of_run(run: Run, options: list[str]) -> None:
+    assert run("local", *options) == 2
+    assert f"{options[-2]} goes with" in run.err
+
+
+@pytest.mark.parametrize(
+    "options", [["--capacity", "0"], ["--capacity", "nan"], ["--duration", "0"], ["--duration", "3"]]
+)
+def test_local_refuses_figures_that_no_trace_can_be_replayed_with(run: Run, options: list[str]) -> None:
+    assert run("local", "--elastic", *options) == 2
+    assert run.err.startswith(("protego: --", "protego: a made-up hour: it passes in 3 s here"))
 
 
 @pytest.mark.parametrize("command", ["lab-peers", "lab-tenants"])

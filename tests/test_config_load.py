@@ -268,6 +268,14 @@ def test_a_gin_may_have_a_backend_of_its_own(tmp_path: Path) -> None:
         load(write_cluster(tmp_path, text))
 
 
+def test_what_some_editors_write(tmp_path: Path) -> None:
+    """A byte order mark, and CR LF at the ends of lines."""
+    file = write_cluster(tmp_path)
+    plain = load(file)
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\r\n"))
+    assert load(file) == plain
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -10,7 +10,7 @@ import msgspec
 from rich.table import Table
 from rich.text import Text
 
-from protego_cli.cli.render import print_json, wide_console
+from protego_cli.cli.render import print_json, show, wide_console
 from protego_cli.control.channel.pool_messages import ElasticPlan, JoinToken, PlannedMove, Pools
 
 _STYLES = {"up": "green", "launching": "yellow", "leaving": "yellow", "retiring": "dim"}
@@ -46,7 +46,7 @@ def print_pools(pools: Pools, *, as_json: bool) -> None:
                     f"{node.load:.2f}",
                     Text(node.note),
                 )
-            console.print(table)
+            show(table)
 
 
 def print_elastic_plan(plan: ElasticPlan, *, as_json: bool) -> None:
@@ -79,7 +79,7 @@ def print_elastic_plan(plan: ElasticPlan, *, as_json: bool) -> None:
     for moves, note in ((plan.waiting, "waits for its GPN"), (plan.moves, "")):
         for move in moves:
             table.add_row(move.tunnel, move.source, move.to, f"{move.load:.3f}", note)
-    console.print(table)
+    show(table)
 
 
 def _move(move: PlannedMove) -> dict[str, object]:

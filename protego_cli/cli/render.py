@@ -47,8 +47,7 @@ def print_status(status: Status, *, as_json: bool) -> None:
         document.pop("type", None)  # the tag of the control channel
         print_json(document)
     else:
-        console = wide_console()
-        console.print(status_view(status, console))
+        show(status_view(status, wide_console()))
 
 
 def status_view(status: Status, console: Console) -> RenderableType:
@@ -151,18 +150,17 @@ def print_reloaded(reloaded: Reloaded, *, as_json: bool) -> None:
         ]
         sys.stderr.write("\n".join(lines) + "\n")
         return
-    console = wide_console()
     if not reloaded.changes:
-        console.print(f"{reloaded.file}: nothing has changed", markup=False, soft_wrap=True)
+        _say(f"{reloaded.file}: nothing has changed")
         return
     table = _table("what", "change", "lands", "outcome")
     for change in reloaded.changes:
         colour = {"refused": "red", "done": "green"}.get(change.outcome, "yellow")
         outcome = Text(change.outcome, style=colour)
         table.add_row(f"{change.what} {change.name}", change.kind, change.lands, outcome)
-    console.print(table)
+    show(table)
     for change in reloaded.changes:
-        console.print(_explained(change), markup=False, soft_wrap=True)
+        _say(_explained(change))
 
 
 def _explained(change: Landed) -> Text:
@@ -203,7 +201,7 @@ def print_plan(plan: Plan, *, dry_run: bool) -> None:
     table = _table("tunnel", "from", "to", "load>")
     for move in plan.moves:
         table.add_row(move.tunnel, move.source, move.to, f"{move.load:.3f}")
-    wide_console().print(table)
+    show(table)
     if dry_run:
         _say(f"{plan.policy} would move {_count(len(plan.moves))}")
 
@@ -233,7 +231,7 @@ def print_rebalanced(plan: Plan, status: JobStatus | None, *, dry_run: bool, as_
         _say_faults(status)
 
 
-def _say(text: str) -> None:
+def _say(text: str | Text) -> None:
     Console(highlight=False).print(text, markup=False, soft_wrap=True)
 
 
@@ -263,7 +261,7 @@ def print_plugins(listing: list[PluginInfo], *, as_json: bool) -> None:
     table = _table("plugin", "version", "source", "hooks")
     for info in listing:
         table.add_row(info.name, info.version or NONE, str(info.source), ", ".join(info.hooks))
-    wide_console().print(table)
+    show(table)
 
 
 def size(count: int) -> str:

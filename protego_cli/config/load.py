@@ -124,7 +124,7 @@ def load_plugins_section(path: Path) -> PluginsConfig:
 def _parse(path: Path) -> dict[str, Any]:
     text = ""
     try:
-        text = path.read_bytes().decode()
+        text = path.read_bytes().decode("utf-8-sig")  # some editors begin a file with a mark
         return tomli.loads(text)
     except tomli.TOMLDecodeError as error:  # its text names line and column, but for the very end
         lines = text.split("\n")
