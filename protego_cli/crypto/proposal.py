@@ -5,7 +5,7 @@ is an AEAD: "aes256gcm16-prfsha256-x25519", "aes256-sha256-prfsha384-ecp384". Wi
 integrity algorithm's hash: "aes256-sha256-modp2048".
 An ESP proposal names a cipher, an integrity algorithm likewise and, for a rekey with a fresh key exchange, a
 group: "aes256gcm16-x25519", "aes128-sha1". "esn" asks for extended sequence numbers alone, "noesn" for none;
-without either, both will do, the extended ones rather.
+without either both will do, and extended ones are preferred.
 The order of the keywords is free; `str()` of a proposal is the canonical one. What the keywords mean is the
 registry's, so a plugin's algorithm works everywhere.
 """

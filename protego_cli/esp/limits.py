@@ -6,7 +6,6 @@
    rest.
 3. Where several buckets hold for a row (its tunnel's and its tenant's), a packet needs room in each of them
    and takes from all; one that is dropped takes from none.
-
 4. A coarse ceiling that has cut a row short lets nothing pass until half its burst is there again. So what it
    passes of a flood is whole rows, as cheap to what comes behind as good traffic, and not a bit of each row.
 

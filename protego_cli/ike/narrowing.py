@@ -1,8 +1,8 @@
 """Traffic selector narrowing (RFC 7296 2.9).
 
-What we grant is the intersection of every offered selector with every one of ours. It contains whatever we
-allow of the specific first selector that an initiator puts before its ranges to name the packet that woke
-it up, and, where that is inside a range granted as well, the range speaks for it.
+What we grant is the intersection of every offered selector with every one of ours. An initiator may put a
+specific selector before its ranges, to name the packet that woke it up. What we allow of that is granted like
+the rest; where it lies inside a granted range, the range alone is named.
 """
 
 from __future__ import annotations

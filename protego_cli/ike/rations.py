@@ -3,8 +3,8 @@
 A peer that has proven itself may still be broken, or mean no good. Each of its requests costs a commit and
 perhaps a key exchange and an SA on several nodes, so the peers of a tunnel have an `Allowance`, over all its
 IKE_SAs. A request beyond it is dropped as if it were lost: it comes again, and is answered then. What a peer
-asks for in earnest never comes near, nor what a tester makes of one tunnel in seconds; and what one can take
-for long is a tenth of the control node.
+asks for in earnest stays far below it, even where one tunnel is tested hard for some seconds; and the most
+that the peers of one tunnel can take for long is a tenth of the control node's time.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What the orchestrator asks its two endpoint processes, and what they answer: JSON, a line each.
 
-Every `Command` gets one `Snapshot` back, which names it: one who has stopped waiting leaves his answer in the
-pipe, ahead of that to the next.
+Every `Command` gets one `Snapshot` back, with its number: an answer that nobody waits for any more stays in
+the pipe, ahead of the answer to the next one.
 """
 
 from __future__ import annotations

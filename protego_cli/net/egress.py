@@ -3,8 +3,8 @@
 1. The fields that decide are the VXLAN header, the EtherType and the inner destination. Nearly always all
    packets of a batch agree in them, which a few C calls tell, and the batch goes on whole; else its packets
    are sorted by them.
-2. A bounded cache of flows answers what 3 and 4 decided before, and another, of the looks of long batches,
-   1 as well; a change of a VNI's tables takes out of both what is of that VNI.
+2. A bounded cache of flows remembers what 3 and 4 decided; another one, of what long batches look like, also
+   what 1 found. A change of a VNI's tables takes out of both what is of that VNI.
 3. The source must be a VTEP of that VNI (RFC 7348), or a GPN that passes on what a VTEP sent to it. What asks
    for the gateway's own addresses, or is sent to one, is the role's to answer; and where the VTEP is in this
    node, all that GPNs send is the role's to deliver.

@@ -1,8 +1,8 @@
 """What a row of ESP packets, side by side in one buffer, begin with: SPI and sequence number (RFC 4303 2).
 
 What a GIN asks about a row is told in C, by columns as in `columns.py`: whether all have one SPI, and which
-number is the highest. Nearly always the numbers follow on one another, as in whatever a sender sends at once,
-which one comparison of their lower halves with a piece of 0, 1, 2, ... tells; then it is the last.
+number is the highest. Nearly always each number is one above that before it, as in whatever a sender sends at
+once. Comparing their lower halves with a piece of 0, 1, 2, ... tells so, and then the highest is the last.
 """
 
 from __future__ import annotations

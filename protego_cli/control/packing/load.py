@@ -11,10 +11,10 @@
    scale is the ratio of the two, and what tunnels cost adds up to what was measured. An idle process teaches
    nothing, and the scale stays within `SCALES`.
 4. A tunnel's share is its modelled cost times the scale of the GPN where it is: 1.0 is one core. Where the
-   GPN's bandwidth is bounded and scarcer, it is the tunnel's part of that, of the GPN's capacity.
-
+   GPN's bandwidth is bounded and scarcer than its CPU, it is the tunnel's part of that bandwidth, times the
+   GPN's capacity.
 5. A GPN that is saturated drops before it counts. Then what a tunnel takes is multiplied by what was offered
-   to it, by the counts of GINs and GENs, over what reached its limits: so much it would take.
+   to it, by the counts of GINs and GENs, over what reached its limits: that is what it would take.
 
 `history` keeps each tunnel's share as means over minutes, for policies that forecast.
 """

@@ -2,8 +2,8 @@
 take.
 
 GINs count by inbound SPI, GENs by tunnel or strand, cumulatively since their start. The difference to the
-report before is what came meanwhile; the first report of a count says nothing, and one that goes back is a
-first one."""
+report before is what came meanwhile. The first report of a count says nothing; nor does one that is below the
+one before, for it comes from a new process."""
 
 from __future__ import annotations
 

@@ -4,12 +4,12 @@ empty.
 1. Every second the loads are looked at. At the consolidation interval the packing policy is asked for a plan,
    with GPNs that may be filled to the `low` watermark; otherwise, where one is beyond the `high` one, what
    cannot wait.
-2. Moves to GPNs that run are made by a job, some side by side (`mover.py`). For moves to one that does not
-   run it is launched; they wait until it is up, and are forgotten when it fails.
+2. Moves to GPNs that run are made by a job, some side by side (`mover.py`). A GPN that does not run, and that
+   moves go to, is launched; they wait until it is up, and are forgotten when its launch fails.
 3. While moves are being made nothing new is decided. A tunnel that has moved as often in an hour as it may,
    one that waits, and one whose GPN is away or being drained, stays.
 4. A GPN of a pool that carries nothing for `hold` seconds is retired. One GPN always stays.
-5. With a GIN or GEN away nothing is moved: it could not be told.
+5. While a GIN or GEN is away nothing is moved: it could not be told.
 
 Nothing of this is kept: what has begun is in the records of tunnels and nodes, and another life of the GMN
 decides anew."""

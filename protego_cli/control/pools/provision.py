@@ -6,8 +6,8 @@
    node that is there already, or gone, is no error. They return once that is under way. Whether it has come
    to pass is told by the node, which connects, and by `nodes`.
 
-A node that is launched joins with the one-time token that comes with it (`joining.py`), unless it has a
-certificate of this life of its.
+A node that is launched joins with the one-time token that comes with it (`joining.py`), unless it has its
+certificate already.
 """
 
 from __future__ import annotations

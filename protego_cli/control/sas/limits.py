@@ -16,7 +16,7 @@
    would pass stays below. Every GEN holds those of all limited tunnels and tenants. A GIN holds each SPI to
    one, against forgers: what they send takes only that much of a GPN.
 
-The work of a change or a report grows with the tunnels, of the tenants it concerns, that are up.
+The work of a change or a report grows with the number of tunnels that are up, of the tenants it concerns.
 """
 
 from __future__ import annotations
