@@ -39,7 +39,7 @@ from protego_cli.control.channel.client import Ask, converse
 from protego_cli.control.channel.operator_messages import GetStatus, Migrate, Migrated, Status
 from protego_cli.lab import layout
 from protego_cli.lab.children import Children
-from protego_cli.lab.peers import mirrored
+from protego_cli.lab.peers import peers_policy
 from protego_cli.lab.run import Run
 from protego_cli.lab.schedule import Schedule
 from protego_cli.lab.show import Show
@@ -233,7 +233,7 @@ def run(effort: Effort) -> Measured:
         plan = layout.plan(directory, block, tenants=TUNNELS, gpns=len(GPNS), pps=1)
         layout.write(plan)
         cluster = load(Path(plan.cluster_file))
-        policies = {config.id: mirrored(config) for config in cluster.tunnels()}
+        policies = {config.id: peers_policy(config) for config in cluster.tunnels()}
         ends = Ends(stack, plan, [policies[site.tunnel] for site in plan.sites])
 
         async def measure() -> Outcome:

@@ -36,7 +36,7 @@ from protego_cli.crypto.builtin import ALGORITHMS
 from protego_cli.errors import Unreachable
 from protego_cli.ike.engine import Engine
 from protego_cli.ike.events import Path as IkePath
-from protego_cli.roles.gmn import policy_of
+from protego_cli.roles.policies import policy_of
 
 TUNNELS = 1000
 GPNS = 2

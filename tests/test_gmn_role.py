@@ -38,9 +38,9 @@ from protego_cli.net.pump import drain, pump
 from protego_cli.net.udp import Batch, UdpSocket
 from protego_cli.plugins.manager import load_plugins
 from protego_cli.roles import gmn
+from protego_cli.roles.policies import policy_of
 from protego_cli.wire.envelope import Envelope, open_envelope, seal_envelope
 from tests.support.control import FakePlane, until
-from tests.support.ike_pairs import mirrored
 from tests.support.network import Network, Site
 
 VIP, PEER, TUNNEL = "203.0.113.10", "198.51.100.7", "acme/hq"
@@ -90,8 +90,8 @@ class Rig:
         self.agents: list[Agent] = []
         self.network = Network(1)
         tunnel = cluster.tunnels()[0]
-        ours = gmn.policy_of(tunnel, read_secret(tunnel.auth.file))
-        self.peer = Site(self.network, PEER, [mirrored(ours, VIP)])
+        ours = policy_of(tunnel, read_secret(tunnel.auth.file))
+        self.peer = Site(self.network, PEER, [ours.mirrored(VIP)])
 
     @property
     def key(self) -> bytes:

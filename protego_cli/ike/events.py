@@ -7,7 +7,7 @@ that the driver started; exactly one of its outcome events bears it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from protego_cli.config.model import Encapsulation
@@ -47,6 +47,17 @@ class Policy:
     encapsulation: Encapsulation = "force"
     ike_lifetime: float = 14400.0  # seconds: the hard limit (`ike.lifetimes`)
     jitter: float = 0.1
+
+    def mirrored(self, remote: str) -> Policy:
+        """The same tunnel as its other end has it, which finds us at `remote`."""
+        return replace(
+            self,
+            remote=remote,
+            local_id=self.remote_id,
+            remote_id=self.local_id,
+            local_ts=self.remote_ts,
+            remote_ts=self.local_ts,
+        )
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ from protego_cli.lab.traffic import Direction, Flow, build
 from protego_cli.net.gso import segments
 from protego_cli.net.udp import Batch, UdpSocket
 from protego_cli.plugins.manager import load_plugins
-from protego_cli.wire.selectors import TrafficSelector
+from protego_cli.roles.policies import policy_of
 
 PORT = 4500
 _NON_ESP = bytes(4)  # RFC 3948 2.2
@@ -70,7 +70,7 @@ class Peer:
         self._gateway = (config.vip, PORT)
         self._name = config.id
         self._engine = Engine(
-            [mirrored(config)], registry, cluster.ike, os.urandom, _new_spi, _EPOCH, self.counters
+            [peers_policy(config)], registry, cluster.ike, os.urandom, _new_spi, _EPOCH, self.counters
         )
         self._tunnel = PeerTunnel(os.urandom, self.counters)
         self._sealing: int | None = None  # inbound SPI of the SA we seal on
@@ -190,19 +190,9 @@ class Peer:
                 self._seal_on(other)
 
 
-def mirrored(config: TunnelConfig) -> Policy:
-    """The tunnel as its other end sees it."""
-    return Policy(
-        tunnel=config.id,
-        remote=config.vip,
-        local_id=config.remote_id,
-        remote_id=config.local_id,
-        psk=read_secret(config.auth.file),
-        local_ts=tuple(TrafficSelector.from_prefix(prefix) for prefix in config.remote_ts),
-        remote_ts=tuple(TrafficSelector.from_prefix(prefix) for prefix in config.local_ts),
-        ike=config.ike,
-        esp=config.esp,
-    )
+def peers_policy(config: TunnelConfig) -> Policy:
+    """The tunnel as its other end has it."""
+    return policy_of(config, read_secret(config.auth.file)).mirrored(config.vip)
 
 
 def _new_spi() -> int:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import trio
 
-from protego_cli.config.model import Cluster, Node, TunnelConfig
+from protego_cli.config.model import Cluster, Node
 from protego_cli.config.secrets import read_secret
 from protego_cli.control.channel.fabric import Fabric
 from protego_cli.control.operating.commands import Commands
@@ -50,12 +50,11 @@ from protego_cli.control.state.vault import open_vault
 from protego_cli.counters import Counters
 from protego_cli.errors import UsageError
 from protego_cli.ike.engine import Engine
-from protego_cli.ike.events import Policy
 from protego_cli.net.udp import UdpSocket
 from protego_cli.plugins.manager import Plugins
 from protego_cli.roles.clusters import read_cluster
 from protego_cli.roles.cpu import CpuMeter
-from protego_cli.wire.selectors import TrafficSelector
+from protego_cli.roles.policies import policy_of
 
 
 async def run(
@@ -214,21 +213,3 @@ def provisioners(cluster: Cluster, plugins: Plugins) -> dict[str, Opened]:
         )
         opened[pool.name] = Opened(kind, plugin, kind.open(place))
     return opened
-
-
-def policy_of(tunnel: TunnelConfig, psk: bytes) -> Policy:
-    """A tunnel of the cluster file as the IKE engine needs it."""
-    return Policy(
-        tunnel=tunnel.id,
-        remote=tunnel.peer,
-        local_id=tunnel.local_id,
-        remote_id=tunnel.remote_id,
-        psk=psk,
-        local_ts=tuple(map(TrafficSelector.from_prefix, tunnel.local_ts)),
-        remote_ts=tuple(map(TrafficSelector.from_prefix, tunnel.remote_ts)),
-        ike=tunnel.ike,
-        esp=tunnel.esp,
-        encapsulation=tunnel.encapsulation,
-        ike_lifetime=tunnel.lifetimes.ike,
-        jitter=tunnel.lifetimes.jitter,
-    )

@@ -17,8 +17,7 @@ from protego_cli.config.model import (
     VxlanAttach,
 )
 from protego_cli.ike.events import Policy
-from protego_cli.roles import gmn
-from tests.support.ike_pairs import mirrored
+from protego_cli.roles import policies
 
 VIP = "203.0.113.10"
 
@@ -80,9 +79,9 @@ def _tunnel(i: int, start: Literal["wait", "auto"], lifetimes: Lifetimes) -> Tun
 
 
 def policy_of(tunnel: TunnelConfig) -> Policy:
-    return gmn.policy_of(tunnel, b"a secret both sides hold")
+    return policies.policy_of(tunnel, b"a secret both sides hold")
 
 
 def peers_policy_of(tunnel: TunnelConfig) -> Policy:
     """The tunnel as its peer has it."""
-    return mirrored(policy_of(tunnel), tunnel.vip)
+    return policy_of(tunnel).mirrored(tunnel.vip)

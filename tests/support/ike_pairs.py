@@ -25,21 +25,7 @@ GATEWAY_POLICY = Policy(
     ike=("aes256gcm16-prfsha256-x25519",),
     esp=("aes256gcm16-x25519", "aes256gcm16"),
 )
-
-
-def mirrored(ours: Policy, remote: str) -> Policy:
-    """The same policy as the other end has it, which finds us at `remote`."""
-    return replace(
-        ours,
-        remote=remote,
-        local_id=ours.remote_id,
-        remote_id=ours.local_id,
-        local_ts=ours.remote_ts,
-        remote_ts=ours.local_ts,
-    )
-
-
-PEER_POLICY = mirrored(GATEWAY_POLICY, GATEWAY)
+PEER_POLICY = GATEWAY_POLICY.mirrored(GATEWAY)
 
 
 def pair(
