@@ -12,14 +12,21 @@ from typing import Final
 
 import trio
 
+from protego_cli.control.channel.pool_messages import PlannedMove
 from protego_cli.control.packing.jobs import Job
-from protego_cli.control.packing.placement import Move
+from protego_cli.control.packing.placement import Move, PackingView
 from protego_cli.control.procedures.migration import Migrations
 from protego_cli.control.sas.sad import Sad
 from protego_cli.errors import ProtegoError
 
 AT_ONCE: Final = 32  # docs/benchmarks.md: more are no faster
 PACE: Final = 0.005  # seconds between the beginnings of two: bursts are for nobody's good
+
+
+def planned(moves: Iterable[Move], view: PackingView) -> tuple[PlannedMove, ...]:
+    """Moves of a policy that has seen this, as operators are told of them: where from, and how much load."""
+    seen = {tunnel.id: tunnel for tunnel in view.tunnels}
+    return tuple(PlannedMove(name, seen[name].gpn or "", to, round(seen[name].load, 6)) for name, to in moves)
 
 
 class Mover:

@@ -14,7 +14,7 @@ from typing import Final
 from protego_cli.control.channel.pool_messages import Plan, PlannedMove, Rebalance
 from protego_cli.control.packing.drains import Drains
 from protego_cli.control.packing.jobs import Job, Jobs
-from protego_cli.control.packing.mover import Mover
+from protego_cli.control.packing.mover import Mover, planned
 from protego_cli.control.packing.placement import Move, Packer
 from protego_cli.control.sas.sad import Sad
 from protego_cli.errors import Refused, UsageError
@@ -69,11 +69,7 @@ class Rebalances:
         busy = self._drains.busy()
         pinned = {tunnel.id for tunnel in self._sad.tunnels.values() if tunnel.seat in busy}
         view = seats.view(pinned)
-        seen = {tunnel.id: tunnel for tunnel in view.tunnels}
-        return tuple(
-            PlannedMove(name, seen[name].gpn or "", to, round(seen[name].load, 6))
-            for name, to in packer.plan(view)
-        )
+        return planned(packer.plan(view), view)
 
     async def _carry_out(self, moves: tuple[PlannedMove, ...], job: Job) -> None:
         await self._mover.run(job, ((Move(move.tunnel, move.to), move.source) for move in moves))

@@ -28,7 +28,7 @@ from protego_cli.config.model import Cluster, ElasticConfig
 from protego_cli.control.channel.pool_messages import ElasticPlan, PlannedMove
 from protego_cli.control.packing.drains import Drains
 from protego_cli.control.packing.jobs import Job, Jobs
-from protego_cli.control.packing.mover import Mover
+from protego_cli.control.packing.mover import Mover, planned
 from protego_cli.control.packing.packing_view import GpnView
 from protego_cli.control.packing.placement import Move, PolicyFault
 from protego_cli.control.pools.occupancy import Occupied
@@ -125,13 +125,7 @@ class Elastic:
         moves = seats.packer.plan(view) if consolidate else seats.packer.mitigate(view)
         if not moves:
             return None
-        seen = {tunnel.id: tunnel for tunnel in view.tunnels}
-        return Decision(
-            "consolidation" if consolidate else "hot spot",
-            tuple(
-                PlannedMove(name, seen[name].gpn or "", to, round(seen[name].load, 6)) for name, to in moves
-            ),
-        )
+        return Decision("consolidation" if consolidate else "hot spot", planned(moves, view))
 
     def _pinned(self) -> set[str]:
         """Tunnels that are not ours to move now."""
