@@ -51,12 +51,8 @@ from tests.support.netns import receive_buffers
 from tests.support.strongswan import CHARON
 
 INWARD, OUTWARD = "peer to tenant", "tenant to peer"
-OURS, KERNEL, BARE, THEIRS = (
-    "mux",
-    "nftables",
-    "bare",
-    "libipsec",
-)  # gateways; how a GIN steers, where it is ours
+OURS, KERNEL, BARE, THEIRS = "mux", "nftables", "bare", "libipsec"
+"""Gateways; how a GIN steers, where it is ours."""
 TARGET_BATCHES, TARGET_SINGLE = 5.0, 1.0
 IN_FLIGHT: Final = 1024  # 10 Gbit/s for a millisecond
 PACED: Final = 5000  # packets per second

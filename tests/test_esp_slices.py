@@ -223,9 +223,7 @@ def peers_send(suite: EspSuite, batches: list[Batch], start: int) -> None:
             packets = []
             for place in range(batch.count):
                 odd = batch.odd.get(place, "")
-                if (
-                    odd in ("old", "stale") and suite.esn
-                ):  # its high half would be guessed as of the whole row
+                if odd in ("old", "stale") and suite.esn:  # its high half would be that of the whole row
                     odd = "late"
                 number += 1
                 packets.append(packed(sa, batch, place, odd, number))

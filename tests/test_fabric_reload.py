@@ -77,9 +77,8 @@ async def test_a_node_that_left_is_let_in_no_more(cluster: Cluster) -> None:
         gin, _ = await gmn.join("gin-1")
         gpn, _ = await gmn.join("gpn-1")
         agent, _ = await gmn.start("gpn-2", FakePlane())
-        await until(
-            lambda: ("up", "gpn-2") in gmn.observer.log
-        )  # the agent is connected before the GMN hears it
+        # the agent is connected before the GMN hears it
+        await until(lambda: ("up", "gpn-2") in gmn.observer.log)
         key = neighbour(gin, "gpn-2").tag_key
         gmn.fabric.reload(without(cluster, "gpn-2"))
         await until(lambda: ("down", "gpn-2") in gmn.observer.log)

@@ -258,9 +258,8 @@ def test_what_asks_for_the_gateway_stays_and_only_that(gen: Gen) -> None:
     assert gen.kept == [Kept(ACME, None, question, 120)]
     gen.kept.clear()
     gen.receive(question, source=("10.20.0.99", 1))
-    gen.receive(
-        packet("10.1.0.1", GLOBEX), source=("10.20.0.6", 1)
-    )  # another tenant's gateway is none of its
+    other_tenants = packet("10.1.0.1", GLOBEX)
+    gen.receive(other_tenants, source=("10.20.0.6", 1))
     assert gen.kept == []
     assert gen.counters.nonzero() == {"gen_forwarded": 1, "gen_drop_vtep": 1, "gen_drop_no_route": 1}
 

@@ -97,21 +97,10 @@ def _addresses(cluster: Cluster) -> Iterator[Problem]:
             )
 
 
-def _listeners(node: Node) -> list[tuple[str, str, int]]:
-    """(port's name, protocol, port) bound on the node's own address; several nodes may serve a VIP."""
-    ports = node.ports
-    return {
-        "gmn": [("control", "tcp", ports.control), ("fabric", "udp", ports.fabric)],
-        "gin": [("fabric", "udp", ports.fabric)],
-        "gen": [("vxlan", "udp", ports.vxlan)],
-        "gpn": [("esp", "udp", ports.esp), ("vxlan", "udp", ports.vxlan)],
-    }.get(node.role, [])
-
-
 def _ports(cluster: Cluster) -> Iterator[Problem]:
     taken: dict[tuple[str, str, int], str] = {}
     for node in [*cluster.nodes, *pool_nodes(cluster)]:
-        for name, protocol, port in _listeners(node) if node.address else []:
+        for name, protocol, port in node.listens() if node.address else []:
             here = (node.address, protocol, port)
             if here in taken:
                 yield Problem(

@@ -40,9 +40,17 @@ class Node(msgspec.Struct, frozen=True):
     capacity: float = 1.0  # GPN: CPU seconds per second that its tunnels may take; 1.0 is one core
     group: str = ""  # the entry of the file, where `instances` made several nodes of it
     pool: str = ""  # the pool that starts and stops it
-    bandwidth: int = (
-        0  # GPN: bits per second of inner packets, both ways together; 0: as many as its CPU takes
-    )
+    bandwidth: int = 0  # GPN: bits per second of inner packets, both ways together; 0: what its CPU takes
+
+    def listens(self) -> list[tuple[str, str, int]]:
+        """(port's name, protocol, port) bound on its own address; several nodes may serve a VIP."""
+        ports = self.ports
+        return {
+            "gmn": [("control", "tcp", ports.control), ("fabric", "udp", ports.fabric)],
+            "gin": [("fabric", "udp", ports.fabric)],
+            "gen": [("vxlan", "udp", ports.vxlan)],
+            "gpn": [("esp", "udp", ports.esp), ("vxlan", "udp", ports.vxlan)],
+        }.get(self.role, [])
 
 
 Setting = str | int | float | bool | tuple[str, ...]

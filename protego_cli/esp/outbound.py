@@ -93,9 +93,8 @@ class Outbound:
         self._ruled: dict[int, dict[str, Pair]] = {}  # by VNI, then tunnel
         self._diverted: set[str] = set()  # tunnels that take packets from GENs alone
         self._by_packet: set[bytes] = set()  # VNIs, as on the wire, whose selectors look at ports
-        self._flows: Remembered[tuple[str, int, Row], Flow | str] = Remembered(
-            MAX_FLOWS
-        )  # by origin, frame size, and what decides
+        # by origin, frame size, and what decides
+        self._flows: Remembered[tuple[str, int, Row], Flow | str] = Remembered(MAX_FLOWS)
 
     def set_gens(self, gens: Iterable[Address]) -> None:
         """Where GENs send from, and take back what is not sealed here."""

@@ -148,18 +148,10 @@ def listeners(cluster: Cluster, nodes: Iterable[Node]) -> list[Socket]:
     """What these nodes bind."""
     found = []
     for node in nodes:
-        ports = node.ports
-        if node.role == "gmn":
-            found += [Socket("tcp", node.address, ports.control), Socket("udp", node.address, ports.fabric)]
-        elif node.role == "gin":
-            found += [Socket("udp", node.address, ports.fabric)]
-            found += [
-                Socket("udp", vip, port) for vip in cluster.vips for port in (ports.ike, ports.natt) if port
-            ]
-        elif node.role == "gen":
-            found += [Socket("udp", node.address, ports.vxlan)]
-        else:
-            found += [Socket("udp", node.address, ports.esp), Socket("udp", node.address, ports.vxlan)]
+        found += [Socket(protocol, node.address, port) for _, protocol, port in node.listens()]
+        if node.role == "gin":
+            ports = [port for port in (node.ports.ike, node.ports.natt) if port]
+            found += [Socket("udp", vip, port) for vip in cluster.vips for port in ports]
     return found
 
 

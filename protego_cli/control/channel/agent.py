@@ -242,9 +242,7 @@ class Agent:
                 reply = self._holding.sync(request)
                 if isinstance(reply, Applied):
                     self._begin(request)
-                if (
-                    self._holding.epoch == request.epoch
-                ):  # a record that was refused keeps the others from nothing
+                if self._holding.epoch == request.epoch:  # taken, be it without some records
                     self.informed.set()
                 return self._acted(reply)
             case Update():
