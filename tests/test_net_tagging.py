@@ -178,6 +178,7 @@ async def test_concurrent_barriers(bench: Bench, autojump_clock: Clock) -> None:
         for _ in range(3):
             nursery.start_soon(bench.link.barrier, "gpn-1")
         await trio.testing.wait_all_tasks_blocked()
+        assert len({tag.nonce for tag in waiting}) == 3, "each waits for an echo of its own"
         for tag in waiting:
             bench.echo(tag)
 
