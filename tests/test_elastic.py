@@ -12,11 +12,10 @@ import trio
 from msgspec import structs
 
 from protego_cli.config.model import Cluster, ElasticConfig
-from protego_cli.control.channel.node_messages import Report, SaUsage
+from protego_cli.control.channel.node_messages import OfferedLoad, Report, SaUsage
 from protego_cli.control.channel.operator_messages import GetEvents
 from protego_cli.control.channel.pool_messages import ElasticPlan, GetPlan
 from protego_cli.control.packing.load import Passed
-from protego_cli.control.packing.measured import OfferedLoad
 from protego_cli.control.packing.packing_view import Move, PackingView, TunnelView
 from protego_cli.control.packing.placement import Packer, PackingPolicy
 from protego_cli.control.sas.tunnel import Totals

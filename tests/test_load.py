@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protego_cli.control.channel.node_messages import SaUsage
+from protego_cli.control.channel.node_messages import OfferedLoad, SaUsage, SuiteCost
 from protego_cli.control.packing.load import (
     HISTORY,
     IDLE,
@@ -21,7 +21,6 @@ from protego_cli.control.packing.load import (
     cost_of,
     modelled,
 )
-from protego_cli.control.packing.measured import OfferedLoad, SuiteCost
 from protego_cli.control.packing.offered import Offers
 from protego_cli.control.sas.tunnel import Meter, Totals
 from protego_cli.roles.calibration import LONG, ROW, SHORT, TRIES, calibrate

@@ -19,15 +19,16 @@ from protego_cli.control.channel.node_messages import (
     FirstPacket,
     Hello,
     Marks,
+    OfferedLoad,
     PeerAddress,
     Report,
     SaUsage,
+    SuiteCost,
     Sync,
     Update,
 )
 from protego_cli.control.channel.operator_messages import GetEvents
 from protego_cli.control.channel.pool_messages import GetJob, MakeToken
-from protego_cli.control.packing.measured import OfferedLoad, SuiteCost
 from protego_cli.errors import Malformed
 
 MESSAGES: list[AnyRequest | AnyReply] = [

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from protego_cli.control.packing.measured import SuiteCost
+from protego_cli.control.channel.node_messages import SuiteCost
 from protego_cli.crypto.algorithms import EspSuite
 from protego_cli.esp.transforms import Sealing, opening, sealing
 

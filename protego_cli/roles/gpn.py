@@ -26,8 +26,7 @@ from protego_cli.control.channel import desired_records, node_messages
 from protego_cli.control.channel.agent import Agent
 from protego_cli.control.channel.desired_records import AnyRecord, Limit, Park, Rule, Sa, Tenant
 from protego_cli.control.channel.message import Key
-from protego_cli.control.channel.node_messages import Notice, Report, SaUsage, Welcome
-from protego_cli.control.packing.measured import SuiteCost
+from protego_cli.control.channel.node_messages import Notice, Report, SaUsage, SuiteCost, Welcome
 from protego_cli.counters import Counters
 from protego_cli.crypto.algorithms import EspSuite, Registry
 from protego_cli.errors import EnvironmentFault, Refused

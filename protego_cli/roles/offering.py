@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from protego_cli.control.packing.measured import OfferedLoad
+from protego_cli.control.channel.node_messages import OfferedLoad
 from protego_cli.net.steering import Egress, Ingress
 
 

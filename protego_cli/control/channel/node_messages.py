@@ -12,7 +12,6 @@ import msgspec
 
 from protego_cli.control.channel.desired_records import AnyRecord
 from protego_cli.control.channel.message import Amount, Count, Key, Number, Port, Reply, Request
-from protego_cli.control.packing.measured import OfferedLoad, SuiteCost
 
 # ---- GMN -> node
 
@@ -111,6 +110,23 @@ class SaUsage(msgspec.Struct, frozen=True, array_like=True):
     limited_bytes_in: Count = 0
     limited_packets_out: Count = 0
     limited_bytes_out: Count = 0
+
+
+class OfferedLoad(msgspec.Struct, frozen=True, array_like=True):
+    """GIN, GEN: what has come for an SPI, or a tunnel or strand, below its ceiling: cumulative."""
+
+    of: int | str
+    bytes: Count  # of inner packets
+
+
+class SuiteCost(msgspec.Struct, frozen=True, array_like=True):
+    """GPN: what a suite costs on its machine, in CPU seconds, without what any packet costs."""
+
+    suite: str  # "aes256gcm16", "aes256-sha256"
+    open_packet: Amount
+    open_byte: Amount
+    seal_packet: Amount
+    seal_byte: Amount
 
 
 class Report(Request, frozen=True):

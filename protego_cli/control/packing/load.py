@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
-from protego_cli.control.packing.measured import SuiteCost
+from protego_cli.control.channel.node_messages import SuiteCost
 from protego_cli.control.sas.tunnel import Totals
 
 if TYPE_CHECKING:

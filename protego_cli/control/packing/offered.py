@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final, NamedTuple
 
-from protego_cli.control.packing.measured import OfferedLoad
+from protego_cli.control.channel.node_messages import OfferedLoad
 
 LONGEST: Final = 10.0  # seconds that a difference may stand for; beyond that it is a first count
 ROOM: Final = 4096  # counts that may be kept of what is not there any more
