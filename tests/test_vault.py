@@ -6,7 +6,6 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -15,36 +14,23 @@ import pytest
 
 from protego_cli.config.model import Cluster
 from protego_cli.control.state import vault
-from protego_cli.control.state.store import Change
 from protego_cli.control.state.vault import Vault, make_master_key, open_vault, unfit
 from protego_cli.errors import EnvironmentFault
 from protego_cli.plugins.state_stores import Sqlite
+from tests.support.stores import MemoryStore
 
 
-class Shelf:
+class Shelf(MemoryStore):
     """A store in memory, and its kind."""
 
     name = "shelf"
 
     def __init__(self) -> None:
-        self.held: dict[bytes, bytes] = {}
+        super().__init__()
         self.closed = 0
 
     def open(self, directory: Path) -> Shelf:
         return self
-
-    def load(self) -> Iterable[tuple[bytes, bytes]]:
-        return list(self.held.items())
-
-    def commit(self, changes: Sequence[Change]) -> None:
-        for key, value in changes:
-            if value is None:
-                self.held.pop(key, None)
-            else:
-                self.held[key] = value
-
-    def tend(self) -> None:
-        pass
 
     def close(self) -> None:
         self.closed += 1
