@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TypeVar
 
 import trio
@@ -11,10 +12,9 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from protego_cli.cli.render import print_status, status_view
 from protego_cli.config.model import Cluster
-from protego_cli.control.channel.client import ask
+from protego_cli.control.channel.client import ask, expect
 from protego_cli.control.channel.message import Reply, Request
 from protego_cli.control.channel.operator_messages import GetStatus, Status
-from protego_cli.errors import ProtegoError
 
 R = TypeVar("R", bound=Reply)
 
@@ -27,13 +27,7 @@ def ask_once(cluster: Cluster, request: Request, expected: type[R]) -> R:
 
 
 async def _ask(cluster: Cluster, request: Request, expected: type[R]) -> R:
-    reply = await ask(cluster, request)
-    if not isinstance(reply, expected):
-        raise ProtegoError(
-            f"the control node answered {type(reply).__name__} to {type(request).__name__}; "
-            "it may run another version"
-        )
-    return reply
+    return await expect(partial(ask, cluster), request, expected)
 
 
 async def ask_status(cluster: Cluster) -> Status:

@@ -23,9 +23,9 @@ from rich.text import Text
 from protego_cli.cli.logs import printable, quoted
 from protego_cli.cli.render import print_json
 from protego_cli.config.model import Cluster
-from protego_cli.control.channel.client import Ask, converse
+from protego_cli.control.channel.client import Ask, converse, expect
 from protego_cli.control.channel.operator_messages import Event, Events, GetEvents
-from protego_cli.errors import ProtegoError, Unreachable
+from protego_cli.errors import Unreachable
 
 WAIT = 5.0  # seconds that the GMN may let us wait; it holds a place for us as long
 FIRST_PAUSE = 0.5  # between attempts to reach it
@@ -79,7 +79,7 @@ def document(event: Event) -> dict[str, Any]:
 
 def show_events(cluster: Cluster, request: GetEvents, printer: Printer) -> None:
     async def talk(ask: Ask) -> Events:
-        return await _events(ask, request)
+        return await expect(ask, request, Events)
 
     for event in trio.run(converse, cluster, talk).events:
         printer.show(event)
@@ -119,7 +119,7 @@ class Follower:
 
     async def _talk(self, ask: Ask) -> None:
         while True:
-            self._take(await _events(ask, self._request))
+            self._take(await expect(ask, self._request, Events))
 
     def _take(self, found: Events) -> None:
         known = self._request.epoch
@@ -135,10 +135,3 @@ class Follower:
         self._request = msgspec.structs.replace(
             self._request, epoch=found.epoch, after=found.last, last=None, since=None, wait=WAIT
         )
-
-
-async def _events(ask: Ask, request: GetEvents) -> Events:
-    reply = await ask(request)
-    if not isinstance(reply, Events):
-        raise ProtegoError(f"the control node answered {type(reply).__name__} to GetEvents")
-    return reply

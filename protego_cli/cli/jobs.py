@@ -17,8 +17,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from protego_cli.config.model import Cluster
-from protego_cli.control.channel.client import Ask, converse
-from protego_cli.control.channel.message import Request
+from protego_cli.control.channel.client import Ask, converse, expect
 from protego_cli.control.channel.pool_messages import GetJob, JobStatus, StopJob
 from protego_cli.errors import ProtegoError, Unreachable
 
@@ -83,21 +82,14 @@ class Follower:
     async def _talk(self, ask: Ask) -> JobStatus:
         while True:
             if self._interrupts and not self._told:
-                await _ask(ask, StopJob(self._job))
+                await expect(ask, StopJob(self._job), JobStatus)
                 self._told = True
-            status = await _ask(ask, GetJob(self._job, self._revision, WAIT))
+            status = await expect(ask, GetJob(self._job, self._revision, WAIT), JobStatus)
             self._revision = status.revision
             self._show(status)
             if status.state != "running":
                 return status
             await trio.sleep(PAUSE)
-
-
-async def _ask(ask: Ask, request: Request) -> JobStatus:
-    reply = await ask(request)
-    if not isinstance(reply, JobStatus):
-        raise ProtegoError(f"the control node answered {type(reply).__name__} to {type(request).__name__}")
-    return reply
 
 
 @contextlib.contextmanager

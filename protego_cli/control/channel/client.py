@@ -9,7 +9,7 @@ import trio
 
 from protego_cli.config.model import Cluster, Node
 from protego_cli.control.channel.frames import GMN_LIMIT
-from protego_cli.control.channel.message import Failed, Request
+from protego_cli.control.channel.message import Failed, Reply, Request
 from protego_cli.control.channel.messages import AnyReply, AnyRequest
 from protego_cli.control.channel.pki import OPERATOR, Identity, client_context
 from protego_cli.control.channel.rpc import Link, connect
@@ -20,6 +20,7 @@ CONNECT_TIMEOUT: Final = 3.0
 ANSWER_TIMEOUT: Final = 120.0  # a migration may have to wait for a peer's retransmissions
 
 T = TypeVar("T")
+R = TypeVar("R", bound=Reply)
 
 
 class Ask(Protocol):
@@ -35,6 +36,17 @@ async def ask(cluster: Cluster, request: Request, *, timeout: float = ANSWER_TIM
         return await ask(request)
 
     return await converse(cluster, talk, timeout=timeout)
+
+
+async def expect(ask: Ask, request: Request, expected: type[R]) -> R:
+    """Ask for a reply of this type. Raises ProtegoError when it is of another one, too."""
+    reply = await ask(request)
+    if not isinstance(reply, expected):
+        raise ProtegoError(
+            f"the control node answered {type(reply).__name__} to {type(request).__name__}; "
+            "it may run another version"
+        )
+    return reply
 
 
 async def converse(
