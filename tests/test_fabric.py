@@ -407,6 +407,28 @@ async def test_a_second_connection_replaces_the_first_in_order(cluster: Cluster)
         assert gmn.observer.log[2:5] == [("down", "gpn-1"), ("restarted", "gpn-1"), ("up", "gpn-1")]
 
 
+async def test_of_two_processes_of_one_name_the_first_stays(cluster: Cluster) -> None:
+    async with running_gmn(cluster) as gmn:
+        async with dialled(gmn.cluster, "gpn-1", Node()) as first:
+            await first.call(hello("one"))
+            await until(lambda: gmn.fabric.connected("gpn"))
+            async with dialled(gmn.cluster, "gpn-1", Node()) as second:
+                await second.call(hello("two"))
+                await until(lambda: first.closed)  # for all that is known, it has ended
+                async with dialled(gmn.cluster, "gpn-1", Node()) as again:
+                    await again.call(hello("one"))
+                    await until(lambda: second.closed)
+                    await until(lambda: gmn.fabric.connected("gpn"))
+                    for _ in range(2):
+                        async with dialled(gmn.cluster, "gpn-1", Node()) as other:
+                            with pytest.raises(Refused, match="another process runs as gpn-1"):
+                                await other.call(hello("two"))
+                    assert again.closed is None
+        await until(lambda: gmn.observer.log[-1] == ("down", "gpn-1"))
+        async with dialled(gmn.cluster, "gpn-1", Node()) as second:
+            await second.call(hello("two"))  # the first is gone
+
+
 async def test_a_node_that_refuses_a_record_of_its_sync_is_up_with_the_rest(cluster: Cluster) -> None:
     async with running_gmn(cluster) as gmn:
         gmn.fabric.desire("gpn-1", put=[Park(300), Park(301)])

@@ -70,6 +70,8 @@ class Member:
         self.node = node
         self._release = release
         self.boot: str | None = None  # of the process whose node_connecting was last told
+        self.displaced: str | None = None  # that of the process whose connection the present one's ended
+        self.twins: set[str] = set()  # those of processes that run beside the one that is connected
         self.report: Report | None = None
         self.raw_esp: bool | None = None  # of a GIN, as it said last
         self._epoch = epoch

@@ -4,7 +4,8 @@ What a node says on its own account is acknowledged once the observer has heard 
 stored, so that the node says it again when the GMN has gone between the two.
 
 For one node the observer's calls come one after another, also across connections: the newest connection of a
-node ends the one before and waits until its `node_down` has returned.
+node ends the one before and waits until its `node_down` has returned. Two processes that run as one node
+would end each other's for ever: when the one that was here first comes back, it stays; the other is refused.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ log = logging.getLogger(__name__)
 
 Reported = Report | Notice
 
+_TWINS: Final = 8  # processes that are remembered as others than the one that is let in
 _UNHEARD: Final = 4096  # what one node may have said that the observer has not heard yet
 
 
@@ -104,6 +106,7 @@ class Session:
         if isinstance(request, Hello):
             if self._boot is not None:
                 raise Refused("Hello comes once")
+            self._tell_from_twin(request.boot)
             welcome = self._greet(request, node)
             self._boot = request.boot
             self._greeted.set()
@@ -114,6 +117,24 @@ class Session:
             raise Refused(f"a {node.role} may not send {type(request).__name__}")
         self._hear(request)
         return Noted() if isinstance(request, Report) else self._noted(request)
+
+    def _tell_from_twin(self, boot: str) -> None:
+        """Raises Refused for a process beside which the one that is connected runs as the same node."""
+        member = self._member
+        holder = self._newest.get(member.node.name)
+        if holder is None or holder._boot in (None, boot) or not holder._stands:
+            return
+        if boot in member.twins:
+            raise Refused(
+                f"another process runs as {member.node.name}, and was here before: stop one of the two"
+            )
+        if boot == member.displaced and len(member.twins) < _TWINS:
+            member.twins.add(holder._boot)
+            log.error("two processes run as one node node=%s reason=%s", member.node.name, "stop one of them")
+
+    @property
+    def _stands(self) -> bool:
+        return self._link is not None and self._link.closed is None
 
     async def _noted(self, notice: Notice) -> Reply:
         heard = self._unheard.setdefault(notice, trio.Event())
@@ -141,6 +162,8 @@ class Session:
         self._newest[name] = self
         try:
             if previous is not None:
+                if previous._boot != self._boot and previous._stands:
+                    self._member.displaced = previous._boot
                 await previous._end("the node connected anew")
             if link.closed is None:
                 await self._tell(link, name, self._boot)
@@ -150,6 +173,8 @@ class Session:
                 heard.set()  # in vain: the link is closed, and the node will say it again
             if self._newest.get(name) is self:
                 del self._newest[name]
+                self._member.displaced = None
+                self._member.twins.clear()
 
     async def _end(self, reason: str) -> None:
         self.dismiss(reason)
