@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
-from protego_cli.crypto.algorithms import Registry, TransformType
+from protego_cli.crypto.algorithms import KeGroup, Registry, TransformType
 from protego_cli.crypto.proposal import EspProposal, IkeProposal
+from protego_cli.wire.notifies import NotifyType
+from protego_cli.wire.payloads import Notify
 from protego_cli.wire.proposals import Proposal, Protocol, Transform
 
 Suite = TypeVar("Suite", IkeProposal, EspProposal)
@@ -175,3 +177,12 @@ def name_of(transform: Transform, registry: Registry) -> str:
         return algorithm.keyword
     name = _NAMES.get((transform.type, transform.id), f"transform {transform.type}:{transform.id}")
     return name if transform.key_bits is None else f"{name}_{transform.key_bits}"
+
+
+def wanted_group(error: Notify, offered: Iterable[IkeProposal | EspProposal]) -> KeGroup | None:
+    """The group that an INVALID_KE_PAYLOAD asks for, if it is of one of these proposals."""
+    if error.kind != NotifyType.INVALID_KE_PAYLOAD:
+        return None
+    wanted = int.from_bytes(error.data, "big")
+    groups = (proposal.group for proposal in offered)
+    return next((group for group in groups if group and group.transform_id == wanted), None)

@@ -41,10 +41,10 @@ from protego_cli.ike.events import ChildEstablished, ChildOffered
 from protego_cli.ike.exchanges.base import EspSpi, Exchange, ExchangeState, record
 from protego_cli.ike.exchanges.delete import Withdraw
 from protego_cli.ike.message import Payloads
-from protego_cli.ike.negotiation import propose
+from protego_cli.ike.negotiation import propose, wanted_group
 from protego_cli.ike.record import Failure, Story, bid
 from protego_cli.ike.record import Selectors as Wanted
-from protego_cli.wire.notifies import NotifyType, notify_name
+from protego_cli.wire.notifies import notify_name
 from protego_cli.wire.payloads import ExchangeType, Ke, Nonce, Notify, Payload, Sa, TsI, TsR
 from protego_cli.wire.selectors import TrafficSelector
 
@@ -139,7 +139,7 @@ class CreateChild(Exchange):
         self.establish(sa, child, min(self._nonce, nonce), now)
 
     def _refused(self, sa: IkeSa, error: Notify) -> None:
-        group = self._wanted(error)
+        group = wanted_group(error, self._suites)
         if group is not None and not self._retried:
             self._retried = True
             self._group = group
@@ -151,13 +151,6 @@ class CreateChild(Exchange):
         story = Story(esp=bid(sa.context.registry, self._suites), selectors=wanted)
         record(sa, story, CreateChild.type, initiator=True, failure=Failure(detail, error.kind, by_peer=True))
         self.fail(sa, detail, error.kind)
-
-    def _wanted(self, error: Notify) -> KeGroup | None:
-        if error.kind != NotifyType.INVALID_KE_PAYLOAD:
-            return None
-        wanted = int.from_bytes(error.data, "big")
-        groups = (suite.group for suite in self._suites if suite.group)
-        return next((group for group in groups if group.transform_id == wanted), None)
 
     def _agree(self, terms: Terms, ke: Ke | None) -> bytes:
         """The fresh shared secret, empty without a group."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from protego_cli.crypto.algorithms import KeGroup
 from protego_cli.crypto.proposal import IkeProposal, parse_ike
 from protego_cli.crypto.shares import KeyShare
 from protego_cli.errors import InvalidKePayload, Malformed, NoProposalChosen, ProtocolError, StateError
@@ -24,7 +23,7 @@ from protego_cli.ike.exchanges.base import EspSpi, Exchange, ExchangeState, reco
 from protego_cli.ike.keys import ike_keys, skeyseed
 from protego_cli.ike.message import Payloads
 from protego_cli.ike.natd import Nat, detect, floated, natd_payloads
-from protego_cli.ike.negotiation import choose, confirm, difference, propose
+from protego_cli.ike.negotiation import choose, confirm, difference, propose, wanted_group
 from protego_cli.ike.record import Failure, Story, bid, unanswered
 from protego_cli.ike.sa import Handshake, IkeSa
 from protego_cli.ike.transitions import State, Trigger
@@ -106,7 +105,7 @@ class Dial(Exchange):
         error = payloads.error()
         if error is None:
             return False
-        group = self._wanted(error)
+        group = wanted_group(error, self._suites)
         if group is None:
             offered = " | ".join(str(suite) for suite in self._suites)
             self._refusal = (error.kind, f"the peer answered {notify_name(error.kind)}; ours: {offered}")
@@ -115,13 +114,6 @@ class Dial(Exchange):
             self._group, self._share = group, None
             self._restart(sa, now)
         return True
-
-    def _wanted(self, error: Notify) -> KeGroup | None:
-        """The group an INVALID_KE_PAYLOAD asks for, when it is one of those we offered."""
-        if error.kind != NotifyType.INVALID_KE_PAYLOAD:
-            return None
-        wanted = int.from_bytes(error.data, "big")
-        return next((suite.group for suite in self._suites if suite.group.transform_id == wanted), None)
 
     def _restart(self, sa: IkeSa, now: float) -> None:
         """The same message ID, SPI and nonce, with the cookie or group that was asked for."""

@@ -28,10 +28,10 @@ from protego_cli.ike.exchanges.base import Exchange, ExchangeState, record
 from protego_cli.ike.exchanges.delete import DeleteIke
 from protego_cli.ike.keys import ike_keys, rekeyed_skeyseed
 from protego_cli.ike.message import Payloads
-from protego_cli.ike.negotiation import IKE_SPI_LENGTH, choose, confirm, difference, propose
+from protego_cli.ike.negotiation import IKE_SPI_LENGTH, choose, confirm, difference, propose, wanted_group
 from protego_cli.ike.record import Failure, Story, bid
 from protego_cli.ike.succession import Rival, settle, standing
-from protego_cli.wire.notifies import NotifyType, notify_name
+from protego_cli.wire.notifies import notify_name
 from protego_cli.wire.payloads import ExchangeType, Ke, Nonce, Notify, Payload, Sa
 from protego_cli.wire.proposals import Proposal
 
@@ -108,7 +108,7 @@ class RekeyIke(Exchange):
         if sa.rival is not None:
             self._lose(sa, now)
             return
-        group = self._wanted(error)
+        group = wanted_group(error, self._suites)
         if group is not None and not self._retried:
             self._retried = True
             self._group = group
@@ -130,12 +130,6 @@ class RekeyIke(Exchange):
         else:
             self.fail(sa, "the peer deleted it")
             sa.finish("the peer deleted it", now)
-
-    def _wanted(self, error: Notify) -> KeGroup | None:
-        if error.kind != NotifyType.INVALID_KE_PAYLOAD:
-            return None
-        wanted = int.from_bytes(error.data, "big")
-        return next((suite.group for suite in self._suites if suite.group.transform_id == wanted), None)
 
     def _report(self, sa: IkeSa) -> None:
         """The old IKE_SA has its heir, by whichever side's rekey."""
