@@ -12,6 +12,8 @@ from typing import Generic, NamedTuple, TypeVar
 
 from protego_cli.crypto.algorithms import KeGroup, Registry, TransformType
 from protego_cli.crypto.proposal import EspProposal, IkeProposal
+from protego_cli.crypto.shares import KeyShare
+from protego_cli.errors import StateError
 from protego_cli.wire.notifies import NotifyType
 from protego_cli.wire.payloads import Notify
 from protego_cli.wire.proposals import Proposal, Protocol, Transform
@@ -186,3 +188,12 @@ def wanted_group(error: Notify, offered: Iterable[IkeProposal | EspProposal]) ->
     wanted = int.from_bytes(error.data, "big")
     groups = (proposal.group for proposal in offered)
     return next((group for group in groups if group and group.transform_id == wanted), None)
+
+
+def share_again(keyword: str, seed: bytes, offered: Iterable[IkeProposal | EspProposal]) -> KeyShare:
+    """Our half of a key exchange, as it was stored with a request of these proposals. Raises StateError."""
+    groups = (proposal.group for proposal in offered)
+    group = next((group for group in groups if group and group.keyword == keyword), None)
+    if group is None:
+        raise StateError(f"a request in the group {keyword}, which it does not offer")
+    return KeyShare.again(group, seed)

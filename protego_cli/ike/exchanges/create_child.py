@@ -24,7 +24,6 @@ from protego_cli.errors import (
     NoAdditionalSas,
     NoProposalChosen,
     ProtocolError,
-    StateError,
     TsUnacceptable,
 )
 from protego_cli.ike.children import (
@@ -41,7 +40,7 @@ from protego_cli.ike.events import ChildEstablished, ChildOffered
 from protego_cli.ike.exchanges.base import EspSpi, Exchange, ExchangeState, record
 from protego_cli.ike.exchanges.delete import Withdraw
 from protego_cli.ike.message import Payloads
-from protego_cli.ike.negotiation import propose, wanted_group
+from protego_cli.ike.negotiation import propose, share_again, wanted_group
 from protego_cli.ike.record import Failure, Story, bid
 from protego_cli.ike.record import Selectors as Wanted
 from protego_cli.wire.notifies import notify_name
@@ -190,14 +189,9 @@ class CreateChild(Exchange):
         self._suites = tuple(parse_esp(text, registry) for text in state.suites)
         self._selectors, self._retried, self._nonce = state.selectors, state.retried, state.nonce
         self.overtaken.update(state.overtaken)
-        if state.share is None:
-            return
-        keyword, seed = state.share
-        groups = (suite.group for suite in self._suites if suite.group)
-        group = next((group for group in groups if group.keyword == keyword), None)
-        if group is None:
-            raise StateError(f"a request for a CHILD_SA in the group {keyword}, which it does not offer")
-        self._group, self._share = group, KeyShare.again(group, seed)
+        if state.share is not None:
+            self._share = share_again(*state.share, self._suites)
+            self._group = self._share.group
 
 
 class CreateChildState(ExchangeState, frozen=True, tag="create child"):

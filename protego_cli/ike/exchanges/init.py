@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from protego_cli.crypto.proposal import IkeProposal, parse_ike
 from protego_cli.crypto.shares import KeyShare
-from protego_cli.errors import InvalidKePayload, Malformed, NoProposalChosen, ProtocolError, StateError
+from protego_cli.errors import InvalidKePayload, Malformed, NoProposalChosen, ProtocolError
 from protego_cli.ike.context import NO_SPI, Context
 from protego_cli.ike.events import Negotiated, NegotiationFailed, Path
 from protego_cli.ike.exchanges.auth import Authenticate
@@ -23,7 +23,7 @@ from protego_cli.ike.exchanges.base import EspSpi, Exchange, ExchangeState, reco
 from protego_cli.ike.keys import ike_keys, skeyseed
 from protego_cli.ike.message import Payloads
 from protego_cli.ike.natd import Nat, detect, floated, natd_payloads
-from protego_cli.ike.negotiation import choose, confirm, difference, propose, wanted_group
+from protego_cli.ike.negotiation import choose, confirm, difference, propose, share_again, wanted_group
 from protego_cli.ike.record import Failure, Story, bid, unanswered
 from protego_cli.ike.sa import Handshake, IkeSa
 from protego_cli.ike.transitions import State, Trigger
@@ -185,11 +185,9 @@ class DialState(ExchangeState, frozen=True, tag="dial"):
 
     def restore(self, sa: IkeSa) -> Dial:
         suites = tuple(parse_ike(text, sa.context.registry) for text in self.suites)
-        group = next((suite.group for suite in suites if suite.group.keyword == self.group), None)
-        if group is None:
-            raise StateError(f"an IKE_SA_INIT request in the group {self.group}, which it does not offer")
+        share = share_again(self.group, self.seed, suites)
         dial = Dial(self.token, suites, self.spi_in)
-        dial._group, dial._share = group, KeyShare.again(group, self.seed)
+        dial._group, dial._share = share.group, share
         dial._cookie, dial._restarts, dial._refusal = self.cookie, self.restarts, self.refusal
         return dial
 

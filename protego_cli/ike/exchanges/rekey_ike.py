@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from protego_cli.crypto.algorithms import KeGroup
 from protego_cli.crypto.proposal import IkeProposal, parse_ike
 from protego_cli.crypto.shares import KeyShare
-from protego_cli.errors import InvalidKePayload, InvalidSyntax, NoProposalChosen, StateError, TemporaryFailure
+from protego_cli.errors import InvalidKePayload, InvalidSyntax, NoProposalChosen, TemporaryFailure
 from protego_cli.ike.context import NO_SPI
 from protego_cli.ike.events import IkeRekeyed
 from protego_cli.ike.exchanges.alive import CheckAlive
@@ -28,7 +28,15 @@ from protego_cli.ike.exchanges.base import Exchange, ExchangeState, record
 from protego_cli.ike.exchanges.delete import DeleteIke
 from protego_cli.ike.keys import ike_keys, rekeyed_skeyseed
 from protego_cli.ike.message import Payloads
-from protego_cli.ike.negotiation import IKE_SPI_LENGTH, choose, confirm, difference, propose, wanted_group
+from protego_cli.ike.negotiation import (
+    IKE_SPI_LENGTH,
+    choose,
+    confirm,
+    difference,
+    propose,
+    share_again,
+    wanted_group,
+)
 from protego_cli.ike.record import Failure, Story, bid
 from protego_cli.ike.succession import Rival, settle, standing
 from protego_cli.wire.notifies import notify_name
@@ -165,11 +173,8 @@ class RekeyIkeState(ExchangeState, frozen=True, tag="rekey ike"):
         rekey = RekeyIke(self.token, self.old)
         rekey._suites = tuple(parse_ike(text, sa.context.registry) for text in self.suites)
         if self.share is not None:
-            keyword, seed = self.share
-            group = next((suite.group for suite in rekey._suites if suite.group.keyword == keyword), None)
-            if group is None:
-                raise StateError(f"a rekey in the group {keyword}, which it does not offer")
-            rekey._group, rekey._share = group, KeyShare.again(group, seed)
+            rekey._share = share_again(*self.share, rekey._suites)
+            rekey._group = rekey._share.group
         rekey._retried, rekey._spi, rekey._nonce = self.retried, self.spi, self.nonce
         return rekey
 
