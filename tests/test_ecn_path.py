@@ -22,7 +22,7 @@ from protego_cli.roles.gpn import GpnPlane
 from protego_cli.wire.selectors import TrafficSelector
 from protego_cli.wire.vxlan import ETHERTYPE_IPV4, build_frame_header
 from tests.support.datagrams import station
-from tests.support.esp_packets import ipv4, summed
+from tests.support.esp_packets import ipv4, summed, unpassed
 from tests.support.esp_reference import padded, seal, unseal
 
 VNI, SPI_IN, SPI_OUT = 1001, 0xC0FFEE01, 0xC0FFEE02
@@ -127,7 +127,7 @@ async def test_from_the_peer_to_the_vtep(world: World) -> None:
         for n in numbers:
             frame, source, tos = await world.vtep.hear_all()
             assert source == world.gpn.vxlan.address
-            assert (frame[22:], tos) == (inward(outgoing, n), outgoing)
+            assert (unpassed(frame[22:]), tos) == (inward(outgoing, n), outgoing)
     packet = seal(KEY_IN, SPI_IN, number + 1, padded(inward(EF, 0), 4))
     world.peer.say(world.gin.natt[0].address, packet, tos=CE)
     await world.counted("gpn_drop_ecn_in", 1)
@@ -140,11 +140,11 @@ async def test_from_a_peer_whose_address_has_changed(world: World) -> None:
         elsewhere.say_batch(world.gin.natt[0].address, *packets, tos=CE)
         for n in (1, 2):
             frame, _, tos = await world.vtep.hear_all()
-            assert (frame[22:], tos) == (inward(EF | CE, n), EF | CE)
+            assert (unpassed(frame[22:]), tos) == (inward(EF | CE, n), EF | CE)
         header = build_frame_header(VNI, GATEWAY_MAC, VTEP_MAC, ETHERTYPE_IPV4)
         world.vtep.say(world.gen.vxlan.address, header + outward(ECT1, 3), tos=ECT1)
         packet, _, tos = await elsewhere.hear_all()
-        assert (unseal(KEY_OUT, packet)[:24], tos) == (outward(ECT1, 3), ECT1)
+        assert (unpassed(unseal(KEY_OUT, packet)[:24]), tos) == (outward(ECT1, 3), ECT1)
 
 
 async def test_from_the_vtep_to_the_peer(world: World) -> None:
@@ -167,6 +167,6 @@ async def test_from_the_vtep_to_the_peer(world: World) -> None:
             packet, source, tos = await world.peer.hear_all()
             assert source == (VIP, world.gpn.esp.address[1])
             text = unseal(KEY_OUT, packet)
-            assert (text[: -2 - text[-2]], tos) == (outward(outgoing, n), sealed)
+            assert (unpassed(text[: -2 - text[-2]]), tos) == (outward(outgoing, n), sealed)
     world.vtep.say(world.gen.vxlan.address, header + outward(0, 0), tos=CE)
     await world.counted("gpn_drop_ecn_out", 1)

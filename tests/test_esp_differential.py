@@ -2,6 +2,7 @@
 
 Every packet carries its place in the run, so that what comes out can be laid beside what the reference let
 out: the same packets to the same places, in the same order for each SA, and the same reasons for the rest.
+What senders are told comes in any order, and as often as it may.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protego_cli.crypto.algorithms import EspSuite
-from protego_cli.esp import gateway
+from protego_cli.esp import gateway, pairs
 from protego_cli.wire.vxlan import ETHERTYPE_IPV4, ETHERTYPE_IPV6, build_frame_header
-from tests.support.esp_packets import ipv4, ipv6, summed
+from tests.support.esp_packets import ipv4, ipv6, summed, with_checksum
 from tests.support.esp_reference import ReferenceSa, Sent, padded, seal, unseal
 from tests.support.esp_slices import slices
 from tests.support.esp_world import (
@@ -27,8 +28,10 @@ from tests.support.esp_world import (
     GEN,
     REGISTRY,
     VTEP,
+    VTEP2,
     VTEP_MAC,
     marked,
+    sas,
     world,
 )
 
@@ -43,7 +46,10 @@ CHOSEN = [
 ]
 SHORT = st.sampled_from([0, gateway.SHORT])  # 0: batches that come together are joined, however short
 MOST = st.sampled_from([0, 1, 2, 3, 64])  # packets of a batch where several are worked on at once; 0: alone
+UNLIMITED = patch.object(pairs, "ERRORS", 1e6)
 PLACES = 4  # bytes of the payload that say which packet it is
+PEERS = {sa.peer for sa in sas()}
+TOLD = {VTEP, VTEP2, BLUE_VTEP}
 V4_HERE = ["10.1.0.5", "10.1.0.6", "10.1.0.200", "10.9.0.5"]
 V4_THERE = ["10.2.0.9", "10.2.9.9", "10.3.0.9"]
 V6_HERE, V6_THERE = ["fd00:1::5", "fd00:9::5"], ["fd00:2::9", "fd00:3::9"]
@@ -54,23 +60,32 @@ class Inner(NamedTuple):
     there: str
     length: int
     tos: tuple[int, ...]  # in turn
+    ttl: tuple[int, ...]  # in turn
+    codes: tuple[int | None, ...]  # checksums of IPv4 headers, in turn
     inward: bool = True
 
     def build(self, place: int) -> bytes:
         payload = place.to_bytes(PLACES) + bytes(self.length)
-        tos = self.tos[place % len(self.tos)]
+        tos, ttl = self.tos[place % len(self.tos)], self.ttl[place % len(self.ttl)]
         source, destination = (self.there, self.here) if self.inward else (self.here, self.there)
         if ":" in source:
-            return ipv6(source, destination, payload, tos=tos)
-        return summed(ipv4(source, destination, payload, tos=tos))
+            return ipv6(source, destination, payload, tos=tos, ttl=ttl)
+        packet = summed(ipv4(source, destination, payload, tos=tos, ttl=ttl))
+        code = self.codes[place % len(self.codes)]
+        return packet if code is None else with_checksum(packet, code)
 
 
 def inners(*, inward: bool) -> st.SearchStrategy[Inner]:
     """Mostly of one flow, so that batches are uniform as well as mixed."""
     tos = st.sampled_from([(0,), (0,), (0xB8,), (1,), (2, 3), (2, 2, 0), (3, 0, 0xBA)])
-    usual = st.builds(Inner, st.just("10.1.0.5"), st.just("10.2.0.9"), LENGTHS, tos, st.just(inward))
-    v4 = st.builds(Inner, st.sampled_from(V4_HERE), st.sampled_from(V4_THERE), LENGTHS, tos, st.just(inward))
-    v6 = st.builds(Inner, st.sampled_from(V6_HERE), st.sampled_from(V6_THERE), LENGTHS, tos, st.just(inward))
+    ttl = st.sampled_from([(64,), (64,), (2,), (255, 2), (64, 64, 1), (1,), (0,), (2, 0, 3, 1)])
+    codes = st.sampled_from(
+        [(None,), (None,), (0xFF00, 0xFF7F), (0xFFFE,), (0xFEFF, 0xFE00), (0, 0xFF, 0xFFFE)]
+    )
+    rest = LENGTHS, tos, ttl, codes, st.just(inward)
+    usual = st.builds(Inner, st.just("10.1.0.5"), st.just("10.2.0.9"), *rest)
+    v4 = st.builds(Inner, st.sampled_from(V4_HERE), st.sampled_from(V4_THERE), *rest)
+    v6 = st.builds(Inner, st.sampled_from(V6_HERE), st.sampled_from(V6_THERE), *rest)
     return st.one_of(usual, usual, v4, v6)
 
 
@@ -131,7 +146,7 @@ SEALED = st.builds(
 def test_what_peers_send(
     suite: EspSuite, specs: list[Sealed], most: int, short: int, everywhere: bool
 ) -> None:
-    with slices(everywhere=everywhere), patch.object(gateway, "SHORT", short):
+    with slices(everywhere=everywhere), patch.object(gateway, "SHORT", short), UNLIMITED:
         _peers_send(suite, specs, most)
 
 
@@ -160,7 +175,18 @@ def _peers_send(suite: EspSuite, specs: list[Sealed], most: int) -> None:
         else:
             sent += marked(w.receive_esp(*batch, tos=tos))
     assert w.counters.nonzero() == dict(w.reference.counts)
+    sas = {sa.spi_out: sa for sa in w.reference.sas}
+    told = [(int.from_bytes(data[:4]), _inner(sas, data)) for dest, data, _ in sent if dest in PEERS]
+    assert sorted(told) == sorted(w.reference.told_in)
+    sent = [each for each in sent if each[0] not in PEERS]
     assert _streams(sent, packets) == _streams(w.reference.sent_in, packets)
+
+
+def _inner(sas: dict[int, ReferenceSa], packet: bytes) -> bytes:
+    """What a peer finds in a packet."""
+    sa = sas[int.from_bytes(packet[:4])]
+    text = unseal(sa.key_out, packet, sa.suite)
+    return text[: -2 - text[-2]]
 
 
 def _streams(sent: list[Sent], packets: list[bytes]) -> dict[tuple[bytes, Address], list[tuple[bytes, int]]]:
@@ -241,7 +267,7 @@ def test_what_tenants_send(
     short: int,
     everywhere: bool,
 ) -> None:
-    with slices(everywhere=everywhere), patch.object(gateway, "SHORT", short):
+    with slices(everywhere=everywhere), patch.object(gateway, "SHORT", short), UNLIMITED:
         _tenants_send(suite, specs, ruled, room, dscp, most)
 
 
@@ -265,6 +291,9 @@ def _tenants_send(
             sent += marked(w.receive_vxlan(*frames, source=source, tos=tos))
     assert w.counters.nonzero() == dict(w.reference.counts)
     sas = {sa.spi_out.to_bytes(4): sa for sa in w.reference.sas}
+    told = [(dest, data) for dest, data, _ in sent if dest in TOLD]
+    assert sorted(told) == sorted(w.reference.told_out)
+    sent = [each for each in sent if each[0] not in TOLD]
     assert _rows(sent, sas) == _rows(w.reference.sent_out, sas)
 
 

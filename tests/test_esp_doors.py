@@ -7,7 +7,7 @@ from protego_cli.esp.doors import SILENCE
 from protego_cli.esp.gateway import Neighbour
 from protego_cli.esp.outbox import Port, Send
 from protego_cli.wire.tags import Tag, TagKind, seal_tag
-from tests.support.esp_packets import ipv4
+from tests.support.esp_packets import ipv4, passed
 from tests.support.esp_reference import padded, seal
 from tests.support.esp_world import GCM, GEN, GEN_KEY, GIN, GIN_KEY, NOW, VIP, VTEP, World, world
 from tests.test_esp_oversize import frame
@@ -53,7 +53,7 @@ def test_packets_go_to_a_gin_behind_a_header_that_says_whose_they_are() -> None:
     assert (sent.way.port, sent.way.dest, sent.way.source) == (Port.ESP, GIN, None)
     assert (sent.way.counter, sent.packets) == ("gpn_sealed", 3)
     expected = [
-        header + seal(sa.key_out, sa.spi_out, number, padded(inner, 4), str(GCM))
+        header + seal(sa.key_out, sa.spi_out, number, padded(passed(inner), 4), str(GCM))
         for number, inner in enumerate((OUT, OUT, SHORT), start=1)
     ]
     assert bytes(sent.data) == b"".join(expected)

@@ -12,7 +12,7 @@ from protego_cli.esp.outbox import Port, Way
 from protego_cli.wire.selectors import TrafficSelector
 from protego_cli.wire.tags import Tag, TagKind, open_tag, seal_tag
 from protego_cli.wire.vxlan import ETHERTYPE_IPV4, ETHERTYPE_IPV6, build_frame_header
-from tests.support.esp_packets import ipv4, ipv6, ports, summed
+from tests.support.esp_packets import ipv4, ipv6, ports, summed, unpassed
 from tests.support.esp_reference import ReferenceSa, padded, seal, unseal
 from tests.support.esp_world import (
     ACME,
@@ -61,17 +61,17 @@ def vxlan(inner: bytes) -> bytes:
 
 
 def opened(w: World, *packets: bytes, tos: int = 0) -> list[tuple[bytes, int]]:
-    """The inner packets that leave in VXLAN, each with the outer TOS."""
-    return [(frame[22:], outer) for _, frame, outer in marked(w.receive_esp(*packets, tos=tos))]
+    """The inner packets that leave in VXLAN, as they came but for their marks, each with the outer TOS."""
+    return [(unpassed(frame[22:]), outer) for _, frame, outer in marked(w.receive_esp(*packets, tos=tos))]
 
 
 def sealed(w: World, *inners: bytes, tos: int = 0) -> list[tuple[bytes, int]]:
-    """The inner packets that leave in ESP, each with the outer TOS; numbers must follow one another."""
+    """The same of what leaves in ESP; numbers must follow one another."""
     sa, rows = w.sa(), marked(w.receive_vxlan(*map(vxlan, inners), tos=tos))
     numbers = [int.from_bytes(packet[4:8]) for _, packet, _ in rows]
     assert numbers == list(range(numbers[0], numbers[0] + len(rows))) if rows else True
     texts = [(unseal(sa.key_out, packet), outer) for _, packet, outer in rows]
-    return [(text[: -2 - text[-2]], outer) for text, outer in texts]
+    return [(unpassed(text[: -2 - text[-2]]), outer) for text, outer in texts]
 
 
 # ---- from the peer
@@ -81,7 +81,7 @@ def test_a_marked_batch_of_one_flow_is_one_send(w: World) -> None:
     packets = esp(w.sa(), *[inward(EF | ECT0, n) for n in range(44)])
     (send,) = w.receive_esp(*packets, tos=CE)
     assert send.way == Way(Port.VXLAN, VTEP, None, "gpn_opened", EF | CE)
-    assert [frame[22:] for _, frame, _ in marked([send])] == [inward(EF | CE, n) for n in range(44)]
+    assert [unpassed(frame[22:]) for _, frame, _ in marked([send])] == [inward(EF | CE, n) for n in range(44)]
 
 
 def test_the_outer_dscp_ends_here(w: World) -> None:
@@ -110,7 +110,7 @@ def test_flows_to_two_vteps_keep_their_orders(w: World) -> None:
     inners = [inward((0, ECT0)[n % 3 == 0], n, places[n % 2]) for n in range(20)]
     rows = marked(w.receive_esp(*esp(w.sa(), *inners), tos=ECT0))
     for vtep, mine in ((VTEP, inners[0::2]), (VTEP2, inners[1::2])):
-        assert [(f[22:], tos) for dest, f, tos in rows if dest == vtep] == [(i, i[1]) for i in mine]
+        assert [(unpassed(f[22:]), tos) for dest, f, tos in rows if dest == vtep] == [(i, i[1]) for i in mine]
 
 
 def test_ipv6(w: World) -> None:
@@ -159,7 +159,10 @@ def test_parked_packets_keep_their_marks(w: World) -> None:
     first, second, third = esp(sa, inward(ECT0, 1), inward(ECT0, 2), inward(0, 3))
     assert w.receive_esp(first, tos=CE) == w.receive_esp(second) == w.receive_esp(third, tos=CE) == []
     rows = marked(w.gateway.put_sa(entry(sa), NOW))
-    assert [(frame[22:], tos) for _, frame, tos in rows] == [(inward(CE, 1), CE), (inward(ECT0, 2), ECT0)]
+    assert [(unpassed(frame[22:]), tos) for _, frame, tos in rows] == [
+        (inward(CE, 1), CE),
+        (inward(ECT0, 2), ECT0),
+    ]
     assert w.counters.nonzero() == {"gpn_parked": 3, "gpn_drop_ecn_in": 1}
 
 

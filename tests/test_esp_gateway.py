@@ -16,7 +16,7 @@ from protego_cli.esp.tenants import Vtep
 from protego_cli.wire.selectors import TrafficSelector
 from protego_cli.wire.tags import Tag, TagKind, open_tag, seal_tag
 from protego_cli.wire.vxlan import ETHERTYPE_IPV4, ETHERTYPE_IPV6, build_frame_header
-from tests.support.esp_packets import ipv4, ipv6, ports
+from tests.support.esp_packets import ipv4, ipv6, passed, ports
 from tests.support.esp_reference import ReferenceSa, padded, seal, unseal
 from tests.support.esp_world import (
     ACME,
@@ -57,8 +57,9 @@ def vxlan(inner: bytes, vni: int = ACME, ethertype: bytes = ETHERTYPE_IPV4) -> b
 
 
 def frame(inner: bytes, vni: int = ACME, mac: bytes = VTEP_MAC) -> bytes:
+    """What the tenant gets."""
     ethertype = ETHERTYPE_IPV4 if inner[0] >> 4 == 4 else ETHERTYPE_IPV6
-    return build_frame_header(vni, mac, GATEWAY_MAC, ethertype) + inner
+    return build_frame_header(vni, mac, GATEWAY_MAC, ethertype) + passed(inner)
 
 
 # ---- from the peer to the tenant
@@ -67,7 +68,7 @@ def frame(inner: bytes, vni: int = ACME, mac: bytes = VTEP_MAC) -> bytes:
 def test_a_batch_of_one_flow_is_one_send(w: World) -> None:
     (send,) = w.receive_esp(*esp(w.sa(), *[IN] * 44))
     assert send.way == Way(Port.VXLAN, VTEP, None, "gpn_opened")
-    assert (send.data, send.size, send.packets) == (frame(IN) * 44, len(frame(IN)), 44)
+    assert (bytes(send.data), send.size, send.packets) == (frame(IN) * 44, len(frame(IN)), 44)
     assert w.counters.nonzero() == {}
     assert w.gateway.take_events() == [FirstPacket(w.sa().spi_in)]
     usage = w.gateway.usage()[0]
@@ -158,7 +159,7 @@ def test_a_batch_of_frames_is_sealed_in_one_send(w: World) -> None:
     sa = w.sa()
     (send,) = w.receive_vxlan(*[vxlan(OUT)] * 44)
     assert send.way == Way(Port.ESP, sa.peer, VIP, "gpn_sealed")
-    expected = [seal(sa.key_out, sa.spi_out, 1 + n, padded(OUT, 4)) for n in range(44)]
+    expected = [seal(sa.key_out, sa.spi_out, 1 + n, padded(passed(OUT), 4)) for n in range(44)]
     assert (send.data, send.size, send.packets) == (b"".join(expected), len(expected[0]), 44)
     assert w.gateway.usage()[0][3:7] == (44, 44 * len(OUT), 0, 45)
 
@@ -166,7 +167,7 @@ def test_a_batch_of_frames_is_sealed_in_one_send(w: World) -> None:
 def test_ethernet_padding_stays_behind(w: World) -> None:
     sa, small = w.sa(), ipv4("10.1.0.5", "10.2.0.9", b"")
     assert datagrams(w.receive_vxlan(vxlan(small) + bytes(26))) == [
-        (sa.peer, seal(sa.key_out, sa.spi_out, 1, padded(small, 4)))
+        (sa.peer, seal(sa.key_out, sa.spi_out, 1, padded(passed(small), 4)))
     ]
 
 
@@ -283,7 +284,7 @@ def test_checksums_left_to_a_card_are_made(w: World) -> None:
     whole = bytes(inner)
     inner[26:28] = partial
     sent = datagrams(w.receive_vxlan(vxlan(whole), vxlan(bytes(inner)), vxlan(whole)))
-    assert sent[0][1] == seal(sa.key_out, sa.spi_out, 1, padded(whole, 4))
+    assert sent[0][1] == seal(sa.key_out, sa.spi_out, 1, padded(passed(whole), 4))
     finished = unseal(sa.key_out, sent[1][1])
     everything = total + sum(int.from_bytes(inner[at : at + 2]) for at in (20, 22, 24, 28, 30, 32))
     inner[26:28] = (0xFFFF - everything % 0xFFFF).to_bytes(2)
@@ -420,7 +421,7 @@ def test_what_is_remembered_of_all_sas_together_is_bounded(w: World, monkeypatch
         inner = ipv4("10.2.0.9", "10.1.0.5", bytes(4 * length))
         for tunnel, dest in (("acme/hq", VTEP), ("blue/hq", BLUE_VTEP)):
             (sent,) = datagrams(w.receive_esp(*esp(w.sa(tunnel), inner, first=length + 1)))
-            assert (sent[0], sent[1][22:]) == (dest, inner)
+            assert (sent[0], sent[1][22:]) == (dest, passed(inner))
         assert sum(len(pair.verdicts) for pair in w.gateway._pairs.values()) <= 8
     assert w.counters.nonzero() == {}
 

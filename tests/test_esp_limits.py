@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from protego_cli.config.model import Rate
 from protego_cli.esp.limits import CLOCK_STEP, Bucket, Limits, admit, admit_below, admit_row
 from protego_cli.esp.pairs import Pair
-from tests.support.esp_packets import ipv4
+from tests.support.esp_packets import ipv4, passed
 from tests.support.esp_reference import ReferenceSa, padded, seal
 from tests.support.esp_world import ACME, BLUE, GEN, GIN, NOW, VTEP_MAC, World, datagrams, entry, world
 
@@ -174,7 +174,7 @@ def test_what_opens_above_the_limit_is_dropped_and_the_first_packets_pass_in_ord
     inners = [ipv4("10.2.0.9", "10.1.0.5", bytes([n]) * (SIZE - 20)) for n in range(14)]
     packets = [esp(w.sa(), inner, 1, first=1 + n)[0] for n, inner in enumerate(inners)]
     sent = datagrams(w.receive_esp(*packets))
-    assert [data[22:] for _, data in sent] == inners[:10]
+    assert [data[22:] for _, data in sent] == [passed(inner) for inner in inners[:10]]
     assert w.counters.nonzero() == {"gpn_drop_limit_in": 4}
     usage = w.gateway.usage()[0]
     assert (usage.packets_in, usage.bytes_in) == (10, 10 * SIZE)
@@ -202,7 +202,7 @@ def test_trains_of_mixed_sizes_fare_as_their_packets_would(w: World) -> None:
     packets = [esp(w.sa(), inner, 1, first=1 + n)[0] for n, inner in enumerate(inners)]
     train = [(memoryview(packet), len(packet), GIN, 0) for packet in packets]
     sent = datagrams(w.gateway.receive_esp_train(train, NOW))
-    assert [data[22:] for _, data in sent] == [inners[place] for place in passing]
+    assert [data[22:] for _, data in sent] == [passed(inners[place]) for place in passing]
     frames = [vxlan(ipv4("10.1.0.5", "10.2.0.9", inner[20:]), 1)[0] for inner in inners]
     train = [(memoryview(frame), len(frame), GEN, 0) for frame in frames]
     sent = datagrams(w.gateway.receive_vxlan_train(train, NOW))

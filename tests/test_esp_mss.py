@@ -11,6 +11,7 @@ from scapy.layers.inet6 import IPv6
 from scapy.packet import Packet, Raw
 
 from protego_cli.wire.vxlan import FRAME_LENGTH
+from tests.support.esp_packets import unpassed
 from tests.support.esp_reference import padded, seal
 from tests.support.esp_world import NOW, VTEP, World, datagrams, entry
 from tests.test_esp_oversize import frame, opened, site
@@ -24,14 +25,15 @@ FIT4, FIT6 = 1398, 1378  # of 1,438 less the headers
 
 
 def delivered(made: World, *packets: bytes) -> list[bytes]:
-    """What the tenant gets of packets that the peer seals."""
+    """What the tenant gets of packets that the peer seals, as they came."""
     sa = made.sa()
     first = 1 + next(used.highest_in for used in made.gateway.usage() if used.spi_in == sa.spi_in)
     sealed = [
         seal(sa.key_in, sa.spi_in, first + n, padded(packet, 4 if packet[0] >> 4 == 4 else 41))
         for n, packet in enumerate(packets)
     ]
-    return [datagram[FRAME_LENGTH:] for to, datagram in datagrams(made.receive_esp(*sealed)) if to == VTEP]
+    sent = datagrams(made.receive_esp(*sealed))
+    return [unpassed(datagram[FRAME_LENGTH:]) for to, datagram in sent if to == VTEP]
 
 
 def segment(network: Packet) -> bytes:

@@ -18,6 +18,7 @@ from protego_cli.crypto.algorithms import EspSuite
 from protego_cli.esp.pairs import ERRORS
 from protego_cli.esp.tenants import Vtep
 from protego_cli.wire.selectors import TrafficSelector
+from tests.support.esp_packets import unpassed
 from tests.support.esp_scapy import scapy_open
 from tests.support.esp_suites import SUITES, key
 from tests.support.esp_world import (
@@ -63,11 +64,12 @@ def frame(packet: bytes) -> bytes:
 
 
 def opened(made: World, sent: list[tuple[tuple[str, int], bytes]], suite: EspSuite = GCM) -> list[bytes]:
-    """The inner packets that the peer gets."""
+    """The inner packets that the peer gets, as they came: with the hop that the gateway took."""
     sa = made.sa()
-    return [
+    inners = [
         scapy_open(suite, key(suite, 3), sa.spi_out, packet, 0)[1] for to, packet in sent if to == sa.peer
     ]
+    return [unpassed(inner) for inner in inners]
 
 
 def told(sent: list[tuple[tuple[str, int], bytes]]) -> list[Any]:

@@ -12,7 +12,7 @@ from protego_cli.crypto.mac import hmac_sha256
 from protego_cli.esp.events import PeerMoved
 from protego_cli.esp.outbox import Port, Send
 from protego_cli.wire.tags import Tag, TagKind, seal_tag
-from tests.support.esp_packets import ipv4
+from tests.support.esp_packets import ipv4, passed
 from tests.support.esp_reference import padded, seal
 from tests.support.esp_world import GCM, GIN, GIN_KEY, NOW, VIP, VTEP, World, datagrams, entry, world
 from tests.test_esp_oversize import DF, V4, frame, inner
@@ -55,7 +55,7 @@ def test_its_packets_leave_raw_from_the_vip() -> None:
     (sent,) = out(made, OUT, OUT)
     assert (sent.way.port, sent.way.dest, sent.way.source) == (Port.RAW, (PEER, 0), VIP)
     assert (sent.way.counter, sent.packets) == ("gpn_sealed", 2)
-    sealed = [seal(sa.key_out, sa.spi_out, n, padded(OUT, 4), str(GCM)) for n in (1, 2)]
+    sealed = [seal(sa.key_out, sa.spi_out, n, padded(passed(OUT), 4), str(GCM)) for n in (1, 2)]
     assert bytes(sent.data) == b"".join(sealed)
 
 

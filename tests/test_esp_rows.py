@@ -15,7 +15,7 @@ from protego_cli.esp.transforms import opening, sealing
 from protego_cli.net.gso import runs
 from protego_cli.wire.tags import TAG_LENGTH, Tag, TagKind, open_tag, seal_tag
 from protego_cli.wire.vxlan import ETHERTYPE_IPV4, build_frame_header
-from tests.support.esp_packets import ipv4
+from tests.support.esp_packets import ipv4, passed
 from tests.support.esp_reference import padded, seal, unseal
 from tests.support.esp_suites import SUITES, key
 from tests.support.esp_world import (
@@ -65,7 +65,7 @@ def test_a_mixture_from_a_peer_leaves_in_order_in_as_few_sends_as_can_be(w: Worl
     packets = [seal(sa.key_in, sa.spi_in, number, padded(inner, 4)) for number, inner in enumerate(inners, 1)]
     sends = w.receive_esp_train(*packets, most=64)
     header = build_frame_header(ACME, VTEP_MAC, GATEWAY_MAC, ETHERTYPE_IPV4)
-    assert datagrams(sends) == [(VTEP, header + inner) for inner in inners]
+    assert datagrams(sends) == [(VTEP, header + passed(inner)) for inner in inners]
     assert [send.packets for send in sends] == [stop - start for start, stop in runs(sizes)]
     (usage,) = (usage for usage in w.gateway.usage() if usage.spi_in == sa.spi_in)
     assert (usage.packets_in, usage.bytes_in) == (len(sizes), sum(sizes))
@@ -76,7 +76,7 @@ def test_a_mixture_from_a_tenant_leaves_in_order_in_as_few_sends_as_can_be(w: Wo
     frames = [frame(number, size) for number, size in enumerate(sizes)]
     sends = w.receive_vxlan_train(*frames, most=64)
     sent = [data for _, data in datagrams(sends)]
-    assert [unseal(sa.key_out, data) for data in sent] == [padded(each[22:], 4) for each in frames]
+    assert [unseal(sa.key_out, data) for data in sent] == [padded(passed(each[22:]), 4) for each in frames]
     assert [int.from_bytes(data[4:8]) for data in sent] == list(range(1, len(sizes) + 1))
     assert [send.packets for send in sends] == [stop - start for start, stop in runs(sizes)]
     (usage,) = (usage for usage in w.gateway.usage() if usage.spi_in == sa.spi_in)
@@ -121,7 +121,7 @@ def test_parked_packets_of_a_mixture_come_out_in_order(w: World) -> None:
     inners = [inwards(number, 60 + 8 * (number % 3)) for number in range(1, 9)]
     packets = [seal(sa.key_in, sa.spi_in, number, padded(inner, 4)) for number, inner in enumerate(inners, 1)]
     assert w.receive_esp_train(*packets, most=1) == []
-    assert [data[22:] for _, data in datagrams(w.gateway.put_sa(entry(sa), NOW))] == inners
+    assert [data[22:] for _, data in datagrams(w.gateway.put_sa(entry(sa), NOW))] == list(map(passed, inners))
 
 
 @pytest.mark.parametrize("path", [{}, {"mss": 500}, {"mtu": 700}, {"mtu": 700, "mss": "auto"}, {"dscp": 46}])

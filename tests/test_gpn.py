@@ -31,7 +31,7 @@ from protego_cli.wire.selectors import TrafficSelector
 from protego_cli.wire.tags import Tag, TagKind, open_tag, seal_tag
 from protego_cli.wire.vxlan import ETHERTYPE_IPV4, build_frame_header
 from tests.support.datagrams import station
-from tests.support.esp_packets import ipv4
+from tests.support.esp_packets import ipv4, passed
 from tests.support.esp_reference import padded, seal
 from tests.test_wire_bundle import bundle
 
@@ -41,7 +41,7 @@ GATEWAY_MAC, VTEP_MAC = bytes.fromhex("025000001001"), bytes.fromhex("0200000000
 VIP = "127.30.0.10"
 LOCAL, REMOTE = (TrafficSelector.from_prefix("10.1.0.0/24"),), (TrafficSelector.from_prefix("10.2.0.0/24"),)
 IN, OUT = ipv4("10.2.0.9", "10.1.0.5", bytes(100)), ipv4("10.1.0.5", "10.2.0.9", bytes(100))
-FRAME_IN = build_frame_header(VNI, VTEP_MAC, GATEWAY_MAC, ETHERTYPE_IPV4) + IN
+FRAME_IN = build_frame_header(VNI, VTEP_MAC, GATEWAY_MAC, ETHERTYPE_IPV4) + passed(IN)
 FRAME_OUT = build_frame_header(VNI, GATEWAY_MAC, VTEP_MAC, ETHERTYPE_IPV4) + OUT
 
 
@@ -124,7 +124,7 @@ async def test_a_tenants_packets_reach_the_peer_from_the_vip(world: World) -> No
     world.establish()
     world.gen.say_batch(world.vxlan, *[FRAME_OUT] * 44)
     for number in range(1, 45):
-        expected = seal(KEY_OUT, SPI_OUT, number, padded(OUT, 4))
+        expected = seal(KEY_OUT, SPI_OUT, number, padded(passed(OUT), 4))
         assert await world.peer.hear() == (expected, (VIP, world.esp[1]))
     await world.until(gpn_sealed=44)
 
@@ -148,7 +148,7 @@ async def test_bundles_are_what_is_in_them(world: World) -> None:
     size = len(FRAME_OUT)
     world.gen.say(world.vxlan, bundle((size, FRAME_OUT * 2), (size, FRAME_OUT)))
     for number in range(1, 4):
-        expected = seal(KEY_OUT, SPI_OUT, number, padded(OUT, 4))
+        expected = seal(KEY_OUT, SPI_OUT, number, padded(passed(OUT), 4))
         assert await world.peer.hear() == (expected, (VIP, world.esp[1]))
     world.vtep.say(world.vxlan, bundle((size, FRAME_OUT * 2), (size, FRAME_OUT)))  # it is no neighbour
     await world.until(gpn_opened=5, gpn_sealed=3, gpn_drop_tag=2)
@@ -218,7 +218,7 @@ async def test_a_peer_without_udp_gets_raw_esp_from_the_vip(world: World) -> Non
         batch = peer.receive()
         assert batch is not None
         assert batch.source == (VIP, 0)
-        sealed = b"".join(seal(KEY_OUT, SPI_OUT, number, padded(OUT, 4)) for number in (1, 2, 3))
+        sealed = b"".join(seal(KEY_OUT, SPI_OUT, number, padded(passed(OUT), 4)) for number in (1, 2, 3))
         assert bytes(batch.view) == sealed
 
 
@@ -238,7 +238,7 @@ async def test_without_a_raw_socket_a_peer_without_udp_is_served_through_a_gin(
             await world.gin.hear()
             world.gen.say(world.vxlan, FRAME_OUT)
             header = SPI_IN.to_bytes(4) + bytes(map(int, VIP.split(".")))
-            sealed = seal(KEY_OUT, SPI_OUT, 1, padded(OUT, 4))
+            sealed = seal(KEY_OUT, SPI_OUT, 1, padded(passed(OUT), 4))
             assert await world.gin.hear() == (header + sealed, world.esp)
             nursery.cancel_scope.cancel()
 
@@ -281,7 +281,7 @@ def test_what_waits_to_be_sent_or_was_refused_stays_as_it_is(bound: World, takes
         bound.plane.receive_vxlan([Batch(view, len(FRAME_OUT), bound.gen.address)])
         view[:] = bytes(len(view))
     assert inward.sent() == [FRAME_IN] * 12 * 44
-    sealed = [seal(KEY_OUT, SPI_OUT, number, padded(OUT, 4)) for number in range(1, 1 + 12 * 44)]
+    sealed = [seal(KEY_OUT, SPI_OUT, number, padded(passed(OUT), 4)) for number in range(1, 1 + 12 * 44)]
     assert outward.sent() == sealed
     kept = [type(data) for data, _ in inward.waiting + outward.waiting]
     assert memoryview in kept, "some are lent"
@@ -313,7 +313,7 @@ async def test_what_is_sent_at_the_second_try_or_in_parts_arrives_as_it_is(world
         for _ in numbers:
             assert await world.vtep.hear() == (FRAME_IN, world.vxlan)
         for number in numbers:
-            expected = seal(KEY_OUT, SPI_OUT, number, padded(OUT, 4))
+            expected = seal(KEY_OUT, SPI_OUT, number, padded(passed(OUT), 4))
             assert await world.peer.hear() == (expected, (VIP, world.esp[1]))
     await world.until(gpn_opened=240, gpn_sealed=240)
 

@@ -7,7 +7,7 @@ import struct
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from protego_cli.wire.heads import HEAD_LENGTH, one_spi
+from protego_cli.wire.heads import HEAD_LENGTH, counting, one_spi
 
 SPIS = st.sampled_from([0, 0x0000_0102, 0x1122_3344, 0x1122_3345, 0x1222_3344, 0xFFFF_FFFF])
 NUMBERS = st.one_of(
@@ -41,6 +41,13 @@ def test_like_a_look_at_each(
     same = len({head[0] for head in heads}) == 1
     expected = (heads[0][0], max(found for _, found in heads)) if same else None
     assert one_spi(memoryview(row), size, len(heads)) == expected
+    numbers = [found for _, found in heads]
+    follow = numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+    counted = counting(memoryview(row), size, len(heads))
+    if same and follow and not size % 4 and numbers[0] >> 16 == numbers[-1] >> 16:
+        assert counted == (heads[0][0], range(numbers[0], numbers[-1] + 1))
+    else:
+        assert counted is None
 
 
 def test_rows_of_a_batch_whose_numbers_follow_on_one_another() -> None:

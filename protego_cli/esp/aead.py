@@ -8,7 +8,7 @@ With extended sequence numbers (RFC 4303 2.2.1) the high half is not sent, but a
 A long row of packets of one size goes through buffers whose slices are kept (`slices.py`):
 
     opening   received ──copy──▶ slices ──decrypt──▶ plaintexts, or the caller's slots
-    sealing   frames ──copy──▶ slices, trailers put behind ──encrypt──▶ slices of what will be sent
+    sealing   slices of frames, trailers put behind ──encrypt──▶ slices of what will be sent
 
 Nonces, headers and associated data are written beside, in columns. All else is taken apart by `struct`: short
 rows, a layout that comes for the first time, an AEAD that only takes and returns bytes. What did not open may
@@ -26,9 +26,9 @@ from cryptography.exceptions import InvalidTag
 
 from protego_cli.crypto.algorithms import BufferAead, Encryption
 from protego_cli.esp.rows import HEADER_LENGTH, Opened, layout
-from protego_cli.esp.slices import FEW, MAX_ROWS, Pool, Sliced
+from protego_cli.esp.slices import FEW, MAX_ROWS, Pool, Sliced, received
 from protego_cli.wire.inner import Buffer
-from protego_cli.wire.strides import fill
+from protego_cli.wire.strides import all_halves, fill
 
 IV_LENGTH: Final = 8  # a sequence number
 ALIGNMENT: Final = 4  # of the plaintext (RFC 4303 2.4)
@@ -38,7 +38,8 @@ _LOW: Final = 0xFFFFFFFF
 
 T = TypeVar("T", bytes, memoryview)
 
-_received, _nonces, _associated = Sliced(), Sliced(), Sliced()
+_received_nonces, _received_associated = Sliced(), Sliced()
+_nonces, _associated = Sliced(), Sliced()
 _sealed = Pool()
 _exhaust = deque[object](maxlen=0).extend
 
@@ -108,18 +109,18 @@ class AeadOpening:
             return None
         if self._esn and not _of_high_half(numbers, high):
             return None
-        sealed = _received.cut(_PREFIX, size - _PREFIX, size, count)
-        nonces = _nonces.cut(0, 12, 12, count)
-        headers = _associated.cut(0, 12, 12, count) if self._esn else _received.cut(0, 8, size, count)
+        sealed = received.cut(_PREFIX, size - _PREFIX, size, count)
+        nonces = _received_nonces.cut(0, 12, 12, count)
+        headers = _received_associated.cut(0, 12, 12, count) if self._esn else received.cut(0, 8, size, count)
         if sealed is None or nonces is None or headers is None:
             return None
         step, end = size // 4, count * size // 4
-        _received.view[: count * size] = data[: count * size]
-        words = _received.words
+        received.view[: count * size] = data[: count * size]
+        words = received.words
         _put_nonces(salt, words[2:end:step], words[3:end:step])
         if self._esn:
             highs = _column(high.to_bytes(4), count)
-            _put(_associated.words, 3, (words[0:end:step], highs, words[1:end:step]))
+            _put(_received_associated.words, 3, (words[0:end:step], highs, words[1:end:step]))
         return nonces, sealed, headers
 
     def _extended(self, numbers: Sequence[int]) -> tuple[bytes, ...]:
@@ -163,6 +164,7 @@ class AeadSealing:
         self._encrypt_into = aead.encrypt_into if isinstance(aead, BufferAead) else None
         self._salt = key[encryption.key_length :]
         self._spi = spi
+        self._prefix = spi.to_bytes(4)
         self._esn = esn
         salt = len(self._salt)
         self._number_layout = f"IQ{salt}sQ" if esn else f"II{salt}sQ"
@@ -194,29 +196,27 @@ class AeadSealing:
         return list(map(add, prefixes, map(self._encrypt, parts[1::2], plaintexts, parts[0::2])))
 
     def _seal_within(
-        self, numbers: range, data: Buffer, size: int, start: int, length: int, trailer: bytes
+        self, numbers: range, rows: Sliced, size: int, start: int, length: int, trailer: bytes
     ) -> memoryview | None:
         count, text = len(numbers), length + len(trailer)
-        high, first = numbers[0] >> 32, numbers[0] & _LOW
+        upper, low = numbers[0] >> 16, numbers[0] & 0xFFFF
         step = self.overhead + text
         if self._encrypt_into is None or count > MAX_ROWS or step % 4 or len(self._salt) != _SALT:
             return None
-        if numbers[-1] >> 32 != high or len(trailer) > start or (packets := _sealed.take()) is None:
+        if numbers[-1] >> 16 != upper or len(trailer) > start or (packets := _sealed.take()) is None:
             return None
-        texts = _received.cut(start, text, size, count)
+        texts = rows.cut(start, text, size, count)
         slots = packets.cut(_PREFIX, step - _PREFIX, step, count)
         nonces = _nonces.cut(0, 12, 12, count)
         headers = _associated.cut(0, 12, 12, count) if self._esn else packets.cut(0, 8, step, count)
         if texts is None or slots is None or nonces is None or headers is None:
             return None
-        _received.view[: count * size] = data[: count * size]
-        fill(_received.view, size, count, start + length, trailer)
-        lows = memoryview(layout("I", count).pack(*range(first, first + count))).cast("I")
-        highs, spis = _column(high.to_bytes(4), count), _column(self._spi.to_bytes(4), count)
-        _put(packets.words, step // 4, (spis, lows, highs, lows))
-        _put_nonces(self._salt, highs, lows)
+        fill(rows.data, size, count, start + length, trailer)
+        number, lows = (upper << 16).to_bytes(8), all_halves()[low : low + count]
+        _put_numbers(packets, step, self._prefix + number[4:] + number, lows, 6, 14)
+        _put_numbers(_nonces, 12, self._salt + number, lows, 10)
         if self._esn:
-            _put(_associated.words, 3, (spis, highs, lows))
+            _put_numbers(_associated, 12, self._prefix + number, lows, 10)
         _exhaust(map(self._encrypt_into, nonces, texts, headers, slots))
         return packets.lend(count * step)
 
@@ -234,13 +234,27 @@ def _of_high_half(numbers: Sequence[int], high: int) -> bool:
 
 
 def _put_nonces(salt: bytes, highs: memoryview, lows: memoryview) -> None:
+    """Those of received packets; senders may have made IVs of anything."""
     count = len(highs)
-    words, end = _nonces.words, 3 * count
-    if _nonces.rows < count or _nonces.written != salt:
+    words, end = _received_nonces.words, 3 * count
+    if _received_nonces.rows < count or _received_nonces.written != salt:
         words[0:end:3] = _column(salt, count)
-        _nonces.written, _nonces.rows = salt, count
-    words[1:end:3] = highs
+        _received_nonces.written, _received_nonces.rows = salt, count
+    if words[1:end:3] != highs:  # to compare is quicker, and they hardly ever change
+        words[1:end:3] = highs
     words[2:end:3] = lows
+
+
+def _put_numbers(buffer: Sliced, step: int, fields: bytes, lows: memoryview, *places: int) -> None:
+    """Write the same fields every `step` bytes; lower halves of numbers go to these places in them."""
+    count = len(lows)
+    if buffer.rows < count or buffer.written != (fields, step):
+        _put(
+            buffer.words, step // 4, [_column(fields[at : at + 4], count) for at in range(0, len(fields), 4)]
+        )
+        buffer.written, buffer.rows = (fields, step), count
+    for place in places:
+        buffer.halves[place // 2 : count * step // 2 : step // 2] = lows
 
 
 def _put(words: memoryview, step: int, columns: Sequence[memoryview]) -> None:

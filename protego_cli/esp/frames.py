@@ -50,7 +50,7 @@ class Guess(NamedTuple):
             rows = set(map(layout.unpack_from, repeat(view), range(start, count * step, step)))
             if any(judged((length + tail, each)) != verdict for each in rows):
                 return None
-        fill(view, step, count, step, header[:tail])
+        fill(self.buffer.data, step, count, step, header[:tail])
         self.buffer.written = header, step
         return verdict
 

@@ -109,10 +109,9 @@ class Gateway:
         self._retired: dict[tuple[int, int], Used] = {}
         self._limits_in, self._limits_out = Limits(), Limits()
         tables = counters, self._pairs, self._tenants
-        self._inbound = Inbound(
-            *tables, self._parking, self._outbox, self._events, self._esp_tag, self._give_back
-        )
         self._outbound = Outbound(*tables, self._outbox, self._events)
+        back = self._esp_tag, self._give_back, self._outbound.tell
+        self._inbound = Inbound(*tables, self._parking, self._outbox, self._events, *back)
 
     # ---- desired state
 

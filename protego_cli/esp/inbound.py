@@ -10,7 +10,8 @@
 5. Packets of one verdict, as far as the rate limits admit them, go behind its VXLAN and Ethernet headers in
    one C call, and leave with their own TOS; before, TCP SYNs are held to the tunnel's MSS where it has one.
    Where it has none, all of a batch go behind the headers once the first is judged; then columns of the
-   frames are compared, or each flow is judged, and nearly always that was right.
+   frames are compared, or each flow is judged, and nearly always that was right. In the frames each packet
+   loses a hop (`wire/hops.py`); one that has none left goes no further, and its sender is told.
 6. A long batch like the one before is opened right behind its headers, which are guessed (`frames.py`); from
    a batch with forged packets on, only after a whole one.
 7. Batches of one SPI that wait together are one row (`joining.py`).
@@ -43,10 +44,10 @@ from protego_cli.esp.parking import Parking
 from protego_cli.esp.sa import InboundSa
 from protego_cli.esp.slices import FEW
 from protego_cli.esp.tenants import Delivery, Tenant
-from protego_cli.wire import ecn
+from protego_cli.wire import ecn, hops
 from protego_cli.wire.columns import alike
+from protego_cli.wire.heads import counting
 from protego_cli.wire.mss import clamp, clamp_row
-from protego_cli.wire.strides import counting
 from protego_cli.wire.tags import MAX_RESERVED_SPI
 
 _SPI = ((0, 4),)
@@ -55,6 +56,7 @@ MIN_PACKET = 28  # the least of any suite: SPI, number and IV, four bytes of cip
 
 TagHandler = Callable[[memoryview, Address, float, int], None]
 GiveBack = Callable[[memoryview | bytes, Address, int], None]
+Tell = Callable[[Pair, bytes, float], None]
 
 
 class Inbound:
@@ -70,6 +72,7 @@ class Inbound:
         events: list[Event],
         tag: TagHandler,
         give_back: GiveBack,
+        tell: Tell,
     ) -> None:
         self._counters = counters
         self._pairs = pairs
@@ -81,6 +84,7 @@ class Inbound:
         self._events = events
         self._tag = tag
         self._give_back = give_back
+        self._tell = tell  # the sender of a packet that has no hop left
 
     def receive(
         self,
@@ -97,15 +101,17 @@ class Inbound:
         if size < MIN_PACKET:
             self._counters["gpn_drop_short"] += count
             return
+        counted = counting(view, size, count) if count >= FEW else None
+        if counted is not None and counted[0] > MAX_RESERVED_SPI:
+            self._one_spi(*counted, view, size, source, now, origin, tos)
+            return
         if alike(view, size, count, _SPI):
             spi = int.from_bytes(view[:4])
             if 0 < spi <= MAX_RESERVED_SPI:
                 for at in range(0, len(view), size):
                     self._tag(view[at : at + size], source, now, tos)
             else:
-                numbers: Sequence[int] | None = counting(view, size, count, 4) if count >= FEW else None
-                if numbers is None:
-                    numbers = _numbers(size, count).unpack_from(view)
+                numbers: Sequence[int] = _numbers(size, count).unpack_from(view)
                 self._one_spi(spi, numbers, view, size, source, now, origin, tos)
             return
         words = _words(size, count).unpack_from(view)
@@ -198,7 +204,19 @@ class Inbound:
                     return
             if pair.mss is not None:
                 plaintexts = [clamp(plaintext, pair.mss) for plaintext in plaintexts]
-            frames = [header + text[:length] for text, length in zip(plaintexts, lengths, strict=True)]
+            words = hops.words(plaintexts)
+            if words is None:
+                left = [
+                    (text, length)
+                    for text, length in zip(plaintexts, lengths, strict=True)
+                    if not self._is_spent(pair, text[:length], now)
+                ]
+                plaintexts, lengths = [text for text, _ in left], [length for _, length in left]
+                words = hops.words(plaintexts) or ()
+            frames = [
+                b"".join((header, text[: hops.START], word, text[hops.STOP : length]))
+                for text, word, length in zip(plaintexts, words, lengths, strict=True)
+            ]
             self._outbox.add_row(way, frames)
             sa.packets += len(frames)
             sa.bytes += sum(lengths)
@@ -359,23 +377,50 @@ class Inbound:
         self._send(pair, verdict, _framed(verdict, plaintexts), count, now)
 
     def _send(
-        self, pair: Pair, verdict: tuple[Delivery, int], frames: bytes | Guess, count: int, now: float
+        self, pair: Pair, verdict: tuple[Delivery, int], frames: bytearray | Guess, count: int, now: float
     ) -> None:
         """Frames of one verdict. Here the limits hold: what gets so far is authentic, new, and one of the
         tunnel's.
         """
         (way, header), length = verdict
-        sa, size = pair.inbound, len(header) + length
+        sa, start = pair.inbound, len(header)
+        size = start + length
         if sa.limits and (admitted := admit(sa.limits, length, count, now)) < count:
             self._limited(sa, count - admitted, (count - admitted) * length)
             count = admitted
             if not count:
                 return
-            frames = frames[: admitted * size] if isinstance(frames, bytes) else frames
-        data = frames if isinstance(frames, bytes) else frames.frames(count)
-        self._outbox.add(way, size, data, count)
+        data = frames if isinstance(frames, bytearray) else frames.buffer.data
+        if not hops.forward(data, size, count, start):
+            data = frames = self._unspent(pair, data, size, count, start, now)
+            count = len(data) // size
+            if not count:
+                return
+            hops.forward(data, size, count, start)
+        if isinstance(frames, bytearray):
+            del frames[count * size :]
+            self._outbox.add(way, size, frames, count)
+        else:
+            self._outbox.add(way, size, frames.frames(count), count)
         sa.packets += count
         sa.bytes += length * count
+
+    def _unspent(
+        self, pair: Pair, data: bytearray, size: int, count: int, start: int, now: float
+    ) -> bytearray:
+        """Those of so many frames whose packets have a hop left."""
+        frames = [data[at : at + size] for at in range(0, count * size, size)]
+        return bytearray().join(
+            [frame for frame in frames if not self._is_spent(pair, bytes(frame[start:]), now)]
+        )
+
+    def _is_spent(self, pair: Pair, packet: bytes, now: float) -> bool:
+        """Whether a packet has no hop left; then its sender is told."""
+        if not hops.spent(packet):
+            return False
+        self._counters["gpn_drop_ttl_in"] += 1
+        self._tell(pair, packet, now)
+        return True
 
     def _limited(self, sa: InboundSa, packets: int, size: int) -> None:
         self._counters["gpn_drop_limit_in"] += packets
@@ -436,12 +481,15 @@ def _leave(plaintext: bytes, tos: int) -> bytes | None:
     return left
 
 
-def _framed(verdict: tuple[Delivery, int], plaintexts: Sequence[bytes]) -> bytes:
+def _framed(verdict: tuple[Delivery, int], plaintexts: Sequence[bytes]) -> bytearray:
     """The frames of opened packets of one verdict, side by side."""
     (_, header), length = verdict
     fields = [header] * (2 * len(plaintexts))
     fields[1::2] = plaintexts
-    return _frames(len(header), length, len(plaintexts)).pack(*fields)
+    layout = _frames(len(header), length, len(plaintexts))
+    frames = bytearray(layout.size)
+    layout.pack_into(frames, 0, *fields)
+    return frames
 
 
 @lru_cache(maxsize=256)

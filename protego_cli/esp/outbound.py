@@ -9,8 +9,9 @@
 3. A virtual link may have left inner checksums and segmentation to a card (`wire/offload.py`); one strided
    look at the checksum fields tells.
 4. Where the VXLAN packet's ECN field says so, the inner one is changed, or the packet dropped (RFC 6040).
-5. What would not fit the tunnel's path is cut, or its sender told (`oversize.py`): of one flow and frame size
-   all do or none does, so that it is found once.
+5. A packet that has no hop left goes no further, and its sender is told; what goes on has one less. What
+   would not fit the tunnel's path is cut, or its sender told (`oversize.py`). Of one flow and frame size all
+   are so or none is, so that it is found once.
 6. Inner packets, as far as the rate limits admit them, get their trailers, numbers are taken from the sealing
    range, and the row is sealed; it leaves with the TOS that the inner packets and the tunnel give it. A long
    row is sealed from the frames as they came, where the suite can.
@@ -38,25 +39,28 @@ from protego_cli.esp.packet import trailer
 from protego_cli.esp.pairs import Pair
 from protego_cli.esp.remembered import Remembered
 from protego_cli.esp.sa import OutboundSa
-from protego_cli.esp.slices import FEW
+from protego_cli.esp.slices import FEW, MAX_BYTES, MAX_ROWS, received
+from protego_cli.esp.telling import Telling
 from protego_cli.esp.tenants import Tenant
-from protego_cli.wire import ecn, mss, offload, vxlan
+from protego_cli.wire import ecn, hops, mss, offload, vxlan
 from protego_cli.wire.columns import Spans, alike
+from protego_cli.wire.icmp_errors import TIME_EXCEEDED
 from protego_cli.wire.inner import Inner, parse
 from protego_cli.wire.returning import HEADER_LENGTH, add_header
 from protego_cli.wire.vxlan import ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, FRAME_LENGTH
 
 MAX_FLOWS = 1 << 16
-# Where in a frame that lies which decides: the row but for MAC addresses, of IPv6 the hop limit, too.
+# Where in a frame that lies which decides: the row but for MAC addresses.
 _V4_SPANS: Spans = ((0, 8), (20, 26), (28, 32), (34, 42))
 _V6_SPANS: Spans = ((0, 8), (20, 62))
 _V4_ROW = struct.Struct("26s2x4s2x8s")  # the fields of a row
+_UP_TO_HOPS, _BEHIND = slice(FRAME_LENGTH, FRAME_LENGTH + hops.START), FRAME_LENGTH + hops.STOP  # of IPv4
 _LEAST = FRAME_LENGTH + 20  # of a frame with an IPv4 header
 RETURN = "gpn_returned"  # what becomes of frames that a GEN should have
 
 Row = tuple[bytes, ...]
-"""VXLAN and Ethernet headers and the inner header up to the length (IPv6: next header); fragment to protocol
-(IPv6: nothing); addresses."""
+"""VXLAN and Ethernet headers and the inner header up to the length (IPv6: next header); fragment, TTL and
+protocol (IPv6: hop limit); addresses."""
 
 
 class Flow(NamedTuple):
@@ -67,7 +71,7 @@ class Flow(NamedTuple):
     trailer: bytes
     unfinished: offload.Mark | None  # tells packets that were left to a card
     tos: int  # of the inner packet
-    oversize: bool  # too long for the tunnel's path
+    apart: bool  # out of hops, or too long for the tunnel's path: each is looked at
     flags: int  # offset of the TCP flags in a frame, where SYNs are looked for
 
 
@@ -87,7 +91,8 @@ class Outbound:
         self._tenants = tenants
         self._outbox = outbox
         self._events = events
-        self._oversize = Oversize(counters, tenants, outbox)
+        self._telling = Telling(tenants, outbox)
+        self._oversize = Oversize(counters, self._telling)
         self._gens: tuple[Address, ...] = ()
         self._back = Doors()  # the GENs that are there
         self._ruled: dict[int, dict[str, Pair]] = {}  # by VNI, then tunnel
@@ -185,11 +190,7 @@ class Outbound:
         pair = _only_pair(flows, frames)
         if pair is not None:
             plain = cast("list[Flow]", flows)
-            texts = [
-                frame[FRAME_LENGTH : FRAME_LENGTH + flow.length] + flow.trailer
-                for flow, frame in zip(plain, frames, strict=True)
-            ]
-            self._seal_each(pair, texts, [flow.length for flow in plain], now)
+            self._seal_each(pair, _texts(plain, frames), [flow.length for flow in plain], now)
             return True
         for sealer, row in groupby(zip(flows, frames, strict=True), key=_sealer):
             if sealer is None:
@@ -197,10 +198,9 @@ class Outbound:
                     self._pass_on(flow, memoryview(frame), len(frame), 1, now, tos)
             else:
                 framed = [(flow, frame) for flow, frame in row if not isinstance(flow, str)]
-                texts = [
-                    frame[FRAME_LENGTH : FRAME_LENGTH + flow.length] + flow.trailer for flow, frame in framed
-                ]
-                self._seal_each(sealer[0], texts, [flow.length for flow, _ in framed], now)
+                plain = [flow for flow, _ in framed]
+                texts = _texts(plain, [frame for _, frame in framed])
+                self._seal_each(sealer[0], texts, [flow.length for flow in plain], now)
         return True
 
     def _asks_for_ports(self, rows: Sequence[Row]) -> bool:
@@ -283,10 +283,10 @@ class Outbound:
         if isinstance(pair, str):
             return pair
         tail = trailer(inner.length, inner.version, pair.outbound.block)
-        oversize = inner.length > pair.limit(inner.version)
+        apart = hops.spent(packet) or inner.length > pair.limit(inner.version)
         flags = mss.flags_at(packet) if pair.mss else 0
         flags += FRAME_LENGTH if flags else 0
-        return Flow(pair, inner.length, tail, offload.mark(frame), ecn.tos(packet), oversize, flags)
+        return Flow(pair, inner.length, tail, offload.mark(frame), ecn.tos(packet), apart, flags)
 
     def _tunnel(self, vni: int, inner: Inner, packet: memoryview) -> tuple[str, Pair | str]:
         """Who seals: of the tunnels that take the packet, the one most exact about its destination."""
@@ -320,7 +320,7 @@ class Outbound:
             if not count:
                 return
         mark = flow.unfinished
-        if flow.oversize or (flow.flags and mss.any_syn(bytes(view[flow.flags :: size]))):
+        if flow.apart or (flow.flags and mss.any_syn(bytes(view[flow.flags :: size]))):
             self._each(flow, view, size, now)
         elif (
             mark
@@ -328,10 +328,10 @@ class Outbound:
             and mark.value in _pieces(view, mark.at, size)
         ):
             self._finish(flow, mark, view, size, now)
-        elif count >= FEW:
+        elif FEW <= count <= MAX_ROWS and count * size <= MAX_BYTES:
             self._seal_frames(flow, view, size, count, now)
         else:
-            inners = _inners(size, flow.length, count).unpack_from(view)
+            inners = _inners(size, flow.length, count).unpack_from(_forwarded(view, size, count))
             self._seal(flow.pair, inners, flow.length, flow.trailer, now)
 
     def _leave(self, view: memoryview, size: int, tos: int) -> memoryview:
@@ -349,6 +349,7 @@ class Outbound:
         if not whole:
             self._each(flow, view, size, now)
             return
+        view = memoryview(_forwarded(view, size, len(view) // size))
         inners: list[bytes] = []
         for first in range(0, len(view), size):
             frame = view[first : first + size]
@@ -364,6 +365,11 @@ class Outbound:
         pair, mark = flow.pair, flow.unfinished
         for at in range(0, len(view), size):
             frame = view[at : at + size]
+            if hops.spent(frame[FRAME_LENGTH:]):
+                self._counters["gpn_drop_ttl_out"] += 1
+                packet = bytes(frame[FRAME_LENGTH : FRAME_LENGTH + flow.length])
+                self._telling.tenant(pair, packet, TIME_EXCEEDED, "gpn_told_ttl", now)
+                continue
             pieces: Sequence[bytes | memoryview] = (frame,)
             if mark and frame[mark.at : mark.at + 2] == mark.value:
                 limit = pair.limit(frame[FRAME_LENGTH] >> 4)
@@ -373,8 +379,17 @@ class Outbound:
                 packet = bytes(piece[FRAME_LENGTH : FRAME_LENGTH + inner.length])
                 packet = mss.clamp(packet, pair.mss) if pair.mss else packet
                 for part in self._oversize.fit(pair, inner, packet, now):
-                    tail = trailer(len(part), inner.version, pair.outbound.block)
-                    self._seal(pair, (part,), len(part), tail, now)
+                    self._seal_one(pair, hops.forwarded(part), inner.version, now)
+
+    def tell(self, pair: Pair, packet: bytes, now: float) -> None:
+        """A packet that opened on this pair has no hop left: its sender is told through the tunnel."""
+        error = self._telling.peer(pair, packet, TIME_EXCEEDED, now)
+        if error is not None and pair.outbound.next < pair.outbound.hi:
+            self._seal_one(pair, error, error[0] >> 4, now)
+
+    def _seal_one(self, pair: Pair, packet: bytes, version: int, now: float) -> None:
+        length = len(packet)
+        self._seal(pair, (packet,), length, trailer(length, version, pair.outbound.block), now)
 
     def _seal(self, pair: Pair, inners: Sequence[bytes], length: int, tail: bytes, now: float) -> None:
         """Inner packets of one length, in order."""
@@ -389,7 +404,9 @@ class Outbound:
         first = view[FRAME_LENGTH : FRAME_LENGTH + 2]
         way, count = self._admitted(pair, first, length, count, now)
         if way is not None:
-            data = pair.outbound.seal_within(view, size, count, FRAME_LENGTH, length, tail)
+            received.view[: count * size] = view[: count * size]
+            hops.forward(received.data, size, count, FRAME_LENGTH)
+            data = pair.outbound.seal_within(received, size, count, FRAME_LENGTH, length, tail)
             self._sealed(pair, way, data, count, length, tail)
 
     def _admitted(
@@ -441,7 +458,7 @@ def _only_pair(flows: Sequence[Flow | str], frames: Sequence[bytes]) -> Pair | N
     distinct = {id(flow): flow for flow in flows}.values()  # a few, for many frames
     first, marks = flows[0], set()
     for flow in distinct:
-        if isinstance(flow, str) or isinstance(first, str) or flow.oversize or flow.flags:
+        if isinstance(flow, str) or isinstance(first, str) or flow.apart or flow.flags:
             return None
         if flow.pair is not first.pair or flow.tos != first.tos:
             return None
@@ -456,12 +473,28 @@ def _only_pair(flows: Sequence[Flow | str], frames: Sequence[bytes]) -> Pair | N
 def _sealer(framed: tuple[Flow | str, bytes]) -> tuple[Pair, int] | None:
     """Who seals a frame, and its inner TOS, if it may be sealed as it is."""
     flow, frame = framed
-    if isinstance(flow, str) or flow.oversize:
+    if isinstance(flow, str) or flow.apart:
         return None
     mark, flags = flow.unfinished, flow.flags
     if (mark and frame[mark.at : mark.at + 2] == mark.value) or (flags and frame[flags] & mss.SYN):
         return None
     return flow.pair, flow.tos
+
+
+def _forwarded(view: memoryview, size: int, count: int) -> bytearray:
+    """Frames of one flow, whose packets have a hop left, with one less."""
+    data = bytearray(view)
+    hops.forward(data, size, count, FRAME_LENGTH)
+    return data
+
+
+def _texts(flows: Sequence[Flow], frames: Sequence[bytes]) -> list[bytes]:
+    """The padded inner packets of frames that may be sealed as they are, but for a hop."""
+    words = hops.words(frames, FRAME_LENGTH) or ()  # their flows tell that they have a hop left
+    return [
+        b"".join((frame[_UP_TO_HOPS], word, frame[_BEHIND : FRAME_LENGTH + flow.length], flow.trailer))
+        for flow, word, frame in zip(flows, words, frames, strict=True)
+    ]
 
 
 def _pieces(view: memoryview, at: int, size: int) -> list[bytes]:
@@ -478,6 +511,6 @@ def _inners(size: int, length: int, count: int) -> struct.Struct:
 @lru_cache(maxsize=4096)
 def _row(size: int, ethertype: bytes) -> struct.Struct | None:
     """What decides about a frame of this size and EtherType; None when it is too short."""
-    fields = "29s0s1x32s" if ethertype == ETHERTYPE_IPV6 else "26s2x4s2x8s"
+    fields = "29s1s32s" if ethertype == ETHERTYPE_IPV6 else "26s2x4s2x8s"
     rest = size - struct.calcsize(fields)
     return struct.Struct(f"{fields}{rest}x") if rest >= 0 else None

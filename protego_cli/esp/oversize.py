@@ -3,7 +3,7 @@
 A tunnel's MTU is that of the path to its peer. What exceeds it, sealed, is
 
 1. IPv6, or IPv4 with DF: not sealed; its sender is told the largest packet that fits (RFC 1191, RFC 8201),
-   from the gateway's inner address, at a bounded rate. Never less than 1,280 for IPv6 (RFC 8200 5): packets
+   at a bounded rate (`telling.py`). Never less than 1,280 for IPv6 (RFC 8200 5): packets
    up to that are sealed, and the ESP packet is fragmented.
 2. IPv4 without DF: cut before it is sealed, so that the peer need not reassemble, and no network on the way
    see fragments; or, with `fragment = "outer"`, sealed whole, and the ESP packet is fragmented. An SA that
@@ -12,26 +12,22 @@ A tunnel's MTU is that of the path to its peer. What exceeds it, sealed, is
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from protego_cli.counters import Counters
 from protego_cli.errors import Malformed
-from protego_cli.esp.outbox import Outbox
 from protego_cli.esp.pairs import Pair
-from protego_cli.esp.tenants import Tenant
+from protego_cli.esp.telling import Telling
 from protego_cli.wire.checksum import intact
 from protego_cli.wire.fragments import fragment, may_be_cut
+from protego_cli.wire.icmp_errors import too_big
 from protego_cli.wire.inner import Inner
-from protego_cli.wire.too_big import too_big
 
 
 class Oversize:
     """Says what is sealed instead of a packet beyond its tunnel's limit."""
 
-    def __init__(self, counters: Counters, tenants: Mapping[int, Tenant], outbox: Outbox) -> None:
+    def __init__(self, counters: Counters, telling: Telling) -> None:
         self._counters = counters
-        self._tenants = tenants
-        self._outbox = outbox
+        self._telling = telling
 
     def fit(self, pair: Pair, inner: Inner, packet: bytes, now: float) -> list[bytes]:
         """The packets to seal; nothing where the sender is told."""
@@ -43,8 +39,7 @@ class Oversize:
             return []
         if not may_be_cut(packet):
             self._counters["gpn_drop_too_big"] += 1
-            if pair.errors.take(now):
-                self._tell(pair, inner, packet, limit)
+            self._telling.tenant(pair, packet, too_big(limit), "gpn_told_too_big", now)
             return []
         if pair.entry.fragment == "outer" or not pair.outbound.selectors.by_address:
             return [packet]
@@ -55,13 +50,3 @@ class Oversize:
             return []
         self._counters["gpn_fragmented"] += 1
         return pieces
-
-    def _tell(self, pair: Pair, inner: Inner, packet: bytes, limit: int) -> None:
-        tenant = self._tenants.get(pair.entry.vni)
-        delivery = tenant.deliver(inner.addresses[: len(inner.addresses) // 2]) if tenant else None
-        if tenant is None or delivery is None:
-            return
-        error = too_big(packet, limit, tenant.gateway.get(inner.version))
-        if error is not None:
-            datagram = delivery.header + error
-            self._outbox.add(delivery.way._replace(counter="gpn_told_too_big"), len(datagram), datagram)

@@ -19,6 +19,7 @@ from protego_cli.esp.flows import FlowSelectors
 from protego_cli.esp.limits import NOTHING, Bucket
 from protego_cli.esp.replay import ReplayWindow
 from protego_cli.esp.rows import padded, split
+from protego_cli.esp.slices import Sliced
 from protego_cli.esp.transforms import opening, sealing
 from protego_cli.wire.inner import Buffer
 from protego_cli.wire.selectors import TrafficSelector
@@ -308,7 +309,7 @@ class OutboundSa:
         return self._transform.seal(numbers, plaintexts[: len(numbers)])
 
     def seal_within(
-        self, data: Buffer, size: int, count: int, start: int, length: int, trailer: bytes
+        self, rows: Sliced, size: int, count: int, start: int, length: int, trailer: bytes
     ) -> Buffer:
         """The same of plaintexts that are in rows of `size` bytes, `length` bytes at `start`, but for this
         trailer. The packets stay as they are while somebody holds what is returned.
@@ -318,10 +319,10 @@ class OutboundSa:
             return b""
         seal_within = self._transform.seal_within
         if seal_within is not None:
-            sealed = seal_within(numbers, data, size, start, length, trailer)
+            sealed = seal_within(numbers, rows, size, start, length, trailer)
             if sealed is not None:
                 return sealed
-        return self._transform.seal(numbers, padded(data, size, len(numbers), start, length, trailer))
+        return self._transform.seal(numbers, padded(rows.view, size, len(numbers), start, length, trailer))
 
     def seal_each(self, plaintexts: Sequence[bytes]) -> list[bytes]:
         """The same of plaintexts of any lengths, as a packet each."""

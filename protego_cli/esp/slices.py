@@ -3,7 +3,7 @@
 To slice a `memoryview` costs a fifth of a microsecond, more than to copy the packet. So what a C function is
 to read or write for each packet of a row lies in a buffer of ours, which lives on and is sliced once for each
 layout: where the first slice begins, how long each is, how far apart they are. What is received is copied
-there, a whole row at once: a batch, or several (`joining.py`).
+into `received`, a whole row at once: a batch, or several (`joining.py`).
 
 1. `cut` returns the slices of a layout, from its second batch on: traffic of which no two batches are laid
    out alike pays for no slices.
@@ -29,12 +29,18 @@ MAX_BUFFERS: Final = 4  # of a pool
 ROOM: Final = MAX_BYTES + (1 << 14)  # bytes: a whole row, and what is written around its packets
 
 
+def _nobody() -> None:
+    return None
+
+
 class Sliced:
     """One buffer with its slices."""
 
     def __init__(self) -> None:
-        self.view = memoryview(bytearray(ROOM))
+        self.data = bytearray(ROOM)
+        self.view = memoryview(self.data)
         self.words = self.view.cast("I")  # by fours, to move the same field of all packets in one go
+        self.halves = self.view.cast("H")  # by twos
         self.written: object = None  # what lies ready between slices, in the words of who has put it there
         self.rows = 0  # for how many packets it does
         self._kept: dict[tuple[int, int, int], list[memoryview]] = {}
@@ -71,6 +77,9 @@ class Sliced:
         return lent
 
 
+received: Final = Sliced()  # what is worked on now
+
+
 class Pool:
     """Buffers that are lent. One that is free serves again, the earliest first: it is likely in the cache."""
 
@@ -86,7 +95,3 @@ class Pool:
             return None
         self._buffers.append(Sliced())
         return self._buffers[-1]
-
-
-def _nobody() -> None:
-    return None

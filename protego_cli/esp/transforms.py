@@ -18,6 +18,7 @@ from protego_cli.crypto.algorithms import (
 from protego_cli.esp.aead import IV_LENGTH, AeadOpening, AeadSealing
 from protego_cli.esp.cbc import CbcOpening, CbcSealing
 from protego_cli.esp.rows import Opened
+from protego_cli.esp.slices import Sliced
 from protego_cli.wire.inner import Buffer
 
 
@@ -33,7 +34,7 @@ class OpenInto(Protocol):
 
 class SealWithin(Protocol):
     def __call__(
-        self, numbers: range, data: Buffer, size: int, start: int, length: int, trailer: bytes
+        self, numbers: range, rows: Sliced, size: int, start: int, length: int, trailer: bytes
     ) -> memoryview | None:
         """A row as `seal` takes it, of plaintexts that are in rows of `size` bytes, `length` bytes at
         `start`, but for this trailer; the packets stay as they are while somebody holds what is returned.

@@ -7,6 +7,7 @@ of each takes two.
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Callable
 from functools import lru_cache
@@ -23,8 +24,8 @@ def alike(data: Buffer, size: int, count: int, spans: Spans) -> bool:
     """
     if count == 1:
         return True
-    end, columns = _columns(size, count, spans)
-    words = memoryview(data)[:end].cast("B" if size % 2 else "H")
+    end, code, columns = _columns(size, count, spans)
+    words = memoryview(data)[:end].cast(code)
     for column, following in columns:  # noqa: SIM110 - a generator would take longer than what it asks for
         if words[column] != words[following]:
             return False
@@ -32,25 +33,28 @@ def alike(data: Buffer, size: int, count: int, spans: Spans) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def _columns(size: int, count: int, spans: Spans) -> tuple[int, tuple[tuple[slice, slice], ...]]:
-    """How far to look, and columns of all but the last and of all but the first, two bytes wide where a row
-    is whole pairs of bytes.
+def _columns(
+    size: int, count: int, spans: Spans
+) -> tuple[int, Literal["B", "H", "I"], tuple[tuple[slice, slice], ...]]:
+    """How far to look, and columns of all but the last and of all but the first, four bytes wide where rows
+    and spans are whole words, else two where rows are whole pairs of bytes.
     """
-    width = 1 if size % 2 else 2
+    words = not any(edge % 4 for edge in (size, *itertools.chain(*spans)))
+    code: Literal["B", "H", "I"] = "I" if words else "B" if size % 2 else "H"
+    width = 4 if words else 1 if size % 2 else 2
     step, last = size // width, (count - 1) * size // width
     places = [place // width for start, stop in spans for place in range(start, stop, width)]
     columns = tuple((slice(at, at + last, step), slice(at + step, None, step)) for at in places)
-    return (count - 1) * size + max(stop for _, stop in spans), columns
+    return (count - 1) * size + max(stop for _, stop in spans), code, columns
 
 
 def likeness(data: Buffer, size: int, count: int, spans: Spans) -> Callable[[Buffer], bool]:
     """What tells whether as many datagrams of that size have in `spans` what these have, in two thirds of the
     time of `alike`: for whoever sees such rows again and again.
     """
-    end, columns = _columns(size, count, spans)
+    end, width, columns = _columns(size, count, spans)
     whole = [slice(column.start, None, column.step) for column, _ in columns]
     take: Callable[[memoryview], tuple[memoryview, ...]] = itemgetter(*whole, slice(0, 0))  # never just one
-    width: Literal["B", "H"] = "B" if size % 2 else "H"
     found = take(memoryview(data)[:end].cast(width))
     copies = tuple([memoryview(column.tobytes()).cast(width) for column in found])
     return lambda row: len(row) >= end and take(memoryview(row)[:end].cast(width)) == copies

@@ -1,16 +1,18 @@
 """What a row of ESP packets, side by side in one buffer, begin with: SPI and sequence number (RFC 4303 2).
 
-What a GIN asks about a row is told in C, by columns as in `columns.py`: whether all have one SPI, and which
+What is asked about a row is told in C, by columns as in `columns.py`: whether all have one SPI, and which
 number is the highest. Nearly always each number is one above that before it, as in whatever a sender sends at
-once. Comparing their lower halves with a piece of 0, 1, 2, ... tells so, and then the highest is the last.
+once. Comparing their lower halves with a piece of 0, 1, 2, ... tells so, and then the highest is the last;
+`counting` has them all.
 """
 
 from __future__ import annotations
 
 import struct
-from functools import cache, lru_cache
+from functools import lru_cache
 
 from protego_cli.wire.columns import Buffer, alike, column
+from protego_cli.wire.strides import all_halves
 
 HEAD_LENGTH = 8
 FEW = 8  # packets: of fewer each one's head is read
@@ -39,9 +41,24 @@ def one_spi(data: Buffer, size: int, count: int) -> tuple[int, int] | None:
     if words[spis] != words[following]:
         return None
     halves, start = row.cast("H"), number & 0xFFFF
-    if halves[lower] == _ramp()[start : start + count] and halves[upper] == halves[upper_following]:
+    if halves[lower] == all_halves()[start : start + count] and halves[upper] == halves[upper_following]:
         return spi, number + count - 1
     return spi, _highest(data, size, count)
+
+
+def counting(data: Buffer, size: int, count: int) -> tuple[int, range] | None:
+    """SPI and numbers of whole packets that have one SPI, and of which each has the number after the one
+    before, within one upper half. None where they have not, or have not been looked at: rows of odd size.
+    """
+    if size % 4:
+        return None
+    spi, number = _HEAD.unpack_from(data)
+    end, spis, following, upper, upper_following, lower = _columns(size, count)
+    row = memoryview(data)[:end]
+    words, halves, start = row.cast("I"), row.cast("H"), number & 0xFFFF
+    if halves[lower] != all_halves()[start : start + count] or words[spis] != words[following]:
+        return None
+    return (spi, range(number, number + count)) if halves[upper] == halves[upper_following] else None
 
 
 @lru_cache(maxsize=4096)
@@ -56,15 +73,6 @@ def _columns(size: int, count: int) -> tuple[int, slice, slice, slice, slice, sl
         slice(2 + halves, None, halves),
         slice(3, None, halves),
     )
-
-
-@cache
-def _ramp() -> memoryview:
-    """All that the lower half of a number can be, in ascending order, as on the wire."""
-    ramp = bytearray(2 << 16)
-    ramp[1::2] = bytes(range(256)) * 256
-    ramp[::2] = b"".join([bytes((upper,)) * 256 for upper in range(256)])
-    return memoryview(bytes(ramp)).cast("H")
 
 
 def _highest(data: Buffer, size: int, count: int) -> int:

@@ -41,13 +41,17 @@ def _esp(number: int, inner: Packet) -> bytes:
     return scapy_seal(GCM, KEY_IN, SPI_IN, number, bytes(inner))
 
 
+def _sealed(number: int, inner: Packet) -> bytes:
+    return scapy_seal(GCM, KEY_OUT, SPI_OUT, number, bytes(_passed(inner)))
+
+
 def _raw(number: int, text: bytes) -> bytes:
     """Plaintexts that scapy would not make."""
     return seal(KEY_IN, SPI_IN, number, text)
 
 
 def _to_vtep(inner: Packet) -> bytes:
-    return bytes(VXLAN(vni=VNI, flags=8) / Ether(src=GATEWAY_MAC, dst=VTEP_MAC) / inner)
+    return bytes(VXLAN(vni=VNI, flags=8) / Ether(src=GATEWAY_MAC, dst=VTEP_MAC) / _passed(inner))
 
 
 def _from_vtep(inner: Packet, vni: int = VNI) -> bytes:
@@ -75,6 +79,20 @@ def _case(
     }
 
 
+def _passed(inner: Packet) -> Packet:
+    """The same packet with a hop less; scapy computes the header checksum when it is built."""
+    passed = inner.copy()
+    field = "hlim" if IPv6 in inner else "ttl"
+    setattr(passed, field, getattr(inner, field) - 1)
+    return passed
+
+
+def _with_hops(inner: Packet, left: int) -> Packet:
+    made = inner.copy()
+    setattr(made, "hlim" if IPv6 in inner else "ttl", left)
+    return made
+
+
 def _marked(inner: Packet, tos: int) -> Packet:
     """The same packet with this TOS; scapy computes the header checksum when it is built."""
     marked = inner.copy()
@@ -85,7 +103,7 @@ def _marked(inner: Packet, tos: int) -> Packet:
 def _inbound_marks() -> list[Case]:
     """RFC 6040 4.2; EF is DSCP 46, which goes no further than the outer header."""
     cases: list[Case] = []
-    number = 100_001
+    number = 100_101
     for name, inner in (("IPv4", IN4 / DATA), ("IPv6", IN6 / DATA)):
         for outer, before, after in (
             (EF | CE, EF | ECT0, EF | CE),
@@ -124,7 +142,7 @@ def _outbound_marks(number: int) -> list[Case]:
                     _case(f"{name} that cannot bear CE", "vxlan", packet, "gpn_drop_ecn_out", tos=outer)
                 )
                 continue
-            out = scapy_seal(GCM, KEY_OUT, SPI_OUT, number, bytes(_marked(inner, after)))
+            out = _sealed(number, _marked(inner, after))
             number += 1
             description = f"{name}, TOS {before:#04x} in {outer:#04x}"
             cases.append(_case(description, "vxlan", packet, "gpn_sealed", out, tos=outer, out_tos=after))
@@ -162,6 +180,10 @@ def _inbound() -> list[Case]:
         ),
         _case("far ahead", "esp", _esp(100_000, good4), "gpn_opened", _to_vtep(good4)),
         _case("left of the window", "esp", _esp(14, good4), "gpn_drop_replay"),
+        *(
+            _case("two hops left", "esp", _esp(number, packet), "gpn_opened", _to_vtep(packet))
+            for number, packet in ((100_051, _with_hops(good4, 2)), (100_052, _with_hops(good6, 2)))
+        ),
         *_inbound_marks(),
     ]
 
@@ -170,17 +192,14 @@ def _outbound() -> list[Case]:
     good4, good6 = OUT4 / DATA, OUT6 / DATA
     odd = OUT4 / UDP(sport=7, dport=9) / Raw(b"golden!")
 
-    def sealed(number: int, inner: Packet) -> bytes:
-        return scapy_seal(GCM, KEY_OUT, SPI_OUT, number, bytes(inner))
-
     flagless, reserved = bytearray(_from_vtep(good4)), bytearray(_from_vtep(good4))
     flagless[0] = 0
     reserved[:4], reserved[7] = bytes.fromhex("ffeeddcc"), 0xBB
     return [
-        _case("IPv4 in UDP", "vxlan", _from_vtep(good4), "gpn_sealed", sealed(1, good4)),
-        _case("IPv6", "vxlan", _from_vtep(good6), "gpn_sealed", sealed(2, good6)),
-        _case("a length that needs padding", "vxlan", _from_vtep(odd), "gpn_sealed", sealed(3, odd)),
-        _case("Ethernet padding", "vxlan", _from_vtep(good4) + bytes(12), "gpn_sealed", sealed(4, good4)),
+        _case("IPv4 in UDP", "vxlan", _from_vtep(good4), "gpn_sealed", _sealed(1, good4)),
+        _case("IPv6", "vxlan", _from_vtep(good6), "gpn_sealed", _sealed(2, good6)),
+        _case("a length that needs padding", "vxlan", _from_vtep(odd), "gpn_sealed", _sealed(3, odd)),
+        _case("Ethernet padding", "vxlan", _from_vtep(good4) + bytes(12), "gpn_sealed", _sealed(4, good4)),
         _case("ARP", "vxlan", _from_vtep(ARP(psrc="10.1.0.5", pdst="10.1.0.1")), "gpn_drop_inner"),
         _case("no valid VNI", "vxlan", bytes(flagless), "gpn_drop_vxlan_malformed"),
         _case("half a header", "vxlan", _from_vtep(good4)[:5], "gpn_drop_vxlan_malformed"),
@@ -194,7 +213,7 @@ def _outbound() -> list[Case]:
             *("a source outside the selectors", "vxlan"),
             *(_from_vtep(IP(src="10.1.1.5", dst="10.2.0.9") / DATA), "gpn_drop_selector_out"),
         ),
-        _case("reserved fields set", "vxlan", bytes(reserved), "gpn_sealed", sealed(5, good4)),
+        _case("reserved fields set", "vxlan", bytes(reserved), "gpn_sealed", _sealed(5, good4)),
         *_outbound_marks(6),
     ]
 

@@ -58,6 +58,28 @@ def ping(space: Namespace, source: str, dest: str, size: int, *, df: bool, check
     )
 
 
+def test_the_gateway_is_a_hop(tmp_path: Path) -> None:
+    """RFC 4301 5.1.2.1: it takes one off the TTL each way, and says where a packet's has run out."""
+    ends = (
+        (TENANT_INNER, CUSTOMER_INNER, GATEWAY_INNER, "Time to live exceeded"),
+        (TENANT_INNER6, CUSTOMER_INNER6, GATEWAY_INNER6, "Time exceeded: Hop limit"),
+    )
+    with site(tmp_path, gpns=1) as place:
+        place.swan.load(swanctl_conf())
+        place.swan.initiate()
+        place.wait_tunnel()
+        for tenant, customer, gateway, told in ends:
+            for space, source, dest in (
+                (place.tenant, tenant, customer),
+                (place.customer, customer, tenant),
+            ):
+                hops = ("ping", "-c", "1", "-W", "5", "-I", source, dest, "-t")
+                out = space.run(*hops, "1", check=False)
+                assert f"From {gateway}" in out, out
+                assert told in out, out
+                assert "ttl=63" in space.run(*hops, "3"), "the answer has come through it, too"
+
+
 def transfer(place: Site, port: str) -> int:
     """Send TCP from the tenant until 200 kB have arrived whole; the MSS that it came to use."""
     sink = LanProgram(place.customer, "sink", CUSTOMER_INNER, port)

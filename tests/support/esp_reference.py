@@ -1,6 +1,6 @@
 """A GPN's data path written for the reader: one packet at a time, sets and `ipaddress`, no batch, no cache.
 
-It judges by the RFCs' text (4301 5, 4303 3, 4106, 3602, 4868, 6040 4, 7348) and shares with the gateway
+It judges by the RFCs' text (791, 4301 5, 4303 3, 4106, 3602, 4868, 6040 4, 7348) and shares with the gateway
 nothing but the names of the counters. Tests compare the two.
 """
 
@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import CBC
 
-from tests.support.esp_packets import summed
+from tests.support.esp_packets import passed, summed, time_exceeded
 
 Address = tuple[str, int]
 Sent = tuple[Address, bytes, int]
@@ -94,7 +94,9 @@ class ReferenceSa:
 
 @dataclass
 class ReferenceGpn:
-    """`sent_in` and `sent_out` collect what leaves, in order; drops are counted by reason."""
+    """`sent_in` and `sent_out` collect what leaves, in order; `told_in` and `told_out` the errors, which are
+    to be sealed for the peer of an SA, or in frames for tenants. Drops are counted by reason.
+    """
 
     sas: list[ReferenceSa]
     rules: dict[str, int]  # tunnel -> inbound SPI
@@ -104,6 +106,8 @@ class ReferenceGpn:
     counts: Counter[str] = field(default_factory=Counter)
     sent_in: list[Sent] = field(default_factory=list)
     sent_out: list[Sent] = field(default_factory=list)
+    told_in: list[tuple[int, bytes]] = field(default_factory=list)
+    told_out: list[tuple[Address, bytes]] = field(default_factory=list)
 
     # ---- from the peer
 
@@ -159,17 +163,27 @@ class ReferenceGpn:
         source, destination = addresses(inner)
         if not _within(source, sa.remote) or not _within(destination, sa.local):
             return "gpn_drop_selector_in"
+        framed = self._delivered(sa.vni, destination, inner)
+        if framed is None:
+            return "gpn_drop_no_vtep"
+        if hops(inner) <= 1:
+            self.told_in.append((sa.spi_out, time_exceeded(inner)))
+            return "gpn_drop_ttl_in"
+        address, header = framed
+        return address, header + passed(inner), traffic_class(inner)
+
+    def _delivered(self, vni: int, destination: str, packet: bytes) -> tuple[Address, bytes] | None:
+        """Which VTEP a packet goes to, and behind which headers."""
         vteps = [
             (ipaddress.ip_network(prefix).prefixlen, address, mac)
-            for prefix, address, mac in self.vteps.get(sa.vni, [])
+            for prefix, address, mac in self.vteps.get(vni, [])
             if _within(destination, [prefix])
         ]
         if not vteps:
-            return "gpn_drop_no_vtep"
+            return None
         _, address, mac = max(vteps)
-        ethertype = b"\x08\x00" if inner[0] >> 4 == 4 else b"\x86\xdd"
-        header = bytes((8, 0, 0, 0)) + sa.vni.to_bytes(3) + bytes(1) + mac + self.gateway_mac + ethertype
-        return address, header + inner, traffic_class(inner)
+        ethertype = b"\x08\x00" if packet[0] >> 4 == 4 else b"\x86\xdd"
+        return address, bytes((8, 0, 0, 0)) + vni.to_bytes(3) + bytes(1) + mac + self.gateway_mac + ethertype
 
     # ---- from the tenant
 
@@ -207,6 +221,11 @@ class ReferenceGpn:
         if left is None:
             return "gpn_drop_ecn_out"
         inner = left
+        if hops(inner) <= 1:
+            if (framed := self._delivered(vni, here, inner)) is not None:
+                self.told_out.append((framed[0], framed[1] + time_exceeded(inner)))
+            return "gpn_drop_ttl_out"
+        inner = passed(inner)
         if sa.next_out >= sa.hi:
             return "gpn_drop_range"
         number, sa.next_out = sa.next_out, sa.next_out + 1
@@ -239,6 +258,11 @@ def ip_packet(data: bytes) -> bytes | None:
 
 def traffic_class(packet: bytes) -> int:
     return packet[1] if packet[0] >> 4 == 4 else int.from_bytes(packet[:2]) >> 4 & 0xFF
+
+
+def hops(packet: bytes) -> int:
+    """TTL, or hop limit."""
+    return packet[8] if packet[0] >> 4 == 4 else packet[7]
 
 
 def decapsulated(packet: bytes, outer: int) -> bytes | None:

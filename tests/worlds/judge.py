@@ -1,7 +1,7 @@
 """What is promised to packets, and whether it is kept.
 
 Every packet says whose it is, which way it goes and its number. At every moment:
-1. what is delivered is a packet of that tenant and that way, as it was sent, for the first time;
+1. what is delivered is a packet of that tenant and that way, as sent but for a hop, for the first time;
 2. no two packets enter the Internet under one key and nonce, from whichever process of whichever life.
 At the end `missing` tells what was sent and not delivered.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 from protego_cli.net.udp import Address
-from tests.support.esp_packets import ipv4
+from tests.support.esp_packets import ipv4, passed
 from tests.worlds.net import is_packet
 
 OURS, THEIRS = "10.1.0.5", "10.2.0.9"  # the same in every tenant
@@ -43,7 +43,7 @@ class Judge:
         ends = (THEIRS, OURS) if flow.way == "in" else (OURS, THEIRS)
         packet = ipv4(*ends, payload)
         self.sent[flow, number] = packet
-        self._owners[packet] = flow, number
+        self._owners[passed(packet)] = flow, number
         return packet
 
     def deliver(self, flow: Flow, packet: bytes) -> None:

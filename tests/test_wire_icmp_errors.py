@@ -1,4 +1,4 @@
-"""ICMP errors for packets too big, as scapy reads them."""
+"""ICMP errors about packets that go no further, as scapy reads them."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from scapy.layers.inet6 import (
 from scapy.packet import Packet, Raw
 
 from protego_cli.errors import Malformed
+from protego_cli.wire.icmp_errors import TIME_EXCEEDED, error_about, too_big
 from protego_cli.wire.inner import parse
-from protego_cli.wire.too_big import too_big
 
 HERE, THERE, GATEWAY = "10.1.0.5", "10.2.0.9", "10.1.0.1"
 HERE6, THERE6, GATEWAY6 = "fd00:1::5", "fd00:2::9", "fd00:1::1"
@@ -37,7 +37,7 @@ def packed(address: str) -> bytes:
 @pytest.mark.parametrize("source", [GATEWAY, None])
 def test_fragmentation_needed(source: str | None) -> None:
     packet = bytes(V4 / TCP(sport=1, dport=2) / LOAD)
-    error = too_big(packet, 1338, packed(source) if source else None)
+    error = error_about(packet, too_big(1338), packed(source) if source else None)
     assert error is not None
     read = IP(error)
     assert (read.src, read.dst, read.len) == (source or THERE, HERE, 576)
@@ -50,10 +50,24 @@ def test_fragmentation_needed(source: str | None) -> None:
 @pytest.mark.parametrize("source", [GATEWAY6, None])
 def test_packet_too_big(source: str | None) -> None:
     packet = bytes(V6 / UDP(sport=1, dport=2) / LOAD)
-    error = too_big(packet, 1338, packed(source) if source else None)
+    error = error_about(packet, too_big(1338), packed(source) if source else None)
     expected = IPv6(src=source or THERE6, dst=HERE6) / ICMPv6PacketTooBig(mtu=1338) / Raw(packet[:1232])
     assert error == bytes(expected)
     assert len(error) == 1280
+
+
+def test_time_exceeded() -> None:
+    four, six = (bytes(ip / UDP(sport=1, dport=2) / Raw(bytes(40))) for ip in (V4, V6))
+    head = IP(src=GATEWAY, dst=HERE, flags="DF", tos=0xC0, id=0) / ICMP(type=11, code=0)
+    assert error_about(four, TIME_EXCEEDED, packed(GATEWAY)) == bytes(head / Raw(four))
+    head = IPv6(src=GATEWAY6, dst=HERE6) / ICMPv6TimeExceeded(code=0)
+    assert error_about(six, TIME_EXCEEDED, packed(GATEWAY6)) == bytes(head / Raw(six))
+
+
+def test_a_header_with_a_wrong_checksum_is_not_answered() -> None:
+    packet = bytearray(bytes(V4 / UDP() / LOAD))
+    packet[8] ^= 1
+    assert error_about(bytes(packet), TIME_EXCEEDED, None) is None
 
 
 @pytest.mark.parametrize(
@@ -67,7 +81,7 @@ def test_packet_too_big(source: str | None) -> None:
     ],
 )
 def test_these_are_answered(packet: Packet) -> None:
-    assert too_big(bytes(packet), 1300, None)
+    assert error_about(bytes(packet), too_big(1300), None)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +106,7 @@ def test_these_are_answered(packet: Packet) -> None:
     ],
 )
 def test_these_are_not(packet: Packet) -> None:
-    assert too_big(bytes(packet), 1300, None) is None
+    assert error_about(bytes(packet), too_big(1300), None) is None
 
 
 @given(st.sampled_from([b"\x45", b"\x60", b""]), st.binary(max_size=200))
@@ -102,5 +116,5 @@ def test_of_any_packet_an_error_no_longer_than_it_and_its_own_headers(first: byt
         length = parse(packet).length
     except Malformed:
         return
-    error = too_big(packet, 1300, None)
+    error = error_about(packet, too_big(1300), None)
     assert error is None or len(error) <= length + 48

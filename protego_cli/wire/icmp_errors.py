@@ -1,19 +1,20 @@
-"""The ICMP error that a router owes the sender of a packet too big for the next hop.
+"""The ICMP errors that a router owes the sender of a packet that goes no further.
 
-"Fragmentation needed" with the MTU (RFC 792, RFC 1191 4) for IPv4, "packet too big" (RFC 4443 3.2) for IPv6,
-each quoting as much of the packet as it may. None answers a packet that RFC 1812 4.3.2.7 and RFC 4443 2.4
-exempt: another ICMP error, a fragment but the first, one that no single machine sent or was to get.
+Too big for the next hop: "fragmentation needed" with the MTU (RFC 792, RFC 1191 4) for IPv4, "packet too big"
+(RFC 4443 3.2) for IPv6. Out of hops: "time exceeded" (RFC 1812 5.3.1, RFC 4443 3.3). Each quotes as much of
+the packet as it may. None answers a packet that RFC 1812 4.3.2.7 and RFC 4443 2.4 exempt: one with a wrong
+header checksum, another ICMP error, a fragment but the first, one that no single machine sent or was to get.
 """
 
 from __future__ import annotations
 
+from typing import Final, NamedTuple
+
 from protego_cli.errors import Malformed
-from protego_cli.wire.checksum import checksum
+from protego_cli.wire.checksum import checksum, intact
 from protego_cli.wire.inner import ICMP, ICMPV6, IPV4_LENGTH, IPV6_LENGTH, Buffer, parse, parse_transport
 
 LONGEST4, LONGEST6 = 576, 1280  # of a whole error (RFC 1812 4.3.2.3, RFC 4443 2.4)
-UNREACHABLE, FRAGMENTATION_NEEDED = 3, 4
-PACKET_TOO_BIG = 2
 HOPS = 64
 CONTROL = 0xC0  # TOS of what routers say (RFC 1812 4.3.2.5)
 DONT_FRAGMENT = b"\x40\x00"
@@ -22,7 +23,23 @@ _QUERIES6 = 128  # ICMPv6 types below are errors
 _REDIRECT6 = 137
 
 
-def too_big(packet: Buffer, mtu: int, source: bytes | None) -> bytes | None:
+class Fault(NamedTuple):
+    """What is wrong: type and code in ICMP and in ICMPv6, and the number that goes with them."""
+
+    v4: tuple[int, int]
+    v6: tuple[int, int]
+    number: int = 0
+
+
+TIME_EXCEEDED: Final = Fault((11, 0), (3, 0))
+
+
+def too_big(mtu: int) -> Fault:
+    """More than fits the next hop."""
+    return Fault((3, 4), (2, 0), mtu)
+
+
+def error_about(packet: Buffer, fault: Fault, source: bytes | None) -> bytes | None:
     """The IP packet to its sender, from `source`, or as if from its destination where that is None.
 
     `packet` is one that `inner.parse` accepts; None where no error may be sent.
@@ -35,7 +52,7 @@ def too_big(packet: Buffer, mtu: int, source: bytes | None) -> bytes | None:
     source = source or destination
     if inner.version == 4:
         quote = bytes(packet[: min(inner.length, LONGEST4 - IPV4_LENGTH - 8)])
-        message = _message(b"", UNREACHABLE, FRAGMENTATION_NEEDED, mtu, quote)
+        message = _message(b"", fault.v4, fault.number, quote)
         head = b"".join(
             (
                 *(bytes((0x45, CONTROL)), (IPV4_LENGTH + len(message)).to_bytes(2), b"\0\0", DONT_FRAGMENT),
@@ -46,12 +63,12 @@ def too_big(packet: Buffer, mtu: int, source: bytes | None) -> bytes | None:
     quote = bytes(packet[: min(inner.length, LONGEST6 - IPV6_LENGTH - 8)])
     length = 8 + len(quote)
     pseudo = source + sender + length.to_bytes(4) + bytes((0, 0, 0, ICMPV6))
-    message = _message(pseudo, PACKET_TOO_BIG, 0, mtu, quote)
+    message = _message(pseudo, fault.v6, fault.number, quote)
     return b"".join((b"\x60\0\0\0", length.to_bytes(2), bytes((ICMPV6, HOPS)), source, sender, message))
 
 
-def _message(pseudo: bytes, kind: int, code: int, mtu: int, quote: bytes) -> bytes:
-    head, rest = bytes((kind, code)), mtu.to_bytes(4) + quote
+def _message(pseudo: bytes, kind: tuple[int, int], number: int, quote: bytes) -> bytes:
+    head, rest = bytes(kind), number.to_bytes(4) + quote
     return head + checksum(pseudo, head, b"\0\0", rest) + rest
 
 
@@ -63,8 +80,10 @@ def _one_machine(address: bytes) -> bool:
 
 def _may_be_answered(packet: Buffer) -> bool:
     inner = parse(packet)
-    if inner.version == 4 and int.from_bytes(packet[6:8]) & 0x1FFF:
-        return False
+    if inner.version == 4:
+        later = int.from_bytes(packet[6:8]) & 0x1FFF
+        if later or not intact(packet[: (packet[0] & 15) * 4]):
+            return False
     try:
         transport = parse_transport(packet, inner)
     except Malformed:
