@@ -25,6 +25,7 @@ from protego_cli.ike.events import (
     ChildSa,
     ExchangeFailed,
     IkeClosed,
+    IkeDeleteOffered,
     NegotiationFailed,
     Path,
     Policy,
@@ -92,6 +93,8 @@ class Initiator:
                     self._engine.accept(ticket, now)
                 case ChildDeleteOffered(ticket=ticket, spi_in=spi):
                     self.children.pop(spi, None)
+                    self._engine.accept(ticket, now)
+                case IkeDeleteOffered(ticket=ticket):
                     self._engine.accept(ticket, now)
                 case IkeClosed(reason=why) | ExchangeFailed(detail=why) | NegotiationFailed(detail=why):
                     raise RuntimeError(f"IKE with {self.gateway[0]}: {why}")

@@ -135,12 +135,12 @@ async def test_a_tunnels_life_is_told(autojump_clock: MockClock) -> None:
         await w.migrations.migrate(TUNNEL, "gpn-2")
         await w.nodes.stop("gen-2")
         w.peer.close()
-        await w.until(lambda: w.tunnel.sealing is None)
+        await w.until(lambda: not w.tunnel.ikes)
         reply = await w.operations.answer(GetEvents())
         assert isinstance(reply, Events)
         assert [event.kind for event in reply.events if event.kind != "node up"] == [
-            "IKE_SA up", "SA up", "tunnel up", "migration begun", "migrated", "node down", "IKE_SA closed",
-            "tunnel down",
+            "IKE_SA up", "SA up", "tunnel up", "migration begun", "migrated", "node down", "tunnel down",
+            "IKE_SA closed",
         ]  # fmt: skip
         moved = next(event for event in reply.events if event.kind == "migrated")
         assert (moved.tunnel, moved.node, moved.details["source"]) == (TUNNEL, "gpn-2", "gpn-1")

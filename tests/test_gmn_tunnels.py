@@ -274,6 +274,32 @@ async def test_a_new_ike_sa_replaces_the_old_one(autojump_clock: MockClock) -> N
         w.check_clean()
 
 
+async def test_a_peer_that_reauthenticates_hears_of_the_end_when_another_sa_seals(
+    autojump_clock: MockClock,
+) -> None:
+    """Make-before-break, as strongSwan has it: the new IKE_SA stands, and at once the old one is deleted."""
+    async with world(delay=(0.0001, 0.02)) as w:
+        await w.up()
+        await w.settle()
+        old, (first,) = sealing(w), w.peer.ikes
+        w.peer.silent = True  # its first packet will not tell
+        w.peer.dial()
+        await w.until(lambda: len(w.peer.ikes) == 2)
+        w.log.clear()
+        w.peer.engine.close(first, trio.current_time())
+        w.peer.work()
+        await w.until(lambda: w.peer.ikes != {first} and len(w.peer.ikes) == 1)
+        w.ordered(
+            ("wire", "peer", "INFORMATIONAL", False),
+            ("acknowledged", "gpn-1", ("rule", TUNNEL)),
+            ("wire", "gmn", "INFORMATIONAL", True),
+        )
+        assert sealing(w) is not old
+        await w.settle(10)
+        assert len(w.tunnel.ikes) == len(w.peer.opens) == 1
+        w.check_clean()
+
+
 async def test_a_peer_that_lost_its_state_gets_its_tunnel_anew(autojump_clock: MockClock) -> None:
     async with world() as w:
         await w.up()

@@ -13,6 +13,7 @@ from protego_cli.ike.events import (
     ChildDeleteOffered,
     ExchangeFailed,
     IkeClosed,
+    IkeDeleteOffered,
 )
 from protego_cli.ike.protect import Sealer
 from protego_cli.wire.ike import Header
@@ -128,6 +129,32 @@ def test_close_from_either_side(side: str) -> None:
         assert not site.context.by_tunnel
         assert site.context.half_open.total == 0
         assert site.engine.timer() is None
+
+
+def test_the_answer_to_the_last_delete_waits_for_the_driver() -> None:
+    network, gateway, peer = connected()
+    gateway.hold = True
+    peer.close()
+    network.settle(3)  # the peer asks again meanwhile
+    assert not peer.of(IkeClosed)
+    assert gateway.children
+    (ticket,) = gateway.tickets
+    assert isinstance(ticket, IkeDeleteOffered)
+    assert (ticket.ike, ticket.tunnel) == (gateway.ike, TUNNEL)
+    gateway.grant(ticket)
+    gateway.settle()
+    network.settle(3)
+    for site in (gateway, peer):
+        assert len(site.of(IkeClosed)) == 1
+        assert not site.children
+
+
+def test_a_driver_that_does_not_decide_is_not_waited_for_for_ever() -> None:
+    network, gateway, peer = connected()
+    gateway.hold = True
+    peer.close()
+    network.settle(DEFAULTS.half_open_timeout + 5)
+    assert len(gateway.of(IkeClosed)) == len(peer.of(IkeClosed)) == 1
 
 
 def test_close_from_both_sides_at_once() -> None:

@@ -174,6 +174,17 @@ class ChildDeleteOffered:
 
 
 @dataclass(frozen=True)
+class IkeDeleteOffered:
+    """The peer deletes an IKE_SA that has CHILD_SAs: seal on others, where there are any, then
+    `accept(ticket)`; IkeClosed follows.
+    """
+
+    ticket: int
+    ike: int
+    tunnel: str
+
+
+@dataclass(frozen=True)
 class ChildDeleted:
     """Our DELETE was answered (also when the peer's crossed it)."""
 
@@ -232,6 +243,7 @@ Event = (
     | ChildOffered
     | ChildEstablished
     | ChildDeleteOffered
+    | IkeDeleteOffered
     | ChildDeleted
     | Alive
     | ExchangeFailed

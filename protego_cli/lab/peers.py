@@ -32,6 +32,7 @@ from protego_cli.ike.events import (
     Event,
     ExchangeFailed,
     IkeClosed,
+    IkeDeleteOffered,
     NegotiationFailed,
     Path,
     Policy,
@@ -159,6 +160,8 @@ class Peer:
                 self._leaving.append((now + self._linger, spi))
                 if spi == self._sealing:
                     self._seal_elsewhere()
+                self._engine.accept(ticket, now)
+            case IkeDeleteOffered(ticket=ticket):
                 self._engine.accept(ticket, now)
             case IkeClosed(reason=reason):
                 self._error, self._sealing = reason, None

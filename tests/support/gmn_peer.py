@@ -21,6 +21,7 @@ from protego_cli.ike.events import (
     ChildSa,
     Event,
     IkeClosed,
+    IkeDeleteOffered,
     IkeEstablished,
     Path,
 )
@@ -159,6 +160,8 @@ class Peer:
                 if spi_in in self.opens:
                     self.world.nodes.note("peer deleted", self.opens[spi_in].spi_out)
                     self._lose(spi_in)
+            case IkeDeleteOffered(ticket=ticket):
+                self.engine.accept(ticket, now)
             case IkeClosed(ike=ike, children=children):
                 self.ikes.discard(ike)
                 for spi_in in children:

@@ -20,8 +20,6 @@ from protego_cli.errors import ProtocolError
 from protego_cli.ike.context import Context
 from protego_cli.ike.engine import Engine
 from protego_cli.ike.events import (
-    ChildDeleteOffered,
-    ChildOffered,
     Datagram,
     Event,
     IkeEstablished,
@@ -34,7 +32,7 @@ from protego_cli.ike.sa import IkeSa
 from protego_cli.wire.ike import HEADER_LENGTH, Header
 from protego_cli.wire.payloads import Payload
 from tests.support.ike_pairs import GATEWAY_POLICY
-from tests.support.network import DEFAULTS, REGISTRY, Site
+from tests.support.network import DEFAULTS, REGISTRY, Offer, Site
 
 SKEW = 4096.0  # between the clocks of one epoch and the next; a float keeps every bit of it
 
@@ -73,8 +71,8 @@ class Machine:
     epoch: int = 1
     up_at: float | None = None
     restart: Callable[[], None] = lambda: None
-    later: list[tuple[float, ChildOffered | ChildDeleteOffered]] = field(default_factory=list)
-    grant: Callable[[ChildOffered | ChildDeleteOffered], None] = lambda ticket: None
+    later: list[tuple[float, Offer]] = field(default_factory=list)
+    grant: Callable[[Offer], None] = lambda ticket: None
 
     def __post_init__(self) -> None:
         self.engine = self.make(self.epoch)
@@ -221,7 +219,7 @@ class MortalSite(Site):
                 self.stored[spi] = state
 
     def _handle(self, event: Event) -> None:
-        if isinstance(event, ChildOffered | ChildDeleteOffered) and self.plan.random() < self.hesitation:
+        if isinstance(event, Offer) and self.plan.random() < self.hesitation:
             self.tickets.append(event)
             self.machine.later.append((self.now + self.plan.choice((0.1, 1.0)), event))
             return

@@ -29,6 +29,7 @@ from protego_cli.ike.events import (
     Event,
     ExchangeFailed,
     IkeClosed,
+    IkeDeleteOffered,
     IkeEstablished,
     IkeRekeyed,
     Negotiated,
@@ -42,6 +43,8 @@ from protego_cli.ike.record import Negotiation
 
 REGISTRY = Registry(("builtin", algorithm) for algorithm in ALGORITHMS)
 DEFAULTS = IkeSettings()
+
+Offer = ChildOffered | ChildDeleteOffered | IkeDeleteOffered  # what waits for the driver
 
 
 @dataclass(frozen=True)
@@ -149,7 +152,7 @@ class Site:
     records: list[Negotiation] = field(default_factory=list)
     ikes: dict[int, IkeEstablished] = field(default_factory=dict)
     children: dict[int, ChildSa] = field(default_factory=dict)
-    tickets: list[ChildOffered | ChildDeleteOffered] = field(default_factory=list)
+    tickets: list[Offer] = field(default_factory=list)
     redundant: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -264,18 +267,18 @@ class Site:
                     self.engine.delete_child(event.replaces, self.now)
             case ChildDeleted():
                 self.children.pop(event.spi_in, None)
-            case ChildOffered() | ChildDeleteOffered():
+            case ChildOffered() | ChildDeleteOffered() | IkeDeleteOffered():
                 self.tickets.append(event)
                 if not self.hold:
                     self.grant(event)
             case Alive() | ExchangeFailed() | IkeRekeyed() | NegotiationFailed() | PeerMoved():
                 pass
 
-    def grant(self, event: ChildOffered | ChildDeleteOffered) -> None:
+    def grant(self, event: Offer) -> None:
         """Accept a ticket and take or drop the CHILD_SA it is about."""
         self.tickets.remove(event)
         if isinstance(event, ChildOffered):
             self.children[event.child.spi_in] = event.child
-        else:
+        elif isinstance(event, ChildDeleteOffered):
             self.children.pop(event.spi_in, None)
         self.engine.accept(event.ticket, self.now)

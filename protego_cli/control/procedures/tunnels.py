@@ -6,7 +6,8 @@
    others of its IKE_SA takes over from those whose traffic it could carry, so they are deleted then; from the
    rest it stands apart, a strand of its own (`tunnel.Strand`) on the same GPN, and seals as a successor does.
 2. `ChildDeleteOffered`: seal on another SA, pass the barrier, `accept`, let the SA linger.
-3. `IkeClosed`: its SAs retire; another IKE_SA's SA seals, if there is one.
+3. `IkeDeleteOffered`: the same for all SAs of an IKE_SA; another IKE_SA's SA seals, if there is one.
+   `IkeClosed`: its SAs retire.
 4. `PeerMoved`, `PeerAddress`: the peer's SAs seal towards its new address.
 5. An IKE_SA that has no CHILD_SA for `CHILDLESS` seconds is closed, so that the peer can begin anew.
 
@@ -36,6 +37,7 @@ from protego_cli.ike.events import (
     ChildOffered,
     Event,
     IkeClosed,
+    IkeDeleteOffered,
     IkeEstablished,
     IkeRekeyed,
     Negotiated,
@@ -94,6 +96,11 @@ class Tunnels:
             case ChildDeleted():  # by the engine itself: the redundant one of two that crossed
                 if found := self._sad.find(event.spi_in):
                     self._tasks.start_soon(self.deleted, *found, None)
+            case IkeDeleteOffered():
+                if tunnel := self._sad.tunnels.get(event.tunnel):
+                    self._tasks.start_soon(self._ike_deleted, tunnel, event)
+                else:
+                    self._driver.accept(event.ticket)
             case IkeClosed():
                 if tunnel := self._sad.tunnels.get(event.tunnel):
                     self._ike_closed(tunnel, event)
@@ -153,6 +160,13 @@ class Tunnels:
             initiator="gateway" if event.initiator else "peer",
         )
         self._tasks.start_soon(self.close_if_childless, tunnel, event.ike)
+
+    async def _ike_deleted(self, tunnel: Tunnel, event: IkeDeleteOffered) -> None:
+        """A peer has dialled anew, or goes. It opens nothing more once it has our answer."""
+        if event.ike in tunnel.ikes:
+            tunnel.replaced.add(event.ike)
+        await self._sad.leave(tunnel, *tunnel.children(event.ike))
+        self._driver.accept(event.ticket)
 
     def _ike_closed(self, tunnel: Tunnel, event: IkeClosed) -> None:
         self._sad.events.emit("IKE_SA closed", tunnel=tunnel.id, reason=event.reason)

@@ -3,7 +3,8 @@
     HDR, SK {D(ESP, our inbound SPI)}  -->   <--  HDR, SK {D(ESP, the peer's inbound SPI)}
     HDR, SK {D(IKE)}                   -->   <--  HDR, SK {}
 
-When both sides delete one CHILD_SA at a time, neither answer names it.
+When both sides delete one CHILD_SA at a time, neither answer names it. The answer to a peer waits until the
+driver seals on no CHILD_SA that goes: it opens nothing more on them once it has that.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from typing import TYPE_CHECKING
 
 from protego_cli.errors import ProtocolError
 from protego_cli.ike.children import MAX_CHILDREN, Child, spi_bytes
-from protego_cli.ike.events import ChildDeleted, ChildDeleteOffered
+from protego_cli.ike.events import ChildDeleted, ChildDeleteOffered, IkeDeleteOffered
 from protego_cli.ike.exchanges.base import EspSpi, Exchange, ExchangeState
 from protego_cli.ike.message import Payloads
-from protego_cli.ike.succession import hand_over, used
+from protego_cli.ike.succession import hand_over, standing, used
 from protego_cli.ike.transitions import State, Trigger
 from protego_cli.wire.payloads import Delete, ExchangeType, Payload
 from protego_cli.wire.proposals import Protocol
@@ -144,9 +145,7 @@ def closing(sa: IkeSa) -> bool:
 def answer(sa: IkeSa, deletes: Sequence[Delete], now: float) -> None:
     """The peer's DELETE payloads; the driver first moves traffic off the CHILD_SAs they name."""
     if any(delete.protocol == Protocol.IKE for delete in deletes):
-        sa.respond(())
-        hand_over(sa, now)
-        sa.finish("the peer deleted it", now)
+        _end(sa, now)
         return
     used(sa, now)
     named = dict.fromkeys(
@@ -162,6 +161,26 @@ def answer(sa: IkeSa, deletes: Sequence[Delete], now: float) -> None:
     for child in found:
         answer.take(child, now)
     answer.complete()
+
+
+def _end(sa: IkeSa, now: float) -> None:
+    """The peer deletes the IKE_SA. There is nothing to leave where its rekey is about to take the CHILD_SAs
+    over, or where we are deleting all this as well.
+    """
+
+    def done(now: float) -> None:
+        sa.respond(())
+        hand_over(sa, now)
+        sa.finish("the peer deleted it", now)
+
+    def reject(error: ProtocolError, now: float) -> None:
+        done(now)  # there is nothing to refuse
+
+    left = closing(sa) or standing(sa) is not None
+    if sa.handle is None or left or all(child.deleting for child in sa.children.values()):
+        done(now)
+    else:
+        sa.context.emit(IkeDeleteOffered(sa.offer(done, reject, now), sa.handle, sa.name))
 
 
 class _Answer:
