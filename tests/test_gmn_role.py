@@ -234,8 +234,9 @@ async def test_operators_are_answered_and_told_what_is_wrong(tmp_path: FilePath)
     async with running(tmp_path) as (rig, _):
         names = await ask(rig.cluster, ListNames())
         assert names == Names(tunnels=(TUNNEL,), nodes=("gmn-1", "gin-1", "gen-1", "gpn-1", "gpn-2"))
-        with pytest.raises(NotFound, match="did you mean acme/hq"):
-            await ask(rig.cluster, Migrate("acme/hk", "gpn-2"))
+        for mistaken in ("acme/hk", "hq"):
+            with pytest.raises(NotFound, match="did you mean acme/hq"):
+                await ask(rig.cluster, Migrate(mistaken, "gpn-2"))
         with pytest.raises(Refused, match="acme/hq is not up"):
             await ask(rig.cluster, Migrate(TUNNEL, "gpn-2"))
         status = await rig.status()

@@ -593,5 +593,7 @@ def find_gpn(fabric: DesiredState, name: str) -> NodeState:
 
 def _close(name: str, known: Iterable[str]) -> str:
     """The names that may have been meant, as the end of a sentence."""
-    matches = difflib.get_close_matches(name, list(known), 3, 0.5)
+    listed = list(known)
+    matches = [other for other in listed if other.endswith(f"/{name}")][:3]  # a tunnel without its tenant
+    matches = matches or difflib.get_close_matches(name, listed, 3, 0.5)
     return f"; did you mean {' or '.join(matches)}?" if matches else ""
