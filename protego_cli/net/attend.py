@@ -32,11 +32,9 @@ from trio.lowlevel import RunVar, Task
 from protego_cli.net.pump import Turn, Waits, pump
 
 LINGER = 0.02  # seconds
-DENSE = (
-    150e-6  # seconds from one look at the sockets to the next, on average, below which to rest between them
-)
-REST = 100e-6
-SMOOTHING = 1 / 8  # the weight of the last one in that average
+REST = 100e-6  # seconds between two looks at the sockets,
+DENSE = 150e-6  # where from one to the next it is less than that without, on average;
+SMOOTHING = 1 / 8  # in which the last one has this weight
 
 
 class Socket(Waits, Protocol):
