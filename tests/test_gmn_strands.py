@@ -26,7 +26,7 @@ from protego_cli.ike.exchanges.create_child import Selectors
 from protego_cli.wire.notifies import NotifyType
 from protego_cli.wire.payloads import ExchangeType
 from protego_cli.wire.selectors import TrafficSelector
-from tests.support.gmn_world import World, world
+from tests.support.gmn_world import TUNNEL, World, world
 
 A1, A2 = "10.2.0.0/25", "10.2.0.128/25"  # the peer's side
 B1, B2 = "10.1.0.0/25", "10.1.0.128/25"  # the tenant's
@@ -116,6 +116,22 @@ async def test_each_pair_of_subnets_has_its_child_sa_and_route(autojump_clock: M
         ]
         status = await w.tunnel_status()
         assert status.state == "up"
+
+
+async def test_one_beside_the_others_seals_before_its_peer_hears_of_it(autojump_clock: MockClock) -> None:
+    """Whose first packet may be answered at once; or who says nothing, and waits for the tenant's."""
+    async with world(delay=(0.0001, 0.02)) as w:
+        await up(w, PAIRS[:1])
+        w.peer.silent = True
+        w.log.clear()
+        await create(w, *PAIRS[1])
+        w.ordered(
+            ("wire", "peer", "CREATE_CHILD_SA", False),
+            ("acknowledged", "gpn-1", ("rule", f"{TUNNEL}#2")),
+            ("acknowledged", "gen-1", ("route", f"{TUNNEL}#2")),
+            ("wire", "gmn", "CREATE_CHILD_SA", True),
+        )
+        assert len(w.tunnel.seals) == 2
 
 
 async def test_a_tunnel_has_a_bounded_number(autojump_clock: MockClock) -> None:

@@ -113,6 +113,11 @@ class Peer:
     def newest(self) -> ChildSa:
         return list(self.opens.values())[-1]
 
+    def heard_of(self, spi_in: int) -> bool:
+        """Whether it has ever had a CHILD_SA of this SPI."""
+        made = (event for event in self.events if isinstance(event, ChildEstablished | ChildOffered))
+        return any(event.child.spi_in == spi_in for event in made)
+
     def receive(self, data: bytes, path: Path) -> None:
         if not self.deaf:
             self.engine.receive_datagram(data, path, trio.current_time())

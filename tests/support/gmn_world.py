@@ -54,6 +54,7 @@ from protego_cli.crypto.mac import hmac_sha256
 from protego_cli.errors import ProtegoError
 from protego_cli.ike.engine import Engine
 from protego_cli.ike.events import (
+    ChildSa,
     Path,
 )
 from protego_cli.net.udp import Address, Batch, Buffer
@@ -537,6 +538,8 @@ class World:
         assert isinstance(rule, Rule), f"{name} is routed to {gpn}, which has no rule for it"
         sa = node.held.get(("sa", rule.spi_in))
         assert isinstance(sa, Sa), f"{gpn} seals {name} on an SA it does not have"
+        if not peer.heard_of(sa.spi_out) and not any(_share(sa, child) for child in peer.opens.values()):
+            return  # these packets had no way before, as with the tunnel's first SA
         assert sa.spi_out in peer.opens, f"{gpn} seals {name} on {sa}, which its peer cannot open"
 
 
@@ -546,6 +549,14 @@ def _meet(one: Route, other: Route) -> bool:
         return False
     prefixes, others = map(ip_network, one.prefixes), tuple(map(ip_network, other.prefixes))
     return any(prefix.overlaps(its) for prefix in prefixes for its in others)
+
+
+def _share(sa: Sa, child: ChildSa) -> bool:
+    """Whether the peer's CHILD_SA may take the same packet."""
+    return all(
+        any(mine.intersect(its) for mine in ours for its in theirs)
+        for ours, theirs in ((sa.local_ts, child.remote_ts), (sa.remote_ts, child.local_ts))
+    )
 
 
 def _matches(step: tuple[object, ...], entry: tuple[object, ...]) -> bool:

@@ -4,7 +4,8 @@
    replaces another seals from the peer's first packet on it, from the DELETE of the old one (RFC 7296 2.8),
    or after `OVERDUE` seconds. One that came with a new IKE_SA ends the old IKE_SA then. One that came beside
    others of its IKE_SA takes over from those whose traffic it could carry, so they are deleted then; from the
-   rest it stands apart, a strand of its own (`tunnel.Strand`) on the same GPN, and seals as a successor does.
+   rest it stands apart, a strand of its own (`tunnel.Strand`) on the same GPN, and seals as a successor does
+   where one of them may have had its packets until then, else at once.
 2. `ChildDeleteOffered`: seal on another SA, pass the barrier, `accept`, let the SA linger.
 3. `IkeDeleteOffered`: the same for all SAs of an IKE_SA; another IKE_SA's SA seals, if there is one.
    `IkeClosed`: its SAs retire.
@@ -246,7 +247,7 @@ class Tunnels:
             elif placed.gpn != gpn:
                 sad.move(tunnel, placed, gpn)  # its peer has not heard of it, so nothing was opened
                 sad.steer(placed)
-            first = all(sa is placed for sa in tunnel.seals)
+            first = all(sa is placed or _apart(sa, placed) for sa in tunnel.seals)
             try:
                 if first:
                     await sad.install_silent(tunnel, placed)
@@ -454,6 +455,11 @@ class Tunnels:
         await self._sad.nodes.steered()
         for gpn in gpns:
             await self._sad.nodes.let_go(gpn)
+
+
+def _apart(placed: Placed, new: Placed) -> bool:
+    """Whether no packet that the new SA is to seal is this one's until then."""
+    return placed.strand is not new.strand and not overlap(placed.child, new.child)
 
 
 def _superfluous(placed: Placed, by: Placed | None) -> bool:
