@@ -150,8 +150,14 @@ class _Attendant(trio.abc.Instrument):
             if due or self._awake or not ready or now >= deadline:
                 return
             if self._gap < DENSE and not self._busy:
-                time.sleep(REST)
+                due = self._rest()
                 now = self._looked = time.monotonic()
+                if due:
+                    return
+
+    def _rest(self) -> bool:
+        """Let packets gather; whether trio has something to do, which ends the rest."""
+        return bool(select.select((self._trios,), (), (), REST)[0])  # an epoll counts in milliseconds
 
     def _give_turn(self, descriptor: int) -> None:
         attended = self._sockets.get(descriptor)
