@@ -68,9 +68,7 @@ def bench() -> Bench:
     return Bench()
 
 
-async def test_probes_go_out_five_times_a_second_and_their_echo_gives_the_time(
-    bench: Bench, autojump_clock: Clock
-) -> None:
+async def test_probes_go_out_five_times_a_second(bench: Bench, autojump_clock: Clock) -> None:
     async def echo_later(tag: Tag) -> None:
         await trio.sleep(0.03)
         bench.echo(tag)
@@ -81,7 +79,6 @@ async def test_probes_go_out_five_times_a_second_and_their_echo_gives_the_time(
         await trio.sleep(4.1)
         assert len(bench.fabric.tags) == 21
         assert len({tag.nonce for tag in bench.fabric.tags}) == 21
-        assert bench.link.rtt("gpn-1") == pytest.approx(0.03, abs=0.01)
         assert bench.link.silent() == ()
         nursery.cancel_scope.cancel()
 
@@ -123,7 +120,6 @@ async def test_a_dropped_gpn_is_neither_probed_nor_silent(bench: Bench, autojump
         await trio.sleep(2)
         assert len(bench.fabric.tags) == before
         assert bench.link.silent() == ()
-        assert bench.link.rtt("gpn-1") is None
         nursery.cancel_scope.cancel()
 
 

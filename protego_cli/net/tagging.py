@@ -55,13 +55,12 @@ def _untagged(view: memoryview, size: int) -> bool:
 class _Pulse:
     """What is known of one GPN's heartbeat."""
 
-    __slots__ = ("bundled", "gpn", "missed", "probes", "rtt", "since")
+    __slots__ = ("bundled", "gpn", "missed", "probes", "since")
 
     def __init__(self, gpn: Gpn) -> None:
         self.gpn = gpn
         self.probes: dict[int, float] = {}  # nonce -> time sent, of the latest ones without echo
         self.since: float | None = None  # when the first of the probes without echo was sent
-        self.rtt: float | None = None
         self.bundled: int | None = None  # nonce of the last bundled probe, until it is echoed
         self.missed = 0  # bundled probes without echo
 
@@ -72,11 +71,10 @@ class _Pulse:
         if self.since is None:
             self.since = now
 
-    def echoed(self, nonce: int, now: float) -> None:
+    def echoed(self, nonce: int) -> None:
         """An echo also answers the probes before it; one of an unknown nonce answers none."""
         sent = self.probes.get(nonce)
         if sent is not None:
-            self.rtt = now - sent
             self.probes = {later: at for later, at in self.probes.items() if at > sent}
             self.since = next(iter(self.probes.values()), None)
 
@@ -148,11 +146,6 @@ class TagLink:
         now = self._clock()
         return tuple(name for name, pulse in self._pulses.items() if pulse.silent(now))
 
-    def rtt(self, name: str) -> float | None:
-        """Seconds from the last echoed probe to its echo."""
-        pulse = self._pulses.get(name)
-        return pulse.rtt if pulse else None
-
     async def probe(self, noticed: Callable[[], None]) -> None:
         """Probe every GPN, for ever; `noticed` is called when one has fallen silent or come back."""
         before = self.silent()
@@ -218,7 +211,7 @@ class TagLink:
             if self._bundler is not None and tag.nonce == pulse.bundled:
                 pulse.bundled, pulse.missed = None, 0
                 self._bundler.take(pulse.gpn.address, True)
-            pulse.echoed(tag.nonce, self._clock())
+            pulse.echoed(tag.nonce)
         elif tag.kind is TagKind.BARRIER_ECHO:
             # A barrier that was sent twice is echoed twice: the second echo finds nobody, which is no fault.
             waiting = self._barriers.get((pulse.gpn.name, tag.nonce))

@@ -243,7 +243,7 @@ async def test_a_merged_batch_reaches_both_of_two_gpns(space: Namespace) -> None
         async with trio.open_nursery() as nursery:
             for role in (plane, *gpns):
                 nursery.start_soon(role.serve, lambda *_: None)
-            await until(lambda: all(plane._tags.rtt(node.name) for node in nodes))
+            await until(lambda: len(plane._bundler._rooms) == len(nodes))
             numbers = range(1, 21)
             peer.say_batch(
                 plane.natt[0].address, *(seal(key, spi, n, padded(IN, 4)) for n in numbers for spi in spis)
