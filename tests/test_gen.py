@@ -11,6 +11,7 @@ import trio
 import trio.testing
 
 from protego_cli.config.model import Node, Ports
+from protego_cli.control.channel.desired import put
 from protego_cli.control.channel.desired_records import Neighbour, Route, Steer, Tenant, Vtep
 from protego_cli.control.channel.node_messages import Welcome
 from protego_cli.crypto.mac import hmac_sha256
@@ -151,7 +152,7 @@ async def test_the_desired_state_goes_away_again(world: World) -> None:
     world.plane.drop(("steer", 0x1000))
     assert world.plane.marks((0x1000,)) == {}
     with pytest.raises(Refused, match=r"route acme/hq: .*10\.2\.0\.1/24"):
-        world.plane.put(Route("acme/hq", VNI, ("10.2.0.1/24",), "gpn-1"))
+        put(world.plane, Route("acme/hq", VNI, ("10.2.0.1/24",), "gpn-1"))
 
 
 async def test_a_tenant_whose_vtep_is_here_is_taken_from_gpns_alone(world: World) -> None:

@@ -13,6 +13,7 @@ import pytest
 import trio
 
 from protego_cli.config.model import Cluster, Node, Ports
+from protego_cli.control.channel.desired import put
 from protego_cli.control.channel.desired_records import Park, Steer, Tenant
 from protego_cli.control.channel.node_messages import Welcome
 from protego_cli.crypto.mac import hmac_sha256
@@ -197,7 +198,7 @@ async def test_other_nodes_records_are_no_concern(world: World) -> None:
     with pytest.raises(Refused):
         await world.plane.barrier("gpn-1")
     with pytest.raises(Refused, match="steer 255: SPI 255 is reserved"):
-        world.plane.put(Steer(255, "gpn-1", *world.peer.address))
+        put(world.plane, Steer(255, "gpn-1", *world.peer.address))
 
 
 async def test_foreign_and_forged_datagrams_on_the_fabric_are_counted(world: World) -> None:

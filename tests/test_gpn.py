@@ -15,6 +15,7 @@ import trio
 import trio.testing
 
 from protego_cli.config.model import Node, Ports
+from protego_cli.control.channel.desired import put
 from protego_cli.control.channel.desired_records import Neighbour, Park, Rule, Sa, Tenant, Vtep
 from protego_cli.control.channel.node_messages import FirstPacket, Notice, PeerAddress, RangeLow
 from protego_cli.crypto.algorithms import Registry
@@ -363,7 +364,7 @@ async def test_a_report_says_what_each_sa_carried(world: World) -> None:
 )
 def test_a_record_it_cannot_act_on_is_refused(bound: World, changes: dict[str, object], reason: str) -> None:
     with pytest.raises(Refused, match=reason) as caught:
-        bound.plane.put(bound.sa(**changes))
+        put(bound.plane, bound.sa(**changes))
     assert KEY_OUT.hex() not in str(caught.value)
 
 

@@ -21,11 +21,11 @@ import trio
 from protego_cli.config.model import Cluster, Node
 from protego_cli.control.channel.agent import Agent
 from protego_cli.control.channel.attachments import tun_records
+from protego_cli.control.channel.desired import put
 from protego_cli.control.channel.desired_records import AnyRecord, Limit, Neighbour, Route, Tenant, Tun
 from protego_cli.control.channel.message import Key
 from protego_cli.control.channel.node_messages import Report, Welcome
 from protego_cli.counters import Counters
-from protego_cli.errors import Refused
 from protego_cli.net import answers
 from protego_cli.net.answers import Answers
 from protego_cli.net.attachment import Attachments, Spec
@@ -86,23 +86,20 @@ class GenPlane:
         """Nothing in it concerns a GEN."""
 
     def put(self, record: AnyRecord) -> None:
-        try:
-            match record:
-                case Neighbour(role="gpn"):
-                    gpn = Gpn(record.name, (record.address, record.vxlan_port), record.tag_key)
-                    self._steering.put_gpn(gpn)
-                    self._tags.put_gpn(gpn)
-                case Tenant():
-                    self._put_tenant(record)
-                case Tun():
-                    self._attachments.put(_spec(record))
-                case Limit():
-                    self._steering.limit(record.of, record.outward)
-                case Route():
-                    self._steering.put_route(record.tunnel, record.vni, record.prefixes, record.gpn)
-                    self._attachments.put_route(record.tunnel, record.vni, record.prefixes)
-        except ValueError as error:
-            raise Refused(f"{record.key[0]} {record.key[1]}: {error}") from error
+        match record:
+            case Neighbour(role="gpn"):
+                gpn = Gpn(record.name, (record.address, record.vxlan_port), record.tag_key)
+                self._steering.put_gpn(gpn)
+                self._tags.put_gpn(gpn)
+            case Tenant():
+                self._put_tenant(record)
+            case Tun():
+                self._attachments.put(_spec(record))
+            case Limit():
+                self._steering.limit(record.of, record.outward)
+            case Route():
+                self._steering.put_route(record.tunnel, record.vni, record.prefixes, record.gpn)
+                self._attachments.put_route(record.tunnel, record.vni, record.prefixes)
 
     def drop(self, key: Key) -> None:
         match key:
@@ -175,7 +172,7 @@ async def run(
     with ExitStack() as stack:
         plane = GenPlane(node, backend, stack)
         for tun in tun_records(cluster, node):
-            plane.put(tun)
+            put(plane, tun)
         agent = Agent(cluster, node, plane)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(agent.run)

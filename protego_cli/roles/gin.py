@@ -113,20 +113,17 @@ class GinPlane:
         self._relay.key = welcome.envelope_key
 
     def put(self, record: AnyRecord) -> None:
-        try:
-            match record:
-                case Neighbour(role="gpn"):
-                    gpn = Gpn(record.name, (record.address, record.esp_port), record.tag_key)
-                    self._steering.put_gpn(gpn)
-                    self._tags.put_gpn(gpn)
-                    self._returns.put_gpn(gpn)
-                case Steer():
-                    peer = record.peer, record.peer_port
-                    self._steering.steer(record.spi, record.gpn, peer)
-                    self._steering.limit(record.spi, record.ceiling)
-                    self._returns.steer(record.spi, peer)
-        except ValueError as error:
-            raise Refused(f"{record.key[0]} {record.key[1]}: {error}") from error
+        match record:
+            case Neighbour(role="gpn"):
+                gpn = Gpn(record.name, (record.address, record.esp_port), record.tag_key)
+                self._steering.put_gpn(gpn)
+                self._tags.put_gpn(gpn)
+                self._returns.put_gpn(gpn)
+            case Steer():
+                peer = record.peer, record.peer_port
+                self._steering.steer(record.spi, record.gpn, peer)
+                self._steering.limit(record.spi, record.ceiling)
+                self._returns.steer(record.spi, peer)
 
     def drop(self, key: Key) -> None:
         match key:

@@ -132,24 +132,21 @@ class GpnPlane:
 
     def put(self, record: AnyRecord) -> None:
         gateway = self._gateway
-        try:
-            match record:
-                case desired_records.Neighbour():
-                    gen = (record.address, record.vxlan_port) if record.role == "gen" else None
-                    gateway.put_neighbour(record.name, Neighbour(record.address, gen, record.tag_key))
-                case Tenant():
-                    vteps = [Vtep(v.prefix, v.address, v.port, v.mac) for v in record.vteps]
-                    gateway.put_tenant(record.vni, record.gateway_mac, vteps, record.gateway)
-                case Park():
-                    gateway.park(record.spi)
-                case Limit():
-                    gateway.put_limit(record.of, record.inward, record.outward, time.time())
-                case Sa():
-                    self._act(gateway.put_sa(self._entry(record), time.time()))
-                case Rule():
-                    gateway.put_rule(record.tunnel, record.spi_in, direct=record.direct)
-        except ValueError as error:
-            raise Refused(f"{record.key[0]} {record.key[1]}: {error}") from error
+        match record:
+            case desired_records.Neighbour():
+                gen = (record.address, record.vxlan_port) if record.role == "gen" else None
+                gateway.put_neighbour(record.name, Neighbour(record.address, gen, record.tag_key))
+            case Tenant():
+                vteps = [Vtep(v.prefix, v.address, v.port, v.mac) for v in record.vteps]
+                gateway.put_tenant(record.vni, record.gateway_mac, vteps, record.gateway)
+            case Park():
+                gateway.park(record.spi)
+            case Limit():
+                gateway.put_limit(record.of, record.inward, record.outward, time.time())
+            case Sa():
+                self._act(gateway.put_sa(self._entry(record), time.time()))
+            case Rule():
+                gateway.put_rule(record.tunnel, record.spi_in, direct=record.direct)
 
     def drop(self, key: Key) -> None:
         match key:

@@ -71,8 +71,8 @@ class DataPlane(Protocol):
     def put(self, record: AnyRecord) -> None:
         """Add the record, or replace the one of its key, atomically for the data path.
 
-        Raises ProtegoError when it cannot be acted on. The records of one message come in the order
-        Neighbour, Tenant, Tun, Park, Limit, Sa, Rule, Steer, Route, and are dropped in the reverse one.
+        Raises ProtegoError or ValueError when it cannot be acted on. The records of one message come in the
+        order Neighbour, Tenant, Tun, Park, Limit, Sa, Rule, Steer, Route, and are dropped in the reverse one.
         """
         ...
 

@@ -24,7 +24,7 @@ from protego_cli.control.channel.desired_records import (
 )
 from protego_cli.control.channel.message import Failed, Key
 from protego_cli.control.channel.node_messages import Applied, Refusal, Stale, Sync, Update
-from protego_cli.errors import ProtegoError
+from protego_cli.errors import ProtegoError, Refused
 
 log = logging.getLogger(__name__)
 
@@ -43,12 +43,22 @@ class Target(Protocol):
     """What acts on the records."""
 
     def put(self, record: AnyRecord) -> None:
-        """Add the record, or replace the one of its key. Raises ProtegoError when it cannot be acted on."""
+        """Add the record, or replace the one of its key. Raises ProtegoError or ValueError when it cannot be
+        acted on.
+        """
         ...
 
     def drop(self, key: Key) -> None:
         """Forget the record of this key. Called only for keys that were put."""
         ...
+
+
+def put(target: Target, record: AnyRecord) -> None:
+    """Put a record. Raises ProtegoError; where one of its values is of no use, a Refused that names it."""
+    try:
+        target.put(record)
+    except ValueError as error:
+        raise Refused(f"{record.key[0]} {record.key[1]}: {error}") from error
 
 
 def difference(held: dict[Key, AnyRecord], wanted: Iterable[AnyRecord]) -> tuple[list[AnyRecord], list[Key]]:
@@ -107,7 +117,7 @@ class Holding:
         refused: list[Refusal] = []
         for record in puts:
             try:
-                self._target.put(record)
+                put(self._target, record)
             except ProtegoError as error:
                 log.error("record refused key=%s/%s reason=%s", *record.key, error)  # noqa: TRY400 - no trace
                 refused.append(Refusal(*record.key, str(error) if len(refused) < REASONS else ""))
