@@ -46,7 +46,7 @@ CHOSEN = [
 ]
 SHORT = st.sampled_from([0, gateway.SHORT])  # 0: batches that come together are joined, however short
 MOST = st.sampled_from([0, 1, 2, 3, 64])  # packets of a batch where several are worked on at once; 0: alone
-UNLIMITED = patch.object(pairs, "ERRORS", 1e6)
+UNLIMITED = patch.object(pairs, "ERRORS", 1_000_000)
 PLACES = 4  # bytes of the payload that say which packet it is
 PEERS = {sa.peer for sa in sas()}
 TOLD = {VTEP, VTEP2, BLUE_VTEP}

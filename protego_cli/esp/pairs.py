@@ -11,8 +11,10 @@ import logging
 from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple
 
+from protego_cli.config.model import Rate
 from protego_cli.crypto.algorithms import EspSuite, RandomSource
 from protego_cli.esp.doors import Doors
+from protego_cli.esp.limits import Bucket
 from protego_cli.esp.outbox import Address, Port, Way
 from protego_cli.esp.sa import InboundSa, OutboundSa
 from protego_cli.esp.tenants import Delivery
@@ -29,7 +31,7 @@ MAX_USUAL = 64  # lengths of which an SA remembers what is usual
 IP_HEADER: Final = 20
 UDP_HEADER: Final = 8  # before ESP, where it is in UDP (RFC 3948)
 LEAST6: Final = 1280  # what every IPv6 link takes (RFC 8200 5)
-ERRORS: Final = 50.0  # ICMP errors a second for one SA, and as many at once
+ERRORS: Final = 50  # ICMP errors a second for one SA, and as many at once
 
 Fragment = Literal["inner", "outer"]
 """What is cut where a sealed packet would not fit: the tenant's packet, or the ESP packet."""
@@ -110,24 +112,6 @@ class Used(NamedTuple):
 UNUSED = Used()
 
 
-class Allowance:
-    """How often something may be said."""
-
-    __slots__ = ("_last", "_left")
-
-    def __init__(self) -> None:
-        self._left, self._last = ERRORS, 0.0
-
-    def take(self, now: float) -> bool:
-        """Whether it may be said once more. `now` is wall-clock time, which may be set back."""
-        self._left = min(ERRORS, self._left + max(0.0, now - self._last) * ERRORS)
-        self._last = now
-        if self._left < 1:
-            return False
-        self._left -= 1
-        return True
-
-
 class Pair:
     """Both SAs of a CHILD_SA with what surrounds them."""
 
@@ -170,7 +154,7 @@ class Pair:
         self.verdicts: dict[tuple[int, Row], Verdict] = {}  # by length of the plaintext, and what decides
         self.usual: dict[int, Usual] = {}  # by length of the plaintext
         self.low_told = False  # RangeLow was said for this range
-        self.errors = Allowance()
+        self.errors = Bucket(Rate(8 * ERRORS, ERRORS))  # a byte for each ICMP error
         self.came_by: Address | None = None  # the GIN that the peer's packets came by
         self.header = b""  # before each packet that goes through a GIN
         self.doors = doors

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from protego_cli.esp.limits import admit
 from protego_cli.esp.outbox import Outbox
 from protego_cli.esp.pairs import Pair
 from protego_cli.esp.tenants import Tenant
@@ -25,7 +26,7 @@ class Telling:
 
     def tenant(self, pair: Pair, packet: bytes, fault: Fault, counter: str, now: float) -> None:
         """Tell the sender of a packet from a tenant; `counter` counts what was sent."""
-        if not pair.errors.take(now):
+        if not admit((pair.errors,), 1, 1, now):
             return
         inner = parse(packet)
         tenant = self._tenants.get(pair.entry.vni)
@@ -39,7 +40,7 @@ class Telling:
 
     def peer(self, pair: Pair, packet: bytes, fault: Fault, now: float) -> bytes | None:
         """What the sender of a packet from a peer is to be told; None for nothing."""
-        if not pair.errors.take(now):
+        if not admit((pair.errors,), 1, 1, now):
             return None
         tenant = self._tenants.get(pair.entry.vni)
         own = tenant.gateway.get(parse(packet).version) if tenant else None
