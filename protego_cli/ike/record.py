@@ -42,7 +42,7 @@ class Bid:
 
     ours: tuple[Offer, ...]
     theirs: tuple[Offer, ...] | None  # as initiator: what they chose; None: not heard
-    chosen: str | None
+    chosen: Offer | None
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def bid(
     if offered is not None:
         listed = (proposal.transforms for proposal in offered[:MAX_PROPOSALS])
         theirs = tuple(_offer(without_ke(t) if ignore_groups else t, registry) for t in listed)
-    return Bid(ours, theirs, None if chosen is None else str(chosen))
+    return Bid(ours, theirs, None if chosen is None else _ours(chosen.transforms, registry))
 
 
 def _offer(found: tuple[Transform, ...], registry: Registry) -> Offer:

@@ -68,11 +68,10 @@ def _rows(negotiation: Negotiation) -> Iterator[ExplanationRow]:
 def _bid_rows(protocol: str, bid: Bid) -> Iterator[ExplanationRow]:
     kinds = [kind for kind in _KINDS if _of(bid.ours, kind) or _of(bid.theirs or (), kind)]
     clash = False
-    chosen = bid.chosen.split("-") if bid.chosen else []
     for kind in kinds:
         ours, theirs = _of(bid.ours, kind), _of(bid.theirs or (), kind)
         common = [name for name in ours if name in theirs]
-        result = next((name for name in ours if name in chosen), "")
+        result = " ".join(_of((bid.chosen,), kind)) if bid.chosen else ""
         if bid.chosen is None and bid.theirs is not None:
             optional = not ours and (not theirs or "NONE" in theirs)
             result = "" if common or optional else "differs"
