@@ -324,7 +324,7 @@ def test_a_recording_is_written(
     Gmn(monkeypatch)
     path = tmp_path / "live.csv"
     code, out, _ = run("trace", "record", path, "--interval", "1s", "--duration", "1s", "-c", cluster)
-    assert (code, out) == (0, f"{path}: 1 tunnels, 1 steps of 1 s\n")
+    assert (code, out) == (0, f"{path}: 1 tunnel, 1 step of 1 s\n")
     assert read(path).demand[0, 0] == pytest.approx(16, rel=0.2)
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from protego_cli.cli.counting import counted
 from protego_cli.cli.options import AsJson, ClusterFile
 
 
@@ -33,15 +34,11 @@ def config_check(
     named = file or cluster
     loaded, _ = load_with_plugins(named, secrets=True)
     counts = [
-        _count(len(loaded.nodes), "node"),
-        _count(len(loaded.tenants), "tenant"),
-        _count(len(loaded.tunnels()), "tunnel"),
+        counted(len(loaded.nodes), "node"),
+        counted(len(loaded.tenants), "tenant"),
+        counted(len(loaded.tunnels()), "tunnel"),
     ]
     typer.echo(f"{named or loaded.file}: valid, {', '.join(counts)}")
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def pki_init(cluster: ClusterFile = None) -> None:
@@ -55,7 +52,7 @@ def pki_init(cluster: ClusterFile = None) -> None:
     loaded = load(find(cluster))
     made = [path.name for path in init(loaded)]
     new = "" if "ca.pem" in made else f"; new: {', '.join(made) or 'none'}"
-    typer.echo(f"{loaded.pki}: certificates for {_count(len(loaded.nodes), 'node')} and the operator{new}")
+    typer.echo(f"{loaded.pki}: certificates for {counted(len(loaded.nodes), 'node')} and the operator{new}")
     typer.echo("Each node needs ca.pem and its own NAME.pem and NAME.key; keep ca.key off all of them.")
     typer.echo(f"The GMN also needs {loaded.master_key}: without it its state cannot be read.")
 

@@ -10,6 +10,7 @@ import msgspec
 from rich.table import Table
 from rich.text import Text
 
+from protego_cli.cli.counting import counted
 from protego_cli.cli.render import print_json, show, wide_console
 from protego_cli.control.channel.pool_messages import ElasticPlan, JoinToken, PlannedMove, Pools
 
@@ -27,7 +28,8 @@ def print_pools(pools: Pools, *, as_json: bool) -> None:
         console.print("the cluster file has no pools")
     for pool in pools.pools:
         console.print(
-            f"{pool.name}: {len(pool.nodes)} nodes, {pool.minimum} to {pool.maximum}, by {pool.provisioner}",
+            f"{pool.name}: {counted(len(pool.nodes), 'node')}, {pool.minimum} to {pool.maximum}, "
+            f"by {pool.provisioner}",
             markup=False,
         )
         if pool.nodes:

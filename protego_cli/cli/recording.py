@@ -8,6 +8,7 @@ import trio
 from rich.console import Console
 
 from protego_cli.cli.asking import ask_status
+from protego_cli.cli.counting import counted
 from protego_cli.config.model import Cluster
 from protego_cli.errors import Unreachable
 from protego_cli.sim.recorder import Recorder
@@ -64,7 +65,8 @@ class _Recording:
                 away = False
                 recorder.feed(counts, passed - recorder.steps)
                 shown.update(
-                    f"recording; Ctrl-C ends it: {recorder.steps} steps of {recorder.tunnels} tunnels"
+                    f"recording; Ctrl-C ends it: {counted(recorder.steps, 'step')} of "
+                    f"{counted(recorder.tunnels, 'tunnel')}"
                 )
 
     async def _counts(self) -> dict[str, int]:

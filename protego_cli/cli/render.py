@@ -11,6 +11,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from protego_cli.cli.counting import counted
 from protego_cli.config.diff import Landed
 from protego_cli.control.channel.operator_messages import Migrated, Reloaded, Status, TunnelStatus
 from protego_cli.control.channel.pool_messages import JobStatus, Plan
@@ -181,13 +182,13 @@ def print_drained(node: str, status: JobStatus, *, as_json: bool) -> None:
     if as_json:
         print_json({"node": node, "moved": status.done, "failed": failed, "seconds": status.seconds})
         return
-    text = f"{node}: {_count(status.done)} moved in {status.seconds:.1f} s"
+    text = f"{node}: {counted(status.done, 'tunnel')} moved in {status.seconds:.1f} s"
     if status.state == "failed":
         text += f"; {status.note}"
     elif status.state == "stopped":
         text += f"; stopped, `protego drain {node}` goes on and `protego undrain {node}` takes it back"
     elif failed:
-        text += f"; {_count(len(failed))} left, which go when their peers rekey"
+        text += f"; {counted(len(failed), 'tunnel')} left, which go when their peers rekey"
     else:
         text += f"; it is empty, and takes no tunnels until `protego undrain {node}`"
     _say(text)
@@ -203,7 +204,7 @@ def print_plan(plan: Plan, *, dry_run: bool) -> None:
         table.add_row(move.tunnel, move.source, move.to, f"{move.load:.3f}")
     show(table)
     if dry_run:
-        _say(f"{plan.policy} would move {_count(len(plan.moves))}")
+        _say(f"{plan.policy} would move {counted(len(plan.moves), 'tunnel')}")
 
 
 def print_rebalanced(plan: Plan, status: JobStatus | None, *, dry_run: bool, as_json: bool) -> None:
@@ -227,7 +228,8 @@ def print_rebalanced(plan: Plan, status: JobStatus | None, *, dry_run: bool, as_
     elif status is not None:
         stopped = "; stopped" if status.state == "stopped" else ""
         why = f"; {status.note}" if status.state == "failed" else ""
-        _say(f"{_count(status.done)} of {len(plan.moves)} moved in {status.seconds:.1f} s{stopped}{why}")
+        moved = f"{counted(status.done, 'tunnel')} of {len(plan.moves)} moved"
+        _say(f"{moved} in {status.seconds:.1f} s{stopped}{why}")
         _say_faults(status)
 
 
@@ -238,10 +240,6 @@ def _say(text: str | Text) -> None:
 def _say_faults(status: JobStatus) -> None:
     for fault in status.failed:
         _say(f"  {fault.subject}: {fault.reason}")
-
-
-def _count(tunnels: int) -> str:
-    return f"{tunnels} tunnel{'' if tunnels == 1 else 's'}"
 
 
 def print_plugins(listing: list[PluginInfo], *, as_json: bool) -> None:

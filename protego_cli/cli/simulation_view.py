@@ -10,6 +10,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from protego_cli.cli.counting import extent
 from protego_cli.cli.render import UNBOUNDED, print_json, show, wide_console
 from protego_cli.sim.comparison import Outcome
 from protego_cli.sim.measures import DEFINITIONS
@@ -90,8 +91,7 @@ def print_outcomes(outcomes: Sequence[Outcome], *, as_json: bool) -> None:
 def _about(trace: Trace, outcome: Outcome) -> str:
     setting = outcome.setting
     return (
-        f"{trace.name}: {len(trace.tunnels):,} tunnels, {trace.steps:,} steps of {trace.step:g} s, "
-        f"GPNs of {setting.capacity:g} Mbit/s, ρ = {setting.share(trace):.3g}"
+        f"{trace.name}: {extent(trace)}, GPNs of {setting.capacity:g} Mbit/s, ρ = {setting.share(trace):.3g}"
     )
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from protego_cli.cli.counting import extent
 from protego_cli.cli.options import ClusterFile
 
 app = typer.Typer(help="Traces of tunnels' loads, for `protego simulate`.", no_args_is_help=True)
@@ -93,10 +94,7 @@ def generate(
         trace = make(recipe, seed, str(file))
         watcher(f"writing {file}")
         write(trace, file)
-    typer.echo(
-        f"{file}: {len(trace.tunnels):,} tunnels, {trace.steps:,} steps of {trace.step:g} s, "
-        f"{trace.demand.sum(axis=1).mean():,.0f} Mbit/s on average"
-    )
+    typer.echo(f"{file}: {extent(trace)}, {trace.demand.sum(axis=1).mean():,.0f} Mbit/s on average")
 
 
 @app.command()
@@ -133,4 +131,4 @@ def record(
     with Watcher() as watcher:
         watcher(f"writing {file}")
         write(trace, file)
-    typer.echo(f"{file}: {len(trace.tunnels):,} tunnels, {trace.steps:,} steps of {trace.step:g} s")
+    typer.echo(f"{file}: {extent(trace)}")

@@ -11,6 +11,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from protego_cli.cli.counting import counted
 from protego_cli.cli.render import (
     print_json,
     show,
@@ -36,7 +37,7 @@ def print_tunnels(tunnels: Sequence[TunnelStatus], of: int, *, as_json: bool) ->
     if tunnels:
         show(tunnel_table(tunnels, wide_console()), *tunnel_errors(tunnels))
     else:
-        show(f"none of {of} tunnels" if of else "there are no tunnels")
+        show(f"none of {counted(of, 'tunnel')}" if of else "there are no tunnels")
 
 
 def print_acted(acted: Acted, *, as_json: bool, verb: str = "") -> None:
