@@ -126,6 +126,14 @@ def test_a_flood_of_one_kind_and_tunnel_is_cut_off_and_counted() -> None:
     assert again["spi"] == "00000063"
 
 
+def test_a_flood_about_a_node_is_told_of_the_node() -> None:
+    limit = RateLimit()
+    for _ in range(logs.BURST + 2):
+        limit.admits(Line.of(record("node down node=%s", "gpn-1")), 0.0)
+    (line,) = limit.over(logs.WINDOW)
+    assert line.fields == {"node": "gpn-1", "like": "node down", "count": 2}
+
+
 def test_what_was_held_back_is_told_at_the_end_at_the_latest() -> None:
     stream = io.StringIO()
     handler = Handler(stream, JsonFormatter())

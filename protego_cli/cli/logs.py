@@ -83,10 +83,13 @@ class RateLimit:
     """Counts lines by kind and tunnel (or node)."""
 
     def __init__(self) -> None:
-        self._counts: OrderedDict[tuple[str, Value], _Count] = OrderedDict()  # by the start of their windows
+        self._counts: OrderedDict[tuple[str, str, Value], _Count] = (
+            OrderedDict()
+        )  # by when their windows began
 
     def admits(self, line: Line, now: float) -> bool:
-        key = line.kind, line.fields.get("tunnel", line.fields.get("node", ""))
+        of = next((field for field in ("tunnel", "node") if field in line.fields), "")
+        key = line.kind, of, line.fields.get(of, "")
         count = self._counts.get(key)
         if count is None:
             count = self._counts[key] = _Count(now, line.text)
@@ -102,10 +105,10 @@ class RateLimit:
                 break
             del self._counts[key]
             if count.lines > BURST:
-                fields: dict[str, Value] = {"like": count.text, "count": count.lines - BURST}
-                found.append(
-                    Line("suppressed", ({"tunnel": key[1]} if key[1] else {}) | fields, "suppressed")
-                )
+                _, of, name = key
+                fields: dict[str, Value] = {of: name} if of else {}
+                fields |= {"like": count.text, "count": count.lines - BURST}
+                found.append(Line("suppressed", fields, "suppressed"))
         return found
 
 
