@@ -207,7 +207,8 @@ def choose(
         backend = backends[candidate]
         reason = backend.unavailable(role)
         if reason is None:
-            log.info("steering backend=%s", candidate)
+            if role == "gin":  # in a GEN both built-in ones are `mux`
+                log.info("steering backend=%s", candidate)
             return backend
         if name == AUTO:
             log.warning("steering backend passed over backend=%s reason=%s", candidate, reason)
