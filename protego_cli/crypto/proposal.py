@@ -57,18 +57,12 @@ class IkeProposal:
 
     @cached_property
     def _text(self) -> str:
-        parts = (self.encryption, self.integrity, self.prf, self.group)
-        return "-".join(part.keyword for part in parts if part)
+        return "-".join(_keywords(self.encryption, self.integrity, self.prf, self.group))
 
     @cached_property
     def transforms(self) -> tuple[Transform, ...]:
         """As it goes over the wire."""
-        found = [Transform(TransformType.ENCR, self.encryption.transform_id, self.encryption.key_bits)]
-        if self.integrity is not None:
-            found.append(Transform(TransformType.INTEG, self.integrity.transform_id))
-        found.append(Transform(TransformType.PRF, self.prf.transform_id))
-        found.append(Transform(TransformType.KE, self.group.transform_id))
-        return tuple(found)
+        return tuple(_transforms(self.encryption, self.integrity, self.prf, self.group))
 
     def settled(self) -> tuple[IkeProposal]:
         """The ways to agree on it."""
@@ -89,8 +83,7 @@ class EspProposal:
 
     @cached_property
     def _text(self) -> str:
-        parts = (self.encryption, self.integrity, self.group)
-        words = [part.keyword for part in parts if part]
+        words = _keywords(self.encryption, self.integrity, self.group)
         if self.esn != ESN_OR_NOT:
             words += [word for word, esn in _ESN.items() if esn in self.esn]
         return "-".join(words)
@@ -98,11 +91,7 @@ class EspProposal:
     @cached_property
     def transforms(self) -> tuple[Transform, ...]:
         """As it goes over the wire."""
-        found = [Transform(TransformType.ENCR, self.encryption.transform_id, self.encryption.key_bits)]
-        if self.integrity is not None:
-            found.append(Transform(TransformType.INTEG, self.integrity.transform_id))
-        if self.group is not None:
-            found.append(Transform(TransformType.KE, self.group.transform_id))
+        found = _transforms(self.encryption, self.integrity, self.group)
         return (*found, *(Transform(TransformType.ESN, int(esn)) for esn in self.esn))
 
     def settled(self) -> tuple[EspProposal, ...]:
@@ -122,6 +111,14 @@ class EspProposal:
     def spoken(self) -> str:
         """As agreed, for people: that there are no extended sequence numbers goes without saying."""
         return str(replace(self, esn=ESN_OR_NOT)) if self.esn == (False,) else str(self)
+
+
+def _keywords(*parts: Algorithm | None) -> list[str]:
+    return [part.keyword for part in parts if part]
+
+
+def _transforms(*parts: Algorithm | None) -> list[Transform]:
+    return [Transform(part.type, part.transform_id, part.key_bits) for part in parts if part]
 
 
 @lru_cache(PROPOSALS)
