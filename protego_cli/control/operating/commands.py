@@ -15,8 +15,10 @@ import trio
 from protego_cli.control.operating.held import Held
 from protego_cli.control.procedures.driver import Driver, ExchangeError
 from protego_cli.control.procedures.keeper import Keeper
-from protego_cli.control.procedures.migration import RETRIES, Migrations
+from protego_cli.control.procedures.migration import Migrations
+from protego_cli.control.procedures.rekeying import RETRIES
 from protego_cli.control.procedures.tunnels import Tunnels
+from protego_cli.control.sas.naming import find_tunnel
 from protego_cli.control.sas.sad import Sad
 from protego_cli.control.sas.tunnel import Tunnel
 from protego_cli.errors import Refused, TemporaryFailure
@@ -50,7 +52,7 @@ class Commands:
         """Bring a tunnel up, or let its peer do so; a note on what is left to be done. Raises NotFound, and
         Refused, saying why it is not up.
         """
-        tunnel = self._migrations.find(name)
+        tunnel = find_tunnel(self._sad.tunnels, name)
         self._release(tunnel)
         if tunnel.standing:
             return "it is up already"
@@ -66,7 +68,7 @@ class Commands:
 
     async def down(self, name: str) -> str | None:
         """Take a tunnel down and keep it so. Raises NotFound."""
-        tunnel = self._migrations.find(name)
+        tunnel = find_tunnel(self._sad.tunnels, name)
         was_held = tunnel.held
         self._held.add(name)
         self._driver.bar(name, True)
@@ -94,7 +96,7 @@ class Commands:
 
     async def rekey(self, name: str, *, ike: bool) -> None:
         """Raises NotFound, or Refused, saying why."""
-        tunnel = self._migrations.find(name)
+        tunnel = find_tunnel(self._sad.tunnels, name)
         if not ike:
             await self._migrations.rekey(tunnel)
             return

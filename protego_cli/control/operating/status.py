@@ -35,6 +35,7 @@ from protego_cli.control.operating.explain import explain
 from protego_cli.control.operating.reload import Reloads
 from protego_cli.control.pools.pool import Pool
 from protego_cli.control.procedures.migration import Migrations
+from protego_cli.control.sas.naming import find_tunnel
 from protego_cli.control.sas.sad import Sad
 from protego_cli.control.sas.tunnel import Tunnel
 from protego_cli.counters import Counters
@@ -74,7 +75,7 @@ class Operations:
                 nodes = (self._node.name, *(node.name for node in self._sad.fabric.nodes()))
                 return Names(tunnels=tuple(self._sad.tunnels), nodes=nodes)
             case ShowTunnel():
-                tunnel = self._migrations.find(request.tunnel)
+                tunnel = find_tunnel(self._sad.tunnels, request.tunnel)
                 return tunnel_detail(tunnel, self._tunnel(tunnel), self._commands.ike_sas(tunnel))
             case Explain():
                 return self._explain(request.tunnel)
@@ -92,7 +93,7 @@ class Operations:
     def _explain(self, name: str | None) -> Explanations:
         if name is None:
             return Explanations(None, tuple(explain(r, None, at) for at, r in self._sad.strangers))
-        tunnel = self._migrations.find(name)
+        tunnel = find_tunnel(self._sad.tunnels, name)
         newest = sorted(tunnel.negotiations.values(), key=lambda entry: entry[0], reverse=True)
         found = tuple(explain(record, tunnel.config, at) for at, record in newest)
         return Explanations(self._tunnel(tunnel), found)
@@ -107,7 +108,7 @@ class Operations:
             case RekeyTunnel():
                 await self._commands.rekey(name, ike=request.ike)
         seconds = round(trio.current_time() - begun, 4)
-        return Acted(self._tunnel(self._migrations.find(name)), seconds, note)
+        return Acted(self._tunnel(find_tunnel(self._sad.tunnels, name)), seconds, note)
 
     def _tunnel(self, tunnel: Tunnel) -> TunnelStatus:
         gpn = self._sad.fabric.node(tunnel.sealing.gpn) if tunnel.sealing else None

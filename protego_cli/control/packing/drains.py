@@ -21,7 +21,7 @@ import trio
 from protego_cli.control.packing.jobs import Job, Jobs
 from protego_cli.control.packing.mover import Mover
 from protego_cli.control.packing.placement import evacuate
-from protego_cli.control.procedures.migration import find_gpn
+from protego_cli.control.sas.naming import find_gpn
 from protego_cli.control.sas.sad import Sad
 from protego_cli.control.sas.tunnel import Tunnel
 from protego_cli.control.waiting import holding, passed

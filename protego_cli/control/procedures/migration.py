@@ -2,9 +2,8 @@
 
 T moves from A to B (docs/architecture.md, "Migration, message by message"):
 
-1. Every GIN steers a new SPI to B, B parks its packets; acknowledged. Meanwhile the request of step 2 is made
-   and stored.
-2. CREATE_CHILD_SA. *rekey_ms ends*
+1. Every GIN steers a new SPI to B, B parks its packets; acknowledged.
+2. CREATE_CHILD_SA (both steps: `rekeying.py`). *rekey_ms ends*
 3. B holds the SA and seals on it; acknowledged. A passes on to a GEN what VTEPs still send straight to it.
 4. Every GEN routes T to B, then passes a barrier to A, which A echoes when all before it is sealed and sent.
    *distribute_ms ends*
@@ -13,9 +12,8 @@ T moves from A to B (docs/architecture.md, "Migration, message by message"):
 7. The old SA lingers (`Sad.retire`); A's Rule goes with it.
 
 While this goes on every SPI that the peer is given lies on B. So when the peer rekeys at the same moment,
-whichever SA wins completes the migration: `_rekey` waits until what the peer began is settled, and starts
-again from the SA that seals then. A failed rekey touches nothing of the old SA: only the new SPI's steering
-and parking are undone. When B goes down after the peer has agreed to the new SA, that SA is placed on A.
+whichever SA wins completes the migration. A failed rekey touches nothing of the old SA. When B goes down
+after the peer has agreed to the new SA, that SA is placed on A.
 
 A tunnel of several strands (`tunnel.Strand`) moves as a whole: steps 1 and 2 for each, all new SAs on B with
 their Rules, then step 4 for all at once. GENs route by destination alone, and from the first Route that
@@ -25,33 +23,29 @@ its own (TEMPORARY_FAILURE, 2.25). When one strand cannot be rekeyed none moves:
 
 from __future__ import annotations
 
-import difflib
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Final, NamedTuple
+from collections.abc import Awaitable, Callable, Sequence
+from typing import NamedTuple
 
 import trio
 
-from protego_cli.control.channel.fabric import NodeState
 from protego_cli.control.channel.operator_messages import Migrated
-from protego_cli.control.procedures.driver import Driver, ExchangeError, Request
+from protego_cli.control.procedures.driver import Driver, ExchangeError
 from protego_cli.control.procedures.parting import Parting
 from protego_cli.control.procedures.recovery import Recovery
-from protego_cli.control.sas.distribution import DesiredState
+from protego_cli.control.procedures.rekeying import SETTLING, Rekeying
+from protego_cli.control.sas.naming import find_gpn, find_tunnel
 from protego_cli.control.sas.sad import Sad
-from protego_cli.control.sas.tunnel import Asked, Placed, Strand, Tunnel
+from protego_cli.control.sas.tunnel import Asked, Placed, Tunnel
 from protego_cli.control.state.crash import crash_point
 from protego_cli.control.waiting import holding, passed
-from protego_cli.errors import ChildSaNotFound, NotFound, ProtegoError, Refused, TemporaryFailure
+from protego_cli.errors import ProtegoError, Refused
 from protego_cli.ike.events import ChildEstablished
 
 log = logging.getLogger(__name__)
 
 Outcome = Callable[[], Awaitable[ChildEstablished]]
 """Waits for the peer's answer to a request. Raises ExchangeError."""
-
-RETRIES: Final = (0.1, 0.2, 0.4, 0.8, 1.6)  # seconds between rekeys that the peer cannot do now (2.25)
-SETTLING: Final = 15.0  # seconds for what the peer began; above `tunnels.OVERDUE`
 
 
 class Times(NamedTuple):
@@ -67,11 +61,12 @@ class Migrations:
         self._sad = sad
         self._driver = driver
         self._recovery = recovery
+        self._rekeying = Rekeying(sad, driver)
         self._requested: dict[str, str] = {}  # tunnel -> target, of what the operators asked for
 
     async def migrate(self, name: str, to: str) -> Migrated:
         """Move a tunnel as the operator asks. Raises NotFound or Refused, saying why."""
-        tunnel = self.find(name)
+        tunnel = find_tunnel(self._sad.tunnels, name)
         if name in self._requested:
             raise Refused(f"{name} is being moved to {self._requested[name]}; ask again when that is done")
         self._check(tunnel, to)
@@ -205,13 +200,6 @@ class Migrations:
 
     # ---- what can be asked
 
-    def find(self, name: str) -> Tunnel:
-        """The tunnel of that name. Raises NotFound."""
-        tunnel = self._sad.tunnels.get(name)
-        if tunnel is None:
-            raise NotFound(f"there is no tunnel {name!r}{_close(name, self._sad.tunnels)}")
-        return tunnel
-
     def _check(self, tunnel: Tunnel, to: str) -> Placed:
         """The SA to be moved. Raises NotFound or Refused."""
         if not find_gpn(self._sad.fabric, to).connected:
@@ -239,7 +227,7 @@ class Migrations:
         await passed(self._sad.gathered)
         tunnel.target = to
         try:
-            sealing = await self._settled(tunnel)
+            sealing = await self._rekeying.settled(tunnel)
             if tunnel.several:
                 return await self._together(tunnel, to)
             return await self._rekey_onto(tunnel, sealing, to, anew=False)
@@ -259,14 +247,14 @@ class Migrations:
         start = trio.current_time()
         spi = self._sad.spis.allocate()
         try:
-            old, event = await self._rekey(tunnel, sealing, to, spi, anew)
+            old, event = await self._rekeying.rekey(tunnel, sealing, to, spi, anew)
         except ProtegoError:
-            await self._undo(spi, to)
+            await self._rekeying.undo(spi, to)
             raise
         rekeyed = trio.current_time() - start
         crash_point("migration.rekeyed")
         if event is None:
-            await self._undo(spi, to)
+            await self._rekeying.undo(spi, to)
             distributed = await self._completed_by_peer(tunnel, old, to)
         else:
             distributed = await self._answered(tunnel, old, event, to)
@@ -275,7 +263,7 @@ class Migrations:
     async def _answered(self, tunnel: Tunnel, old: Placed, event: ChildEstablished, to: str) -> float:
         """Steps 3 to 7; when the tunnel began to seal on `to`."""
         if event.ike not in tunnel.ikes:
-            await self._undo(event.child.spi_in, to)
+            await self._rekeying.undo(event.child.spi_in, to)
             raise Refused(f"{tunnel.id} went down meanwhile")
         new = self._place(tunnel, event, old, to)
         if event.redundant:  # it opens, should the peer use it, until the engine has deleted it
@@ -339,18 +327,18 @@ class Migrations:
         """Rekey the sealing SA of one strand onto `to`, where the new SA stands and does not seal yet."""
         spi = self._sad.spis.allocate()
         try:
-            old, event = await self._rekey(tunnel, sealing, to, spi, anew=False)
+            old, event = await self._rekeying.rekey(tunnel, sealing, to, spi, anew=False)
             if event is None:
                 raise Refused(f"{tunnel.id}: a rekey of the peer came between; try again")
         except ProtegoError:
-            await self._undo(spi, to)
+            await self._rekeying.undo(spi, to)
             raise
         crash_point("migration.rekeyed")
         await self._stand_aside(tunnel, old, event, to)
 
     async def _stand_aside(self, tunnel: Tunnel, old: Placed, event: ChildEstablished, to: str) -> None:
         if event.ike not in tunnel.ikes:
-            await self._undo(event.child.spi_in, to)
+            await self._rekeying.undo(event.child.spi_in, to)
             raise Refused(f"{tunnel.id} went down meanwhile")
         new = self._place(tunnel, event, old, to)
         if not event.redundant:
@@ -390,12 +378,12 @@ class Migrations:
                     try:
                         event = await outcome()
                     except ProtegoError:
-                        await self._undo(spi, request.gpn)
+                        await self._rekeying.undo(spi, request.gpn)
                         continue
                     await passed(self._sad.gathered)
                     old = tunnel.sas.get(request.replaces or 0)
                     if old is None:
-                        await self._undo(spi, request.gpn)
+                        await self._rekeying.undo(spi, request.gpn)
                         await self._driver.delete_child(spi)
                     else:
                         await self._stand_aside(tunnel, old, event, request.gpn)
@@ -417,15 +405,16 @@ class Migrations:
                 old = tunnel.sas.get(asked.replaces or 0)
                 if old is not None and not old.seals and not event.redundant:
                     await passed(self._sad.gathered)
-                    old = await self._settled(tunnel, old.strand)  # which the peer's own rekey has put there
+                    # The peer's own rekey has put another one there.
+                    old = await self._rekeying.settled(tunnel, old.strand)
                 old = old or tunnel.sealing
                 if old is None:
-                    await self._undo(spi, asked.gpn)
+                    await self._rekeying.undo(spi, asked.gpn)
                     await self._driver.delete_child(spi)
                 else:
                     await self._answered(tunnel, old, event, asked.gpn)
             except ProtegoError as error:
-                await self._undo(spi, asked.gpn)
+                await self._rekeying.undo(spi, asked.gpn)
                 self._sad.events.emit("migration failed", tunnel=tunnel.id, node=asked.gpn, reason=error)
             finally:
                 tunnel.target = None
@@ -456,77 +445,6 @@ class Migrations:
         child = event.child
         peer = old.peer if (child.path, child.raw) == (old.child.path, old.child.raw) else child.peer
         return self._sad.place(tunnel, child, event.ike, to, peer, strand=old.strand)
-
-    async def _rekey(
-        self, tunnel: Tunnel, first: Placed, to: str, spi: int, anew: bool
-    ) -> tuple[Placed, ChildEstablished | None]:
-        """Steps 1 and 2, of the SA that seals now or what the peer puts in its place: the SA that is
-        replaced, and what replaces it; None when a rekey of the peer has put the strand on `to`.
-        """
-        strand = first.strand
-        delays = iter(RETRIES)
-        missing = False  # at the peer, which may be about to say DELETE
-        while True:
-            old = await self._settled(tunnel, strand)
-            if old is not first and old.gpn == to:
-                return first, None
-            request = await self._prepare(tunnel, spi, to, old, anew)
-            if not old.seals or not tunnel.settled:
-                request.withdraw()
-                continue
-            request.let_go()
-            try:
-                return old, await request.outcome()
-            except ExchangeError as error:
-                if error.notify == ChildSaNotFound.notify and missing and old.seals:
-                    return old, await self._create(tunnel, old, spi)
-                missing = error.notify == ChildSaNotFound.notify
-                delay = next(delays, None)
-                if delay is None or not _passes(error, tunnel):
-                    raise Refused(f"{tunnel.id} cannot be rekeyed: {error}") from error
-            with trio.move_on_after(delay):
-                await tunnel.until(lambda old=old: not old.seals)  # type: ignore[misc]
-
-    async def _create(self, tunnel: Tunnel, old: Placed, spi: int) -> ChildEstablished:
-        """The peer has lost the SA without a word: make one from scratch (2.25). Raises Refused."""
-        try:
-            child = old.child
-            selectors = (child.local_ts, child.remote_ts) if tunnel.several else None
-            return await self._driver.create_child(old.ike, spi, selectors)
-        except ExchangeError as error:
-            raise Refused(f"{tunnel.id} has lost its CHILD_SA and gets no other: {error}") from error
-
-    async def _settled(self, tunnel: Tunnel, strand: Strand | None = None) -> Placed:
-        """The sealing SA, of this strand or of any, when nothing that the peer began is open any more. Raises
-        Refused.
-        """
-        if not tunnel.settled:
-            with trio.move_on_after(SETTLING):
-                await tunnel.until(lambda: tunnel.settled)
-        sealing = tunnel.sealing if strand is None else strand.sealing
-        if sealing is None or sealing.retiring:
-            raise Refused(f"{tunnel.id} went down meanwhile")
-        return sealing
-
-    async def _prepare(
-        self, tunnel: Tunnel, spi: int, to: str, old: Placed, anew: bool
-    ) -> Request[ChildEstablished]:
-        """Step 1, and the request of step 2, which has not left. Raises NodeDown; then there is none."""
-        self._sad.ask(tunnel, spi, to, old.peer, old.spi)
-        self._sad.nodes.announce(to)
-        request = self._driver.prepare_rekey(old.spi, spi, anew=anew)
-        try:
-            await self._sad.nodes.placed(to, ("park", spi))
-        except ProtegoError:
-            request.withdraw()
-            raise
-        crash_point("migration.steered")
-        return request
-
-    async def _undo(self, spi: int, to: str) -> None:
-        """The new SPI was never used, or became an SA: then there is nothing to undo."""
-        self._sad.unask(spi)
-        await self._sad.nodes.cleared(to)
 
     async def _distribute(self, tunnel: Tunnel, new: Placed, old: Placed) -> float:
         """Steps 3 and 4; when they were done. If the target has gone down, the SA goes elsewhere, back to the
@@ -570,30 +488,3 @@ class Migrations:
         with trio.move_on_after(SETTLING):
             await tunnel.until(lambda: old.retiring)
         return sealed
-
-
-def _passes(error: ExchangeError, tunnel: Tunnel) -> bool:
-    """Whether the reason is one that goes by: the peer is rekeying or deleting by itself (RFC 7296 2.25)."""
-    if error.notify in (TemporaryFailure.notify, ChildSaNotFound.notify):
-        return True
-    return error.notify is None and bool(tunnel.ikes) and not tunnel.settled
-
-
-def find_gpn(fabric: DesiredState, name: str) -> NodeState:
-    """The GPN that an operator named. Raises NotFound or Refused."""
-    nodes = {node.name: node for node in fabric.nodes()}
-    node = nodes.get(name)
-    if node is None:
-        gpns = [other.name for other in nodes.values() if other.role == "gpn"]
-        raise NotFound(f"there is no node {name!r}{_close(name, gpns)}")
-    if node.role != "gpn":
-        raise Refused(f"{name} is a {node.role}; tunnels live on GPNs")
-    return node
-
-
-def _close(name: str, known: Iterable[str]) -> str:
-    """The names that may have been meant, as the end of a sentence."""
-    listed = list(known)
-    matches = [other for other in listed if other.endswith(f"/{name}")][:3]  # a tunnel without its tenant
-    matches = matches or difflib.get_close_matches(name, listed, 3, 0.5)
-    return f"; did you mean {' or '.join(matches)}?" if matches else ""
