@@ -40,13 +40,13 @@ LOOK = 0.25  # seconds between looks whether all has been done
 
 class Figure(NamedTuple):
     what: str
-    count: int
+    number: int
     cpu: float  # seconds of the GMN's process
     clock: float  # seconds that passed
 
     @property
     def per_cpu_second(self) -> float:
-        return self.count / self.cpu
+        return self.number / self.cpu
 
 
 @asynccontextmanager
@@ -128,6 +128,7 @@ async def _all(ask: Ask, requests: Sequence[Request]) -> None:
 if __name__ == "__main__":
     for figure in trio.run(measure):
         print(
-            f"{figure.count} {figure.what}: {figure.cpu / figure.count * 1e3:.2f} ms of the GMN's CPU each, "
-            f"{figure.per_cpu_second:.0f} per CPU second; {figure.count / figure.clock:.0f} by the clock"
+            f"{figure.number} {figure.what}: "
+            f"{figure.cpu / figure.number * 1e3:.2f} ms of the GMN's CPU each, "
+            f"{figure.per_cpu_second:.0f} per CPU second; {figure.number / figure.clock:.0f} by the clock"
         )

@@ -28,8 +28,9 @@ from rich.table import Table
 from protego_cli.config.load import load
 from protego_cli.control.channel.client import ask
 from protego_cli.control.channel.pool_messages import Drain, GetJob, JobStatus, Undrain
+from protego_cli.control.pools.processes import program
 from protego_cli.lab import layout
-from protego_cli.lab.children import Child, program
+from protego_cli.lab.children import Child
 from protego_cli.lab.receipt import Receipt
 from protego_cli.lab.run import Run, drops
 from protego_cli.lab.schedule import Schedule

@@ -95,8 +95,20 @@ class _World:
         self.plane.put(Tenant(name, VNI + sa, GATEWAY_MAC, (Vtep("10.1.0.0/24", *self.vtep, VTEP_MAC),)))
         self.plane.put(
             Sa(
-                *(SPI_IN + sa, SPI_OUT + sa, f"{name}/hq", VNI + sa, suite.encryption.keyword),
-                *(key_in, key_out, LOCAL, there, "127.0.0.10", *self.peer(sa), 1, 1 << 31),
+                spi_in=SPI_IN + sa,
+                spi_out=SPI_OUT + sa,
+                tunnel=f"{name}/hq",
+                vni=VNI + sa,
+                encryption=suite.encryption.keyword,
+                key_in=key_in,
+                key_out=key_out,
+                local_ts=LOCAL,
+                remote_ts=there,
+                vip="127.0.0.10",
+                peer=self.peer(sa)[0],
+                peer_port=self.peer(sa)[1],
+                seal_lo=1,
+                seal_hi=1 << 31,
                 integrity=suite.integrity.keyword if suite.integrity else None,
                 esn=suite.esn,
             )

@@ -24,7 +24,7 @@ import os
 import statistics
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, closing, suppress
 from multiprocessing.context import ForkProcess
 from pathlib import Path
@@ -166,15 +166,29 @@ def run_gpn(shared: Shared) -> None:
         plane.put(Limit(TUNNELS[FLOODER].id, LIMIT, LIMIT))
         for tunnel in TUNNELS:
             plane.put(_tenant(tunnel))
-            keys = tunnel.key_in, tunnel.key_out
-            place = VIP, *tunnel.peer
-            sa = tunnel.spi_in, tunnel.spi_out, tunnel.id, tunnel.vni, SUITE.encryption.keyword
-            plane.put(Sa(*sa, *keys, LOCAL, REMOTE, *place, 1, 1 << 31))
+            plane.put(
+                Sa(
+                    spi_in=tunnel.spi_in,
+                    spi_out=tunnel.spi_out,
+                    tunnel=tunnel.id,
+                    vni=tunnel.vni,
+                    encryption=SUITE.encryption.keyword,
+                    key_in=tunnel.key_in,
+                    key_out=tunnel.key_out,
+                    local_ts=LOCAL,
+                    remote_ts=REMOTE,
+                    vip=VIP,
+                    peer=tunnel.peer[0],
+                    peer_port=tunnel.peer[1],
+                    seal_lo=1,
+                    seal_hi=1 << 31,
+                )
+            )
             plane.put(Rule(tunnel.id, tunnel.spi_in))
         _serve(plane.serve, shared)
 
 
-def _serve(serve: Callable[..., object], shared: Shared) -> None:
+def _serve(serve: Callable[[Callable[..., None]], Awaitable[None]], shared: Shared) -> None:
     shared.ready.value += 1
     trio.run(serve, lambda *_: None)
 

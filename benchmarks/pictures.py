@@ -30,7 +30,7 @@ GATEWAYS: Final = (
     ("nftables", "Protego, kernel steers to the GPN", COLOURS[1]),
     ("libipsec", "strongSwan, kernel-libipsec", GREY),
 )
-STYLE: Final[dict[str, Any]] = {
+STYLE: Final[dict[Any, Any]] = {
     "axes.axisbelow": True,
     "axes.grid": True,
     "axes.spines.right": False,

@@ -66,7 +66,7 @@ def _with_hops(packet: bytes, more: int) -> bytes:
     """RFC 1624 3, equation 3, in its words: HC' = ~(~HC + ~m + m'), m being the word that has the TTL."""
     if packet[0] >> 4 == 6:
         return packet[:7] + bytes((packet[7] + more,)) + packet[8:]
-    before, code = struct.unpack("!HH", packet[8:12])
+    before, code = int.from_bytes(packet[8:10]), int.from_bytes(packet[10:12])
     after = before + more * 0x0100
     code = _folded((code ^ 0xFFFF) + (before ^ 0xFFFF) + after) ^ 0xFFFF
     return packet[:8] + after.to_bytes(2) + code.to_bytes(2) + packet[12:]

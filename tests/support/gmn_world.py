@@ -25,6 +25,7 @@ from protego_cli.config.model import (
     TunnelConfig,
 )
 from protego_cli.control.channel.desired_records import Route, Rule, Sa, Steer
+from protego_cli.control.channel.message import Key
 from protego_cli.control.channel.node_messages import FirstPacket
 from protego_cli.control.channel.operator_messages import GetStatus, Status, TunnelStatus
 from protego_cli.control.operating.commands import Commands
@@ -394,7 +395,7 @@ class World:
         for node in self.nodes.all.values():
             if node.role == "gpn":
                 here = [placed for placed in sas if placed.gpn == node.name]
-                wanted = {("sa", placed.spi) for placed in here}
+                wanted: set[Key] = {("sa", placed.spi) for placed in here}
                 wanted |= {("rule", placed.strand.name) for placed in here}
             elif node.role == "gin":
                 wanted = {("steer", placed.spi) for placed in sas}

@@ -136,7 +136,7 @@ class ApiServer:
         while True:
             event = connection.next_event()
             if event is h11.NEED_DATA:
-                connection.receive_data(await stream.receive_some(1 << 16))
+                connection.receive_data(bytes(await stream.receive_some(1 << 16)))
             elif isinstance(event, h11.Request):
                 request = event
             elif isinstance(event, h11.Data):
@@ -182,6 +182,8 @@ async def api_server() -> AsyncIterator[ApiServer]:
     async with trio.open_nursery() as nursery:
         listeners = await trio.open_ssl_over_tcp_listeners(0, context, host="127.0.0.1")
         nursery.start_soon(trio.serve_listeners, server.serve, listeners)
-        server.port = listeners[0].transport_listener.socket.getsockname()[1]
+        listener = listeners[0].transport_listener
+        assert isinstance(listener, trio.SocketListener)
+        server.port = listener.socket.getsockname()[1]
         yield server
         nursery.cancel_scope.cancel()

@@ -137,7 +137,7 @@ class LanProgram:
             raise AssertionError("no output")
         line = self.process.stdout.readline()
         if not line:
-            raise AssertionError(f"{self.process.args} ended with {self.process.wait()}")
+            raise AssertionError(f"{self.process.args!r} ended with {self.process.wait()}")
         return dict(json.loads(line))
 
     def finish(self) -> dict[str, Any]:
