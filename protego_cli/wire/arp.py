@@ -10,12 +10,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from protego_cli.errors import Malformed
+from protego_cli.wire.inner import Buffer
 
 LENGTH = 28
 REQUEST, REPLY = b"\0\1", b"\0\2"
 _IPV4_OVER_ETHERNET = b"\0\1\x08\0\6\4"
-
-Buffer = bytes | bytearray | memoryview
 
 
 class Request(NamedTuple):

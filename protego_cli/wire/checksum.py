@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-Buffer = bytes | bytearray | memoryview
+from protego_cli.wire.inner import Buffer
 
 
 def ones_sum(*parts: Buffer) -> int:

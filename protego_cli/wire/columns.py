@@ -14,7 +14,8 @@ from functools import lru_cache
 from operator import itemgetter
 from typing import Literal
 
-Buffer = bytes | bytearray | memoryview
+from protego_cli.wire.inner import Buffer
+
 Spans = tuple[tuple[int, int], ...]
 
 

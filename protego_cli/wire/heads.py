@@ -11,7 +11,8 @@ from __future__ import annotations
 import struct
 from functools import lru_cache
 
-from protego_cli.wire.columns import Buffer, alike, column
+from protego_cli.wire.columns import alike, column
+from protego_cli.wire.inner import Buffer
 from protego_cli.wire.strides import all_halves
 
 HEAD_LENGTH = 8

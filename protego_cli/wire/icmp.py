@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from protego_cli.errors import Malformed
 from protego_cli.wire.checksum import checksum, intact
-from protego_cli.wire.inner import ICMP, ICMPV6, IPV4_LENGTH, IPV6_LENGTH, parse
+from protego_cli.wire.inner import ICMP, ICMPV6, IPV4_LENGTH, IPV6_LENGTH, Buffer, parse
 
 SOLICITATION, ADVERTISEMENT = 135, 136
 ECHO4, ECHO4_REPLY = 8, 0
@@ -23,8 +23,6 @@ UNSPECIFIED = bytes(16)
 ALL_NODES = b"\xff\x02" + bytes(13) + b"\x01"
 _SOLICITED_NODE = b"\xff\x02" + bytes(9) + b"\x01\xff"
 _MAX_OPTIONS = 16
-
-Buffer = bytes | bytearray | memoryview
 
 
 class Solicitation(NamedTuple):
@@ -64,7 +62,7 @@ def build_advertisement(mac: bytes, asked: Solicitation) -> bytes:
     flags = ROUTER | OVERRIDE | (0 if tried else SOLICITED)
     body = bytes((flags, 0, 0, 0)) + asked.target + bytes((TARGET_LINK, 1)) + mac
     head = bytes((ADVERTISEMENT, 0))
-    pseudo = _pseudo6(asked.target + destination, 4 + len(body))
+    pseudo = pseudo6(asked.target + destination, 4 + len(body))
     return b"".join(
         (
             *(b"\x60\0\0\0", (4 + len(body)).to_bytes(2), bytes((ICMPV6, HOP_LIMIT))),
@@ -99,7 +97,7 @@ def _echo6(packet: Buffer) -> bytes:
         raise Malformed("not an echo request of one machine")
     head, rest = bytes((ECHO6_REPLY, 0)), bytes(message[4:])
     addresses = bytes(packet[24:40]) + bytes(packet[8:24])
-    pseudo = _pseudo6(addresses, len(message))
+    pseudo = pseudo6(addresses, len(message))
     return b"".join(
         (bytes(packet[:7]), bytes((ECHO_HOPS,)), addresses, head, checksum(pseudo, head, b"\0\0", rest), rest)
     )
@@ -111,12 +109,13 @@ def _icmp6(packet: Buffer) -> Buffer:
     if inner.version != 6 or packet[6] != ICMPV6 or inner.length < IPV6_LENGTH + 8:
         raise Malformed("not an ICMPv6 message")
     message = packet[IPV6_LENGTH : inner.length]
-    if not intact(_pseudo6(inner.addresses, len(message)), message):
+    if not intact(pseudo6(inner.addresses, len(message)), message):
         raise Malformed("ICMPv6 checksum wrong")
     return message
 
 
-def _pseudo6(addresses: bytes, length: int) -> bytes:
+def pseudo6(addresses: bytes, length: int) -> bytes:
+    """The pseudo-header of an ICMPv6 message of that length (RFC 8200 8.1), for its checksum."""
     return addresses + length.to_bytes(4) + bytes((0, 0, 0, ICMPV6))
 
 

@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 
 from protego_cli.errors import Malformed
 from protego_cli.wire.checksum import checksum, intact
+from protego_cli.wire.icmp import pseudo6
 from protego_cli.wire.inner import ICMP, ICMPV6, IPV4_LENGTH, IPV6_LENGTH, Buffer, parse, parse_transport
 
 LONGEST4, LONGEST6 = 576, 1280  # of a whole error (RFC 1812 4.3.2.3, RFC 4443 2.4)
@@ -62,8 +63,7 @@ def error_about(packet: Buffer, fault: Fault, source: bytes | None) -> bytes | N
         return b"".join((head[:10], checksum(head), head[12:], message))
     quote = bytes(packet[: min(inner.length, LONGEST6 - IPV6_LENGTH - 8)])
     length = 8 + len(quote)
-    pseudo = source + sender + length.to_bytes(4) + bytes((0, 0, 0, ICMPV6))
-    message = _message(pseudo, fault.v6, fault.number, quote)
+    message = _message(pseudo6(source + sender, length), fault.v6, fault.number, quote)
     return b"".join((b"\x60\0\0\0", length.to_bytes(2), bytes((ICMPV6, HOPS)), source, sender, message))
 
 

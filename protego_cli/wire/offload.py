@@ -19,9 +19,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from protego_cli.wire.checksum import ones_sum
+from protego_cli.wire.inner import TCP, UDP
 
 IP = 22  # offset of the inner IP header in a VXLAN packet
-TCP, UDP = 6, 17
 FIN_PSH, CWR = 0x09, 0x80
 INNER_MTU = 1400  # of TCP segments that we cut: fits any tunnel over a 1,500-byte path
 

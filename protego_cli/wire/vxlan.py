@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from protego_cli.errors import Malformed
+from protego_cli.wire.inner import Buffer
 
 HEADER_LENGTH = 8
 FRAME_LENGTH = 22  # VXLAN and Ethernet headers: where the inner IP packet begins
@@ -16,8 +17,6 @@ MAX_VNI = (1 << 24) - 1
 ETHERTYPE_IPV4 = b"\x08\x00"
 ETHERTYPE_IPV6 = b"\x86\xdd"
 ETHERTYPE_ARP = b"\x08\x06"
-
-Buffer = bytes | bytearray | memoryview
 
 
 def build_header(vni: int) -> bytes:
