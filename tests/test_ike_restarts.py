@@ -14,7 +14,7 @@ import pytest
 from protego_cli.ike.events import ExchangeFailed, IkeClosed, NegotiationFailed
 from protego_cli.wire.notifies import NotifyType
 from tests.support.ike_pairs import GATEWAY, GATEWAY_POLICY, PEER, PEER_POLICY, TUNNEL, matched
-from tests.support.ike_restarts import Death, MortalSite, record_ivs
+from tests.support.ike_restarts import Death, MortalSite, dials, record_ivs
 from tests.support.network import CALM, DEFAULTS, Network, Weather
 
 PATIENT = msgspec.structs.replace(DEFAULTS, retransmit_tries=16, retransmit_base=1.3)
@@ -57,7 +57,7 @@ class World:
         if self.plan.random() < 0.5:
             peer.dial(TUNNEL, GATEWAY, next(self.spis))
         for _ in range(100):
-            dialling = peer.engine.dials() or gateway.engine.dials()
+            dialling = dials(peer.engine) or dials(gateway.engine)
             if gateway.up and peer.up and not (peer.ikes or gateway.ikes or dialling):
                 gateway.dial(TUNNEL, PEER, next(self.spis))
             self.network.settle(1)

@@ -23,7 +23,7 @@ from protego_cli.wire.ike import parse_header_untrusted
 from protego_cli.wire.payloads import Delete, ExchangeType
 from tests.support.ike_asker import Ask
 from tests.support.ike_pairs import GATEWAY, GATEWAY_POLICY, PEER, SPI, TUNNEL, connected, matched, pair
-from tests.support.ike_restarts import fresh
+from tests.support.ike_restarts import dials, fresh
 from tests.support.ike_scenes import (
     EXCHANGES,
     NEW,
@@ -457,7 +457,7 @@ def test_a_tunnel_that_has_left_the_configuration_is_closed() -> None:
 @pytest.mark.parametrize("scene", [dialled, asked_to_prove])
 def test_a_handshake_for_such_a_tunnel_fails(scene: Callable[[], Scene]) -> None:
     network, gateway, peer = scene()
-    token = next(iter(gateway.engine.dials()))
+    token = next(iter(dials(gateway.engine)))
     engine = fresh(policies=[])
     engine.restore(states(gateway), network.now)
     assert events(engine) == [ExchangeFailed(token, TUNNEL, None, "its tunnel is no longer configured")]

@@ -24,7 +24,6 @@ from protego_cli.ike.context import NO_SPI, Context
 from protego_cli.ike.events import ChildDeleted, Datagram, Event, ExchangeFailed, Path, Policy, Standing
 from protego_cli.ike.exchanges import init
 from protego_cli.ike.exchanges.alive import CheckAlive
-from protego_cli.ike.exchanges.auth import Authenticate
 from protego_cli.ike.exchanges.base import Exchange
 from protego_cli.ike.exchanges.create_child import CreateChild, Selectors
 from protego_cli.ike.exchanges.delete import DeleteChild, closing
@@ -153,14 +152,6 @@ class Engine:
             if exchange.asks is not None and exchange.token is not None
         }
 
-    def dials(self) -> dict[int, str]:
-        """Token and tunnel of every handshake of ours that is under way."""
-        return {
-            sa.current.token: sa.name
-            for sa in self._context.by_spi.values()
-            if isinstance(sa.current, init.Dial | Authenticate) and sa.current.token is not None
-        }
-
     # ---- the five verbs
 
     def receive_datagram(self, data: bytes, path: Path, now: float) -> None:
@@ -224,11 +215,7 @@ class Engine:
 
     def create_child(self, ike: int, spi_in: int, now: float, selectors: Selectors | None = None) -> int:
         """One more CHILD_SA, with these selectors or the tunnel's: ChildEstablished or ExchangeFailed."""
-        token = self._context.number()
-        sa = self._context.by_handle.get(ike)
-        if sa is None:
-            return self._failed(token, "no such IKE_SA")
-        return self._start(sa, CreateChild(token, spi_in, selectors), token, now)
+        return self._ask(ike, lambda sa, token: CreateChild(token, spi_in, selectors), now)
 
     def rekey_child(
         self, spi_in: int, new_spi: int, now: float, *, anew: bool = False, held: bool = False
@@ -257,19 +244,11 @@ class Engine:
 
     def rekey_ike(self, ike: int, now: float) -> int:
         """IkeRekeyed or ExchangeFailed. The engine does it by itself when the lifetime calls for it."""
-        token = self._context.number()
-        sa = self._context.by_handle.get(ike)
-        if sa is None:
-            return self._failed(token, "no such IKE_SA")
-        return self._start(sa, RekeyIke(token, sa.local_spi), token, now)
+        return self._ask(ike, lambda sa, token: RekeyIke(token, sa.local_spi), now)
 
     def check_alive(self, ike: int, now: float, *, held: bool = False) -> int:
         """Alive or ExchangeFailed."""
-        token = self._context.number()
-        sa = self._context.by_handle.get(ike)
-        if sa is None:
-            return self._failed(token, "no such IKE_SA")
-        return self._start(sa, CheckAlive(token), token, now, held=held)
+        return self._ask(ike, lambda sa, token: CheckAlive(token), now, held=held)
 
     def hold(self, tokens: Collection[int]) -> None:
         """Hold back again requests of an earlier engine that `restore` has found outstanding."""
@@ -328,6 +307,16 @@ class Engine:
         if sa is not None:
             sa.decide(ticket, error, now)
             self._settle()
+
+    def _ask(
+        self, ike: int, make: Callable[[IkeSa, int], Exchange], now: float, *, held: bool = False
+    ) -> int:
+        """Start the exchange that `make` makes for this IKE_SA and a fresh token."""
+        token = self._context.number()
+        sa = self._context.by_handle.get(ike)
+        if sa is None:
+            return self._failed(token, "no such IKE_SA")
+        return self._start(sa, make(sa, token), token, now, held=held)
 
     def _start(self, sa: IkeSa, exchange: Exchange, token: int, now: float, *, held: bool = False) -> int:
         if closing(sa):

@@ -27,7 +27,9 @@ from protego_cli.ike.events import (
     Policy,
     Standing,
 )
+from protego_cli.ike.exchanges.auth import Authenticate
 from protego_cli.ike.exchanges.create_child import Selectors
+from protego_cli.ike.exchanges.init import Dial
 from protego_cli.ike.sa import IkeSa
 from protego_cli.wire.ike import HEADER_LENGTH, Header
 from protego_cli.wire.payloads import Payload
@@ -55,6 +57,15 @@ def fresh(
         Counters(),
         wall=wall,
     )
+
+
+def dials(engine: Engine) -> dict[int, str]:
+    """Token and tunnel of every handshake of ours that is under way."""
+    return {
+        sa.current.token: sa.name
+        for sa in engine._context.by_spi.values()
+        if isinstance(sa.current, Dial | Authenticate) and sa.current.token is not None
+    }
 
 
 class Death(Enum):
@@ -118,9 +129,6 @@ class Machine:
 
     def sas(self) -> list[Standing]:
         return self.engine.sas()
-
-    def dials(self) -> dict[int, str]:
-        return self.engine.dials()
 
     def initiate(self, tunnel: str, path: Path, spi_in: int, now: float) -> int:
         return self.engine.initiate(tunnel, path, spi_in, now + self.skew)
