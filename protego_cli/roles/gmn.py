@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import trio
 
@@ -55,6 +56,8 @@ from protego_cli.plugins.manager import Plugins
 from protego_cli.roles.clusters import read_cluster
 from protego_cli.roles.cpu import CpuMeter
 from protego_cli.roles.policies import policy_of
+
+T = TypeVar("T")
 
 
 async def run(
@@ -179,24 +182,19 @@ def intent_of(cluster: Cluster, plugins: Plugins) -> Intent:
 
 def packing_policy(cluster: Cluster, plugins: Plugins) -> Packer:
     """The policy that the cluster file names. Raises UsageError."""
-    policies = plugins.packing_policies()
-    try:
-        return policies[cluster.packing]
-    except KeyError:
-        known = ", ".join(sorted(policies)) or "none"
-        raise UsageError(
-            f"no plugin provides the packing policy {cluster.packing!r}; known: {known}"
-        ) from None
+    return _provided(plugins.packing_policies(), cluster.packing, "packing policy")
 
 
 def state_store(cluster: Cluster, plugins: Plugins) -> StateStore:
     """The kind of store that the cluster file names. Raises UsageError."""
-    stores = plugins.state_stores()
-    try:
-        return stores[cluster.store]
-    except KeyError:
-        known = ", ".join(sorted(stores)) or "none"
-        raise UsageError(f"no plugin provides the state store {cluster.store!r}; known: {known}") from None
+    return _provided(plugins.state_stores(), cluster.store, "state store")
+
+
+def _provided(found: Mapping[str, T], name: str, what: str) -> T:
+    if name not in found:
+        known = ", ".join(sorted(found)) or "none"
+        raise UsageError(f"no plugin provides the {what} {name!r}; known: {known}")
+    return found[name]
 
 
 def provisioners(cluster: Cluster, plugins: Plugins) -> dict[str, Opened]:
