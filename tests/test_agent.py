@@ -14,7 +14,7 @@ import trio.testing
 
 from protego_cli.config.model import Cluster
 from protego_cli.control.channel import pki
-from protego_cli.control.channel.agent import NOTICES, Agent, run_agent
+from protego_cli.control.channel.agent import NOTICES, Agent
 from protego_cli.control.channel.desired_records import Park
 from protego_cli.control.channel.fabric import NodeDown
 from protego_cli.control.channel.node_messages import (
@@ -288,7 +288,7 @@ async def test_unusable_certificates_end_it_with_a_sentence(cluster: Cluster) ->
     node = cluster.node("gpn-1")
     assert node is not None
     with pytest.raises(EnvironmentFault, match="chmod 600"):
-        await run_agent(cluster, node, FakePlane(), task_status=trio.TASK_STATUS_IGNORED)
+        await Agent(cluster, node, FakePlane()).run()
 
 
 async def test_another_gmn_than_the_one_dialled_is_refused(

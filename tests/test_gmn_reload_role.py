@@ -15,7 +15,7 @@ from protego_cli.cli.serve import run_until_told
 from protego_cli.config.load import load
 from protego_cli.config.model import Cluster
 from protego_cli.control.channel import pki
-from protego_cli.control.channel.agent import Agent, run_agent
+from protego_cli.control.channel.agent import Agent
 from protego_cli.control.channel.client import ask
 from protego_cli.control.channel.desired_records import Sa
 from protego_cli.control.channel.operator_messages import (
@@ -31,7 +31,7 @@ from protego_cli.net.pump import drain, pump
 from protego_cli.net.udp import UdpSocket
 from protego_cli.plugins.manager import load_plugins
 from protego_cli.roles import gmn
-from tests.support.control import FakePlane, until
+from tests.support.control import FakePlane, run_agent, until
 from tests.test_gmn_role import PEER, TUNNEL, VIP, Rig
 
 PLUGINS = load_plugins()

@@ -18,7 +18,7 @@ import trio
 from protego_cli.config.model import Cluster, Node, Ports, PskAuth, TenantConfig, TunnelConfig, VxlanAttach
 from protego_cli.config.secrets import read_secret
 from protego_cli.control.channel import pki
-from protego_cli.control.channel.agent import Agent, run_agent
+from protego_cli.control.channel.agent import Agent
 from protego_cli.control.channel.client import ask
 from protego_cli.control.channel.desired_records import Neighbour, Sa
 from protego_cli.control.channel.operator_messages import (
@@ -40,7 +40,7 @@ from protego_cli.plugins.manager import load_plugins
 from protego_cli.roles import gmn
 from protego_cli.roles.policies import policy_of
 from protego_cli.wire.envelope import Envelope, open_envelope, seal_envelope
-from tests.support.control import FakePlane, until
+from tests.support.control import FakePlane, run_agent, until
 from tests.support.network import Network, Site
 
 VIP, PEER, TUNNEL = "203.0.113.10", "198.51.100.7", "acme/hq"

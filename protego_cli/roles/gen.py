@@ -174,8 +174,4 @@ async def run(
         for tun in tun_records(cluster, node):
             put(plane, tun)
         agent = Agent(cluster, node, plane)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(agent.run)
-            task_status.started()
-            await agent.informed.wait()
-            nursery.start_soon(plane.serve, agent.report_now)
+        await agent.run_with(partial(plane.serve, agent.report_now), task_status=task_status)

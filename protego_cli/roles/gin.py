@@ -185,8 +185,4 @@ async def run(
                 *(node.name, plane.lacks),
             )
         agent = Agent(cluster, node, plane, raw_esp=bool(plane.raw))
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(agent.run)
-            task_status.started()
-            await agent.informed.wait()
-            nursery.start_soon(plane.serve, agent.report_now)
+        await agent.run_with(partial(plane.serve, agent.report_now), task_status=task_status)

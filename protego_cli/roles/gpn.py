@@ -237,8 +237,4 @@ async def run(
         if plane.lacks and cluster.wants_raw_esp:
             log.warning("ESP without UDP leaves through the GINs node=%s reason=%s", node.name, plane.lacks)
         agent = Agent(cluster, node, plane)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(agent.run)
-            task_status.started()
-            await agent.informed.wait()
-            nursery.start_soon(plane.serve, agent.notify)
+        await agent.run_with(partial(plane.serve, agent.notify), task_status=task_status)

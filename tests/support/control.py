@@ -11,7 +11,7 @@ import trio
 
 from protego_cli.config.model import Cluster, Node, Ports, TenantConfig, VtepConfig, VxlanAttach
 from protego_cli.control.channel import pki
-from protego_cli.control.channel.agent import Agent, run_agent
+from protego_cli.control.channel.agent import Agent, DataPlane
 from protego_cli.control.channel.desired_records import AnyRecord
 from protego_cli.control.channel.fabric import Fabric
 from protego_cli.control.channel.frames import GMN_LIMIT
@@ -142,6 +142,15 @@ class FakeObserver:
 
     def notices(self) -> list[tuple[str, Reported]]:
         return [entry for entry in self.requests if not isinstance(entry[1], Report)]
+
+
+async def run_agent(
+    cluster: Cluster, node: Node, plane: DataPlane, *, task_status: trio.TaskStatus[Agent]
+) -> None:
+    """`agent = await nursery.start(run_agent, cluster, node, plane)`; started before it connects."""
+    agent = Agent(cluster, node, plane)
+    task_status.started(agent)
+    await agent.run()
 
 
 class Gmn:

@@ -20,7 +20,7 @@ import logging
 import random
 import secrets
 import ssl
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
@@ -190,6 +190,16 @@ class Agent:
                 await trio.sleep(pause * random.uniform(0.5, 1.0))
                 pause = min(pause * 2, longest)
 
+    async def run_with(
+        self, serve: Callable[[], Awaitable[None]], *, task_status: trio.TaskStatus[None]
+    ) -> None:
+        """`run`, and beside it the data path as soon as there is a desired state. Started at once."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.run)
+            task_status.started()
+            await self.informed.wait()
+            nursery.start_soon(serve)
+
     async def _serve(self, stream: TlsStream, gmn: Identity, tasks: trio.Nursery) -> None:
         """One connection, from Hello to its end, which is a Refused or an Unreachable."""
         self._holding.expect_sync()
@@ -354,12 +364,3 @@ def _stamp(file: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_ino, found.st_mtime_ns
-
-
-async def run_agent(
-    cluster: Cluster, node: Node, plane: DataPlane, *, task_status: trio.TaskStatus[Agent]
-) -> None:
-    """`agent = await nursery.start(run_agent, cluster, node, plane)`; started before it connects."""
-    agent = Agent(cluster, node, plane)
-    task_status.started(agent)
-    await agent.run()
