@@ -124,7 +124,7 @@ async def run(
             ageing = Ageing(sad, tunnels, renewals, os.urandom, services)
             fabric.observer = Membership(sad, tunnels, recovery, renewals, ageing)
             keeper = Keeper(sad, tunnels, driver, os.urandom)
-            commands = Commands(sad, driver, tunnels, keeper, migrations, held)
+            commands = Commands(sad, driver, keeper, migrations, held)
             pool = Pool(
                 cluster, epoch, sad, migrations, plugins.packing_policies(), services, roster, admissions
             )

@@ -220,7 +220,7 @@ class World:
         self.nodes.reload(self.roster.cluster())
         self.pool = Pool(cluster, 1, self.sad, self.migrations, packers, life, self.roster, admissions)
         self.held = Held(self.journal)
-        self.commands = Commands(self.sad, self.driver, self.tunnels, self.keeper, self.migrations, self.held)
+        self.commands = Commands(self.sad, self.driver, self.keeper, self.migrations, self.held)
         self.reloads = Reloads(
             self._intent(),
             self._read,

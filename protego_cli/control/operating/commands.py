@@ -16,8 +16,7 @@ from protego_cli.control.operating.held import Held
 from protego_cli.control.procedures.driver import Driver, ExchangeError
 from protego_cli.control.procedures.keeper import Keeper
 from protego_cli.control.procedures.migration import Migrations
-from protego_cli.control.procedures.rekeying import RETRIES
-from protego_cli.control.procedures.tunnels import Tunnels
+from protego_cli.control.procedures.rekeying import RETRIES, tell_ike_rekeyed
 from protego_cli.control.sas.naming import find_tunnel
 from protego_cli.control.sas.sad import Sad
 from protego_cli.control.sas.tunnel import Tunnel
@@ -29,13 +28,10 @@ SETTLING: Final = 5.0  # seconds for an IKE_SA to get its CHILD_SA, or to be clo
 
 
 class Commands:
-    def __init__(
-        self, sad: Sad, driver: Driver, tunnels: Tunnels, keeper: Keeper, migrations: Migrations, held: Held
-    ) -> None:
+    def __init__(self, sad: Sad, driver: Driver, keeper: Keeper, migrations: Migrations, held: Held) -> None:
         """Holds down again what the operator has taken down in an earlier life of this GMN."""
         self._sad = sad
         self._driver = driver
-        self._tunnels = tunnels
         self._keeper = keeper
         self._migrations = migrations
         self._held = held
@@ -111,7 +107,7 @@ class Commands:
                     raise
                 await trio.sleep(pause)
             else:
-                self._tunnels.ike_rekeyed(rekeyed)
+                tell_ike_rekeyed(self._sad.events, rekeyed)
                 return
 
     def _release(self, tunnel: Tunnel) -> None:

@@ -31,9 +31,9 @@ import trio
 
 from protego_cli.control.channel.operator_messages import Migrated
 from protego_cli.control.procedures.driver import Driver, ExchangeError
-from protego_cli.control.procedures.parting import Parting
+from protego_cli.control.procedures.parting import Parting, delete
 from protego_cli.control.procedures.recovery import Recovery
-from protego_cli.control.procedures.rekeying import SETTLING, Rekeying
+from protego_cli.control.procedures.rekeying import SETTLING, Rekeying, tell_ike_rekeyed
 from protego_cli.control.sas.naming import find_gpn, find_tunnel
 from protego_cli.control.sas.sad import Sad
 from protego_cli.control.sas.tunnel import Asked, Placed, Tunnel
@@ -151,8 +151,7 @@ class Migrations:
             rekeyed = await self._driver.rekey_ike(ike)
         except ExchangeError as error:
             raise Refused(f"the IKE_SA of {tunnel.id} cannot be rekeyed: {error}") from error
-        initiator = "gateway" if rekeyed.initiator else "peer"
-        self._sad.events.emit("IKE_SA rekeyed", tunnel=tunnel.id, suite=rekeyed.suite, initiator=initiator)
+        tell_ike_rekeyed(self._sad.events, rekeyed)
 
     async def _renew(self, tunnel: Tunnel, placed: Placed, *, anew: bool = False) -> None:
         await passed(self._sad.gathered)
@@ -356,11 +355,7 @@ class Migrations:
                 continue
             new.replaces = None
             await self._sad.leave(tunnel, new)
-            try:
-                await self._driver.delete_child(new.spi)
-            except ExchangeError as error:
-                log.warning("new SA not deleted tunnel=%s spi=%08x reason=%s", tunnel.id, new.spi, error)
-            self._sad.retire(tunnel, new)
+            await delete(self._sad, self._driver, tunnel, new)
         tunnel.changed()
 
     # ---- after a restart of the GMN

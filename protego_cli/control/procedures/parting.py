@@ -75,13 +75,7 @@ class Parting:
         await together(*(partial(self._travel, ike, trip) for ike, trip in self._trips.items()))
         crash_point("migration.round-trip")
         for old in self._olds:
-            try:
-                await self._driver.delete_child(old.spi)
-            except ExchangeError as error:
-                log.warning(
-                    "old SA not deleted tunnel=%s spi=%08x reason=%s", self._tunnel.id, old.spi, error
-                )
-            self._sad.retire(self._tunnel, old)
+            await delete(self._sad, self._driver, self._tunnel, old)
 
     async def _travel(self, ike: int, trip: Request[Alive]) -> None:
         try:
@@ -90,3 +84,12 @@ class Parting:
             if ike not in self._tunnel.ikes:
                 raise Refused(f"{self._tunnel.id} went down meanwhile: {error}") from error
             log.warning("round trip failed tunnel=%s reason=%s", self._tunnel.id, error)
+
+
+async def delete(sad: Sad, driver: Driver, tunnel: Tunnel, placed: Placed) -> None:
+    """DELETE of an SA on which nothing seals any more, and its answer; from then on it lingers."""
+    try:
+        await driver.delete_child(placed.spi)
+    except ExchangeError as error:
+        log.warning("SA not deleted tunnel=%s spi=%08x reason=%s", tunnel.id, placed.spi, error)
+    sad.retire(tunnel, placed)

@@ -16,12 +16,13 @@ from typing import Final
 
 import trio
 
+from protego_cli.control.operating.events import EventLog
 from protego_cli.control.procedures.driver import Driver, ExchangeError, Request
 from protego_cli.control.sas.sad import Sad
 from protego_cli.control.sas.tunnel import Placed, Strand, Tunnel
 from protego_cli.control.state.crash import crash_point
 from protego_cli.errors import ChildSaNotFound, ProtegoError, Refused, TemporaryFailure
-from protego_cli.ike.events import ChildEstablished
+from protego_cli.ike.events import ChildEstablished, IkeRekeyed
 
 RETRIES: Final = (0.1, 0.2, 0.4, 0.8, 1.6)  # seconds between rekeys that the peer cannot do now (2.25)
 SETTLING: Final = 15.0  # seconds for what the peer began; above `tunnels.OVERDUE`
@@ -102,6 +103,15 @@ class Rekeying:
         """The new SPI was never used, or became an SA: then there is nothing to undo."""
         self._sad.unask(spi)
         await self._sad.nodes.cleared(to)
+
+
+def tell_ike_rekeyed(events: EventLog, event: IkeRekeyed) -> None:
+    events.emit(
+        "IKE_SA rekeyed",
+        tunnel=event.tunnel,
+        suite=event.suite,
+        initiator="gateway" if event.initiator else "peer",
+    )
 
 
 def _passes(error: ExchangeError, tunnel: Tunnel) -> bool:

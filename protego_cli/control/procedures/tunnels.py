@@ -28,6 +28,8 @@ from protego_cli.control.channel.node_messages import FirstPacket, PeerAddress, 
 from protego_cli.control.packing.load import Passed
 from protego_cli.control.packing.offered import Offers
 from protego_cli.control.procedures.driver import Driver, ExchangeError
+from protego_cli.control.procedures.parting import delete
+from protego_cli.control.procedures.rekeying import tell_ike_rekeyed
 from protego_cli.control.sas.sad import Sad
 from protego_cli.control.sas.tunnel import STRANDS, Placed, Strand, Tunnel, carries, endpoint, overlap
 from protego_cli.control.waiting import holding, passed
@@ -106,7 +108,7 @@ class Tunnels:
                 if tunnel := self._sad.tunnels.get(event.tunnel):
                     self._ike_closed(tunnel, event)
             case IkeRekeyed():
-                self.ike_rekeyed(event)
+                tell_ike_rekeyed(self._sad.events, event)
             case PeerMoved(path=path):
                 if tunnel := self._sad.tunnels.get(event.tunnel):
                     self._peer_moved(tunnel, event.ike, (path.remote, path.remote_port))
@@ -137,14 +139,6 @@ class Tunnels:
         else:
             sort = "handshake" if record.authentic or record.initiator else "unproven"
         tunnel.negotiations[sort] = now, record
-
-    def ike_rekeyed(self, event: IkeRekeyed) -> None:
-        self._sad.events.emit(
-            "IKE_SA rekeyed",
-            tunnel=event.tunnel,
-            suite=event.suite,
-            initiator="gateway" if event.initiator else "peer",
-        )
 
     def _ike_established(self, tunnel: Tunnel, event: IkeEstablished) -> None:
         if tunnel.held:  # taken down while we dialled
@@ -358,11 +352,7 @@ class Tunnels:
             except ExchangeError as error:
                 log.warning("round trip failed tunnel=%s reason=%s", tunnel.id, error)
             for placed in others:
-                try:
-                    await self._driver.delete_child(placed.spi)
-                    self._sad.retire(tunnel, placed)
-                except ExchangeError as error:
-                    log.warning("SA not deleted tunnel=%s spi=%08x reason=%s", tunnel.id, placed.spi, error)
+                await delete(self._sad, self._driver, tunnel, placed)
 
     async def deleted(self, tunnel: Tunnel, placed: Placed, ticket: int | None) -> None:
         """A CHILD_SA goes: seal on another, answer if the peer asked, let it linger. Where that other waits
@@ -380,11 +370,7 @@ class Tunnels:
         """An SA is at its hard limit and was not rekeyed: nothing may be sealed on it any more."""
         self._sad.events.emit("SA expired", tunnel=tunnel.id, node=placed.gpn, spi=placed.spi, reason=limit)
         await self._sad.leave(tunnel, placed)
-        try:
-            await self._driver.delete_child(placed.spi)
-        except ExchangeError as error:
-            log.warning("SA not deleted tunnel=%s spi=%08x reason=%s", tunnel.id, placed.spi, error)
-        self._sad.retire(tunnel, placed)
+        await delete(self._sad, self._driver, tunnel, placed)
         await self.close_if_childless(tunnel, placed.ike)
 
     async def close_if_childless(self, tunnel: Tunnel, ike: int) -> None:

@@ -4,8 +4,8 @@ Life of an SA here:
 1. `seat` says where it goes; `place` gives it numbers and its records; `installed` waits until they stand.
 2. `flip` makes it the sealing one: Rule on its GPN, Route at the GENs with a barrier to the GPN before. That
    one gives on to a GEN meanwhile what comes straight from VTEPs, and its Rule ends with `unrule`.
-3. `retire`: the peer knows it no more, and it opens what is still on its way, for `linger` seconds. Then GINs
-   stop passing it on, acknowledged.
+3. `retire`: the peer knows it no more, and it opens what is still on its way, for `linger` seconds
+   (`lingering.py`).
 4. `forget`: it is on no node, its SPI is quarantined.
 
 An SA stands on its GPN and is steered there, acknowledged, before a peer may hear of it.
@@ -13,7 +13,6 @@ An SA stands on its GPN and is steered there, acknowledged, before a peer may he
 
 from __future__ import annotations
 
-import heapq
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -32,6 +31,7 @@ from protego_cli.control.packing.placement import Packer, PolicyFault
 from protego_cli.control.packing.seats import Seats
 from protego_cli.control.sas.distribution import DesiredState, Distribution
 from protego_cli.control.sas.limits import Limits
+from protego_cli.control.sas.lingering import Lingering
 from protego_cli.control.sas.ranges import SealingRanges
 from protego_cli.control.sas.spis import SpiAllocator
 from protego_cli.control.sas.stored import ASKED, SA, TUNNEL, store_sa, store_tunnel
@@ -44,7 +44,6 @@ from protego_cli.ike.events import ChildSa
 log = logging.getLogger(__name__)
 
 SEAT_WAIT: Final = 3.0  # seconds to wait for a GPN to connect; below a peer's first retransmission
-TOGETHER: Final = 0.05  # seconds for which an SA may linger longer, so that one Update serves several
 RETIRING: Final = 32
 """SAs of one tunnel that linger at a time; a peer that rekeys without end loses the oldest."""
 
@@ -88,7 +87,6 @@ class Sad:
         self.strangers = Strangers()
         self._ranges = SealingRanges()
         self._linger = cluster.ike.linger
-        self._tasks = tasks
         self._by_spi: dict[int, tuple[Tunnel, Placed]] = {}
         self._load: Counter[str] = Counter()  # SAs that do not retire, by GPN
         self.seats = Seats(
@@ -97,7 +95,7 @@ class Sad:
         self.seats.loads.window = cluster.elastic.window
         self.limits = Limits(cluster, fabric)
         self._membership = trio.Event()
-        self._lingering: list[tuple[float, int, Tunnel, Placed]] = []  # a heap, by when they are forgotten
+        self._lingering = Lingering(self.nodes, self.forget, tasks)
 
     def _keep(self, tunnel: Tunnel) -> Tunnel:
         """In the journal, for as long as it is there."""
@@ -550,25 +548,7 @@ class Sad:
 
     def _let_linger(self, tunnel: Tunnel, placed: Placed) -> None:
         left = min(max(0.0, (placed.ends or 0.0) - self.events.clock()), self._linger)
-        if not self._lingering:
-            self._tasks.start_soon(self._forget_in_time)
-        heapq.heappush(self._lingering, (trio.current_time() + left, placed.spi, tunnel, placed))
-
-    async def _forget_in_time(self) -> None:
-        """One task for all that linger, and one Update for those that end within `TOGETHER`."""
-        lingering = self._lingering
-        while lingering:
-            await trio.sleep_until(lingering[0][0] + TOGETHER)
-            now, gpns = trio.current_time(), set[str]()
-            for when, spi, _, _ in lingering:
-                if when <= now:
-                    self.nodes.unsteer(spi)
-            await self.nodes.steered()  # a GIN that got no CPU may have had some of their packets still
-            while lingering and lingering[0][0] <= now:
-                _, _, tunnel, placed = heapq.heappop(lingering)
-                self.forget(tunnel, placed)
-                gpns.add(placed.gpn)
-            self.nodes.gone(gpns)
+        self._lingering.add(tunnel, placed, left)
 
     def forget(self, tunnel: Tunnel, placed: Placed) -> None:
         """Take the SA from every node; they hear of it with their next update. Idempotent."""
