@@ -6,7 +6,6 @@ from pathlib import Path
 
 import msgspec
 import pytest
-import trio
 
 from protego_cli.config.model import Cluster, Node, VtepConfig, VxlanAttach
 from protego_cli.control.channel import pki
@@ -16,6 +15,7 @@ from protego_cli.errors import NotFound
 from tests.support.control import FakePlane, make_certified, running_gmn, until
 
 GPN3 = Node("gpn-3", "gpn", "127.1.0.5")
+REFUSED = "gpn-2 is no data node of the cluster file"
 
 
 @pytest.fixture
@@ -72,7 +72,9 @@ async def test_a_new_node_gets_its_pairs_and_no_other_changes(cluster: Cluster) 
         assert gmn.fabric.connected("gpn") == ["gpn-1", "gpn-3"]
 
 
-async def test_a_node_that_left_is_let_in_no_more(cluster: Cluster) -> None:
+async def test_a_node_that_left_is_let_in_no_more(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
     async with running_gmn(cluster) as gmn:
         gin, _ = await gmn.join("gin-1")
         gpn, _ = await gmn.join("gpn-1")
@@ -91,7 +93,7 @@ async def test_a_node_that_left_is_let_in_no_more(cluster: Cluster) -> None:
         with pytest.raises(NotFound):
             gmn.fabric.desire("gpn-9")
         assert [node.name for node in gmn.fabric.nodes()] == ["gin-1", "gen-1", "gpn-1"]
-        await trio.sleep(0.3)  # it tries again meanwhile
+        await until(lambda: REFUSED in caplog.text)  # it has tried again
         assert not agent.connected
 
         gmn.fabric.reload(cluster)
@@ -100,14 +102,16 @@ async def test_a_node_that_left_is_let_in_no_more(cluster: Cluster) -> None:
         assert neighbour(gin, "gpn-2").tag_key != key
 
 
-async def test_a_node_that_leaves_while_it_connects(cluster: Cluster) -> None:
+async def test_a_node_that_leaves_while_it_connects(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
     """Between its Hello and its Sync: it gets none."""
     async with running_gmn(cluster) as gmn:
         gmn.observer.on_connecting = lambda node: gmn.fabric.reload(without(cluster, "gpn-2"))
         plane = FakePlane()
         agent, _ = await gmn.start("gpn-2", plane)
         await until(lambda: ("connecting", "gpn-2") in gmn.observer.log)
-        await trio.sleep(0.3)
+        await until(lambda: REFUSED in caplog.text)
         assert not agent.connected
         assert plane.records == {}
         assert ("up", "gpn-2") not in gmn.observer.log
