@@ -72,9 +72,7 @@ async def test_a_new_node_gets_its_pairs_and_no_other_changes(cluster: Cluster) 
         assert gmn.fabric.connected("gpn") == ["gpn-1", "gpn-3"]
 
 
-async def test_a_node_that_left_is_let_in_no_more(
-    cluster: Cluster, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_node_that_left_is_let_in_no_more(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
     async with running_gmn(cluster) as gmn:
         gin, _ = await gmn.join("gin-1")
         gpn, _ = await gmn.join("gpn-1")

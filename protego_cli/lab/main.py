@@ -33,7 +33,7 @@ from protego_cli.lab.show import Show
 from protego_cli.lab.view import Scene, receipt_table
 
 if TYPE_CHECKING:
-    from protego_cli.lab.elastic import ElasticOptions
+    from protego_cli.lab.elastic import ElasticOptions, ElasticReceipt
 
 MAX_PPS = 20_000
 
@@ -114,8 +114,7 @@ async def _elastic(options: ElasticOptions, json: bool, headless: bool) -> int:
         show.console.print(receipt_table(receipt.packets, plain=headless))
         show.console.print(elastic_table(receipt))
         if json:
-            sys.stdout.write(msgspec.json.encode(receipt).decode() + "\n")
-            sys.stdout.flush()
+            _print_json(receipt)
         _judge(receipt.packets, scene, directory)
     return Exit.OK
 
@@ -127,10 +126,14 @@ async def _local(options: Options, json: bool, headless: bool) -> int:
         receipt = await _run(options, directory, show)
         show.console.print(receipt_table(receipt, plain=headless))
         if json:
-            sys.stdout.write(msgspec.json.encode(receipt).decode() + "\n")
-            sys.stdout.flush()
+            _print_json(receipt)
         _judge(receipt, scene, directory)
     return Exit.OK
+
+
+def _print_json(receipt: Receipt | ElasticReceipt) -> None:
+    sys.stdout.write(msgspec.json.encode(receipt).decode() + "\n")
+    sys.stdout.flush()
 
 
 @contextmanager

@@ -39,6 +39,7 @@ from protego_cli.ike.events import (
     Path,
 )
 from protego_cli.ike.exchanges.create_child import Selectors
+from protego_cli.ike.natd import IKE_PORT, NATT_PORT
 from protego_cli.ike.view import IkeSaView
 from protego_cli.net.gso import segments
 from protego_cli.net.pump import drain, pump
@@ -48,8 +49,6 @@ from protego_cli.wire.envelope import Envelope, open_envelope, seal_envelope
 log = logging.getLogger(__name__)
 
 PATHS: Final = 1 << 16  # peers whose GIN is remembered; a flood of forged sources drops the oldest
-IKE_PORT: Final = 500
-NATT_PORT: Final = 4500
 
 Outcome = ChildEstablished | ChildDeleted | IkeRekeyed | Alive | ExchangeFailed
 T = TypeVar("T", bound=Outcome)

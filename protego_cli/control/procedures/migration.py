@@ -261,10 +261,7 @@ class Migrations:
 
     async def _answered(self, tunnel: Tunnel, old: Placed, event: ChildEstablished, to: str) -> float:
         """Steps 3 to 7; when the tunnel began to seal on `to`."""
-        if event.ike not in tunnel.ikes:
-            await self._rekeying.undo(event.child.spi_in, to)
-            raise Refused(f"{tunnel.id} went down meanwhile")
-        new = self._place(tunnel, event, old, to)
+        new = await self._place(tunnel, event, old, to)
         if event.redundant:  # it opens, should the peer use it, until the engine has deleted it
             await self._sad.installed(new)
             return await self._completed_by_peer(tunnel, old, to)
@@ -336,10 +333,7 @@ class Migrations:
         await self._stand_aside(tunnel, old, event, to)
 
     async def _stand_aside(self, tunnel: Tunnel, old: Placed, event: ChildEstablished, to: str) -> None:
-        if event.ike not in tunnel.ikes:
-            await self._rekeying.undo(event.child.spi_in, to)
-            raise Refused(f"{tunnel.id} went down meanwhile")
-        new = self._place(tunnel, event, old, to)
+        new = await self._place(tunnel, event, old, to)
         if not event.redundant:
             new.replaces = old.spi
         await self._sad.installed(new)
@@ -433,11 +427,14 @@ class Migrations:
 
     # ---- its steps
 
-    def _place(self, tunnel: Tunnel, event: ChildEstablished, old: Placed, to: str) -> Placed:
+    async def _place(self, tunnel: Tunnel, event: ChildEstablished, old: Placed, to: str) -> Placed:
         """The new SA, with its packets going to where the old one's are known to come from, as long as the
-        path of the IKE_SA is the same.
+        path of the IKE_SA is the same. Raises Refused when the IKE_SA is gone.
         """
         child = event.child
+        if event.ike not in tunnel.ikes:
+            await self._rekeying.undo(child.spi_in, to)
+            raise Refused(f"{tunnel.id} went down meanwhile")
         peer = old.peer if (child.path, child.raw) == (old.child.path, old.child.raw) else child.peer
         return self._sad.place(tunnel, child, event.ike, to, peer, strand=old.strand)
 

@@ -16,10 +16,12 @@ from typing import Final, Protocol
 
 import trio
 
-from protego_cli.config.model import Rate, Role
-from protego_cli.control.channel.desired_records import AnyRecord, Park, Route, Steer
+from protego_cli.config.model import Rate
+from protego_cli.control.channel.desired_records import Park, Route, Steer
 from protego_cli.control.channel.fabric import NodeDown, NodeState
 from protego_cli.control.channel.message import Key
+from protego_cli.control.packing.seats import Nodes
+from protego_cli.control.sas.limits import Desires
 from protego_cli.control.sas.records import route_record, rule_record, sa_record
 from protego_cli.control.sas.tunnel import Placed, Strand, Tunnel
 from protego_cli.errors import ProtegoError
@@ -30,18 +32,10 @@ PATIENCE: Final = 5.0  # seconds for a barrier; well within what a peer waits fo
 AGAIN: Final = 0.05  # seconds between looks for a GEN that is away
 
 
-class DesiredState(Protocol):
+class DesiredState(Nodes, Desires, Protocol):
     """The part of `Fabric` that decides and delivers."""
 
-    def nodes(self) -> list[NodeState]: ...
-
     def node(self, name: str) -> NodeState | None: ...
-
-    def connected(self, role: Role) -> list[str]: ...
-
-    def refusing(self, keys: Sequence[Key]) -> set[str]: ...
-
-    def desire(self, node: str, put: Iterable[AnyRecord] = (), drop: Iterable[Key] = ()) -> None: ...
 
     def push(self, node: str) -> None: ...
 

@@ -38,6 +38,8 @@ GIN_CEILING: Final = 2.0
 
 
 class Desires(Protocol):
+    """The part of `Fabric` that decides."""
+
     def desire(self, node: str, put: Iterable[AnyRecord] = (), drop: Iterable[Key] = ()) -> None: ...
 
 
