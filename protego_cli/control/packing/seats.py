@@ -164,8 +164,7 @@ class Seats:
         self, tunnel: Tunnel, now: float, pinned: Container[str] = (), most: float = math.inf
     ) -> TunnelView:
         """One tunnel as a policy sees it; not movable where it is pinned, or was moved so often lately."""
-        name, sealing = tunnel.id, tunnel.sealing
-        seat = tunnel.target or (sealing.gpn if sealing else None)
+        name, sealing, seat = tunnel.id, tunnel.sealing, tunnel.seat
         share = self._shares.get(name) if now < self._summed + FRESH else None
         moves = _lately(tunnel, now)
         settled = sealing is not None and sealing.standing and not tunnel.moving.locked()
