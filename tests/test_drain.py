@@ -221,7 +221,7 @@ async def test_draining_the_last_gpn_is_refused(autojump_clock: MockClock) -> No
 
 @pytest.mark.parametrize(
     ("node", "error", "says"),
-    [("gpn-9", NotFound, "there is no node 'gpn-9'; did you mean"), ("gin-1", Refused, "gin-1 is a gin")],
+    [("gpn-9", NotFound, "there is no node 'gpn-9'; did you mean"), ("gin-1", Refused, "gin-1 is a GIN")],
 )
 async def test_only_gpns_are_drained(
     autojump_clock: MockClock, node: str, error: type[Exception], says: str

@@ -180,7 +180,7 @@ async def test_migrating_back_at_once_reuses_the_gpn_whose_old_sa_lingers(autoju
         ("acme/hw", "gpn-2", NotFound, "there is no tunnel 'acme/hw'; did you mean acme/hq?"),
         ("nothing-like-it", "gpn-2", NotFound, "there is no tunnel 'nothing-like-it'"),
         (TUNNEL, "gpn2", NotFound, "there is no node 'gpn2'; did you mean gpn-2"),
-        (TUNNEL, "gin-1", Refused, "gin-1 is a gin; tunnels live on GPNs"),
+        (TUNNEL, "gin-1", Refused, "gin-1 is a GIN; tunnels live on GPNs"),
         (TUNNEL, "gpn-1", Refused, "acme/hq is on gpn-1 already"),
         (TUNNEL, "gpn-3", Refused, "gpn-3 is down"),
     ],

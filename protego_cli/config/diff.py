@@ -369,5 +369,7 @@ def as_text(value: Any, name: str = "") -> str:
             return ", ".join(map(as_text, value))
         case msgspec.Struct():
             return " ".join(f"{name}={as_text(getattr(value, name))}" for name in value.__struct_fields__)
+        case float():
+            return f"{value:.12g}"
         case _:
             return str(value)

@@ -370,7 +370,7 @@ def cores(cluster: Cluster, node: Node, machine: Machine) -> Iterator[Finding]:
         )
         yield Finding(node.name, "cores", "warning", says)
     else:
-        yield Finding(node.name, "cores", "ok", f"{machine.cores} cores, {len(here)} GPNs")
+        yield Finding(node.name, "cores", "ok", f"{machine.cores}, of which GPNs are to have {wanted:g}")
 
 
 CHECKS: Final[dict[Role, tuple[Check, ...]]] = {

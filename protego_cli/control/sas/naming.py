@@ -27,7 +27,7 @@ def find_gpn(fabric: DesiredState, name: str) -> NodeState:
         gpns = [other.name for other in nodes.values() if other.role == "gpn"]
         raise NotFound(f"there is no node {name!r}{_close(name, gpns)}")
     if node.role != "gpn":
-        raise Refused(f"{name} is a {node.role}; tunnels live on GPNs")
+        raise Refused(f"{name} is a {node.role.upper()}; tunnels live on GPNs")
     return node
 
 
