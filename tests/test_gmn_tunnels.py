@@ -18,8 +18,9 @@ from protego_cli.control.sas.sad import SEAT_WAIT
 from protego_cli.control.sas.stored import load_sa
 from protego_cli.control.sas.tunnel import Meter, Placed, Totals
 from protego_cli.errors import NoAdditionalSas
-from protego_cli.ike.events import ExchangeFailed, IkeClosed
+from protego_cli.ike.events import ExchangeFailed, IkeClosed, Path
 from protego_cli.wire.payloads import ExchangeType
+from tests.support.gmn_cluster import VIP
 from tests.support.gmn_world import TUNNEL, World, world
 from tests.support.stores import MemoryStore
 
@@ -323,19 +324,25 @@ async def test_a_peer_that_lost_its_state_gets_its_tunnel_anew(autojump_clock: M
 
 
 async def test_packets_from_elsewhere_move_what_goes_to_the_peer(autojump_clock: MockClock) -> None:
+    """IKE as well, which the peer may not speak for long; a new life of the GMN knows it, too."""
     async with world() as w:
         await w.up()
-        spi = sealing(w).spi
-        await w.nodes.observer.reported("gpn-1", PeerAddress(spi, "192.0.2.9", 61000))
+        spi, address = sealing(w).spi, w.peer.address
+        await w.nodes.observer.reported("gpn-1", PeerAddress(spi, address, 61000))
         await w.settle(0.1)
         sa = w.nodes.all["gpn-1"].held["sa", spi]
         assert isinstance(sa, Sa)
-        assert (sa.peer, sa.peer_port) == ("192.0.2.9", 61000)
+        assert (sa.peer, sa.peer_port) == (address, 61000)
         assert sa.seal_lo == 1
         for gin in ("gin-1", "gin-2"):
-            assert w.nodes.all[gin].held["steer", spi] == Steer(spi, "gpn-1", "192.0.2.9", 61000)
+            assert w.nodes.all[gin].held["steer", spi] == Steer(spi, "gpn-1", address, 61000)
+        w.kill_gmn()
+        await w.gmn_returns()
+        (ike,) = w.driver.describe(TUNNEL)
+        assert ike.path == Path(VIP, 4500, address, 61000)
+        await w.until(lambda: w.sad.gathered.is_set())
         await w.migrations.migrate(TUNNEL, "gpn-2")
-        assert sealing(w).peer == ("192.0.2.9", 61000)
+        assert sealing(w).peer == (address, 61000)
 
 
 @pytest.mark.parametrize(
@@ -427,6 +434,21 @@ async def test_the_gateway_dials_until_the_peer_is_there(autojump_clock: MockClo
         await w.until(w.is_up, limit=60)
         await w.settle(5)
         w.check_clean()
+
+
+async def test_status_says_why_a_tunnel_went_down(autojump_clock: MockClock) -> None:
+    async with world(liveness=5.0) as w:
+        await w.up()
+        w.peer.deaf = True
+        await w.until(lambda: not w.is_up(), limit=120)
+        assert (await w.tunnel_status()).error == "the peer does not answer"
+        w.peer.deaf = False
+        w.peer.opens.clear()
+        await w.up()
+        assert (await w.tunnel_status()).error is None
+        w.peer.close()
+        await w.until(lambda: not w.is_up())
+        assert (await w.tunnel_status()).error is None, "that is what the peer wanted"
 
 
 async def test_the_gateway_dials_again_when_the_peer_has_closed(autojump_clock: MockClock) -> None:

@@ -123,6 +123,21 @@ def test_a_peer_behind_a_nat_is_followed_when_its_port_changes() -> None:
     assert network.sent[-2].path == moved.path
 
 
+def test_such_a_peer_is_followed_by_what_comes_on_its_child_sas() -> None:
+    """For a long time it may send nothing else: what it is asked must not go to where it was."""
+    network, gateway, peer = pair(gateway={"remote": None})
+    network.masquerade[PEER] = ("192.0.2.50", 61000)
+    peer.dial(TUNNEL, GATEWAY, port=4500)
+    network.settle()
+    network.masquerade[PEER] = ("192.0.2.50", 62000)
+    token = gateway.check_alive()  # lost
+    assert gateway.engine.follow(gateway.ike, "192.0.2.50", 62000)
+    network.settle(10)
+    assert gateway.outcome(token) == Alive(token)  # asked again
+    assert network.sent[-2].path == Path(GATEWAY, 4500, "192.0.2.50", 62000)
+    assert not gateway.engine.follow(gateway.ike + 1, "192.0.2.50", 62000)
+
+
 def test_a_peer_without_a_nat_is_not_followed() -> None:
     """Its port cannot change by itself: whoever changed it wants the answers (RFC 7296 2.23)."""
     network = Network(0)
@@ -136,6 +151,7 @@ def test_a_peer_without_a_nat_is_not_followed() -> None:
     network.settle()
     assert peer.outcome(token) == Alive(token)  # the answer goes where the request came from
     assert not gateway.of(PeerMoved)
+    assert not gateway.engine.follow(gateway.ike, "192.0.2.50", 62000)
     gateway.check_alive()
     assert network.sent[-1].path == path
 

@@ -67,7 +67,7 @@ def status_view(status: Status, console: Console) -> RenderableType:
 
 
 def tunnel_errors(tunnels: Sequence[TunnelStatus]) -> list[Text]:
-    """Why the last negotiation failed, where it did, and who knows more."""
+    """Why the last negotiation failed, or a tunnel went down, and who knows more."""
     errors = [Text(f"{tunnel.id}: {tunnel.error}", style="red") for tunnel in tunnels if tunnel.error]
     hint = Text("protego explain TENANT/TUNNEL compares both sides", style="dim")
     return [*errors, hint] if errors else []

@@ -21,7 +21,16 @@ from protego_cli.crypto.algorithms import RandomSource, Registry
 from protego_cli.errors import Malformed, ProtocolError
 from protego_cli.ike import snapshot
 from protego_cli.ike.context import NO_SPI, Context
-from protego_cli.ike.events import ChildDeleted, Datagram, Event, ExchangeFailed, Path, Policy, Standing
+from protego_cli.ike.events import (
+    CLOSED_BY_US,
+    ChildDeleted,
+    Datagram,
+    Event,
+    ExchangeFailed,
+    Path,
+    Policy,
+    Standing,
+)
 from protego_cli.ike.exchanges import init
 from protego_cli.ike.exchanges.alive import CheckAlive
 from protego_cli.ike.exchanges.base import Exchange
@@ -283,6 +292,17 @@ class Engine:
             sa = sa.heir
         return sa, exchange
 
+    def follow(self, ike: int, address: str, port: int) -> bool:
+        """Authentic packets of its CHILD_SAs come from there (RFC 7296 2.23). Whether its messages go there
+        from now on, those that are sent again among them: no peer is followed that is not behind a NAT.
+        """
+        sa = self._context.by_handle.get(ike)
+        if sa is None:
+            return False
+        followed = sa.follow(sa.path._replace(remote=address, remote_port=port))
+        self._settle()
+        return followed
+
     def close(self, ike: int, now: float) -> int:
         """DELETE of the IKE_SA; IkeClosed follows. What waits for its turn fails, what is under way ends."""
         token = self._context.number()
@@ -290,7 +310,7 @@ class Engine:
         if sa is None:
             return self._failed(token, "no such IKE_SA")
         if not closing(sa):
-            sa.leave("closed by us", now)
+            sa.leave(CLOSED_BY_US, now)
             self._settle()
         return token
 

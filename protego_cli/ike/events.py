@@ -8,7 +8,7 @@ that the driver started; exactly one of its outcome events bears it.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from protego_cli.config.model import Encapsulation
 from protego_cli.ike.record import Negotiation
@@ -115,9 +115,13 @@ class IkeEstablished:
     token: int | None  # of `initiate`, when we initiated
 
 
+CLOSED_BY_US: Final = "closed by us"
+CLOSED_BY_PEER: Final = "the peer deleted it"
+
+
 @dataclass(frozen=True)
 class IkeClosed:
-    """The IKE_SA is gone, and its CHILD_SAs with it."""
+    """The IKE_SA is gone, and its CHILD_SAs with it; the reason is one of the above if somebody wanted it."""
 
     ike: int
     tunnel: str

@@ -203,9 +203,15 @@ class IkeSa:
             return
         if self.state is State.HALF_OPEN:
             self.path = path
-        elif self.peer_natted and self.handle is not None:
-            self.path = path
+        elif self.handle is not None and self.follow(path):
             self.context.emit(PeerMoved(self.handle, self.name, path))
+
+    def follow(self, path: Path) -> bool:
+        """Something authentic came along `path`: whether that is ours from now on, since a NAT may move."""
+        if self.peer_natted and path != self.path:
+            self.path = path
+            self.context.touched[self] = None
+        return path == self.path
 
     def close(self, reason: str) -> None:
         """Nothing is left to say: forget the IKE_SA."""

@@ -40,7 +40,7 @@ class TunnelStatus(msgspec.Struct, frozen=True):
     bytes_in: int
     bytes_out: int
     peer: str | None = None
-    error: str | None = None  # why the last negotiation failed
+    error: str | None = None  # why the last negotiation failed, or why it went down
     pps_in: float = 0.0  # packets per second, averaged over ten seconds
     pps_out: float = 0.0
     bps_in: float = 0.0  # bits per second of inner packets, likewise

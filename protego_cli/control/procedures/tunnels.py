@@ -35,6 +35,8 @@ from protego_cli.control.sas.tunnel import STRANDS, Placed, Strand, Tunnel, carr
 from protego_cli.control.waiting import holding, passed
 from protego_cli.errors import NoAdditionalSas, ProtegoError, ProtocolError, TemporaryFailure
 from protego_cli.ike.events import (
+    CLOSED_BY_PEER,
+    CLOSED_BY_US,
     ChildDeleted,
     ChildDeleteOffered,
     ChildOffered,
@@ -168,6 +170,8 @@ class Tunnels:
         tunnel.ikes.discard(event.ike)
         tunnel.ikes_since.pop(event.ike, None)
         tunnel.replaced.discard(event.ike)
+        if not tunnel.ikes and event.reason not in (CLOSED_BY_US, CLOSED_BY_PEER):
+            tunnel.error = event.reason
         tunnel.changed()
         leaving = [sa for sa in tunnel.sas.values() if sa.ike == event.ike and not sa.retiring]
         for placed in leaving:
@@ -415,7 +419,7 @@ class Tunnels:
                 self._tasks.start_soon(self._sad.flip_whole, tunnel, placed)
 
     def peer_address(self, gpn: str, event: PeerAddress) -> None:
-        """Authentic packets come from elsewhere: so ours go there (RFC 7296 2.23)."""
+        """Authentic packets come from elsewhere: so ours go there, IKE's as well (RFC 7296 2.23)."""
         found = self._sad.find(event.spi_in, gpn)
         try:
             address = str(ipaddress.ip_address(event.address))
@@ -423,7 +427,8 @@ class Tunnels:
             return
         if found is not None and 0 < event.port < 1 << 16:
             tunnel, placed = found
-            self._peer_moved(tunnel, placed.ike, (address, event.port))
+            if self._driver.follow(placed.ike, address, event.port):
+                self._peer_moved(tunnel, placed.ike, (address, event.port))
 
     def _peer_moved(self, tunnel: Tunnel, ike: int, peer: tuple[str, int]) -> None:
         moved = [sa for sa in tunnel.sas.values() if sa.ike == ike and sa.peer != peer]

@@ -234,7 +234,7 @@ class Tunnel(Durable):
         self.negotiations: dict[str, tuple[float, Negotiation]] = {}  # the last of each sort, with wall time
         self.outdated: set[Terms] = set()  # what was negotiated under a policy that has changed since
         self.withdrawn = False  # the cluster file does not have it any more
-        self.error: str | None = None  # why the last negotiation failed
+        self.error: str | None = None  # why the last negotiation failed, or why it went down
         self.moves: deque[float] = deque(maxlen=MOVES)  # when it was moved lately
         self.moving = trio.Lock()  # held by a rekey of ours, from its first step to its last
         self.retired = Totals()  # what passed through SAs that are gone

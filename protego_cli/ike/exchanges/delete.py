@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from protego_cli.errors import ProtocolError
 from protego_cli.ike.children import MAX_CHILDREN, Child, spi_bytes
-from protego_cli.ike.events import ChildDeleted, ChildDeleteOffered, IkeDeleteOffered
+from protego_cli.ike.events import CLOSED_BY_PEER, ChildDeleted, ChildDeleteOffered, IkeDeleteOffered
 from protego_cli.ike.exchanges.base import EspSpi, Exchange, ExchangeState
 from protego_cli.ike.message import Payloads
 from protego_cli.ike.succession import hand_over, standing, used
@@ -171,7 +171,7 @@ def _end(sa: IkeSa, now: float) -> None:
     def done(now: float) -> None:
         sa.respond(())
         hand_over(sa, now)
-        sa.finish("the peer deleted it", now)
+        sa.finish(CLOSED_BY_PEER, now)
 
     def reject(error: ProtocolError, now: float) -> None:
         done(now)  # there is nothing to refuse

@@ -22,7 +22,7 @@ from protego_cli.crypto.proposal import IkeProposal, parse_ike
 from protego_cli.crypto.shares import KeyShare
 from protego_cli.errors import InvalidKePayload, InvalidSyntax, NoProposalChosen, TemporaryFailure
 from protego_cli.ike.context import NO_SPI
-from protego_cli.ike.events import IkeRekeyed
+from protego_cli.ike.events import CLOSED_BY_PEER, IkeRekeyed
 from protego_cli.ike.exchanges.alive import CheckAlive
 from protego_cli.ike.exchanges.base import Exchange, ExchangeState, record
 from protego_cli.ike.exchanges.delete import DeleteIke
@@ -137,7 +137,7 @@ class RekeyIke(Exchange):
             self._report(sa)
         else:
             self.fail(sa, "the peer deleted it")
-            sa.finish("the peer deleted it", now)
+            sa.finish(CLOSED_BY_PEER, now)
 
     def _report(self, sa: IkeSa) -> None:
         """The old IKE_SA has its heir, by whichever side's rekey."""
