@@ -5,16 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-import trio
 
-from protego_cli.cli import asking, jobs, options
-from protego_cli.cli.app import main
-from protego_cli.config.model import Cluster
-from protego_cli.control.channel.client import Ask
+from protego_cli.cli import jobs, options
 from protego_cli.control.channel.message import Reply, Request
 from protego_cli.control.channel.node_messages import Noted
 from protego_cli.control.channel.pool_messages import (
@@ -30,58 +25,15 @@ from protego_cli.control.channel.pool_messages import (
     Undrained,
 )
 from protego_cli.errors import Unreachable
-from tests.support.clusters import write_cluster
+from tests.support.cli_gmn import Gmn, cluster, gmn, run
+
+__all__ = ["cluster", "gmn"]  # fixtures
 
 PLAN = Plan("spread", (PlannedMove("acme/hq", "gpn-1", "gpn-2", 0.125),), "7-1")
 
 
 def job(state: str = "done", done: int = 3, *faults: JobFault, revision: int = 1) -> JobStatus:
     return JobStatus("7-1", "drain", "gpn-1", state, 3, done, faults, "", 1.5, revision)
-
-
-class Gmn:
-    """A control node's mouth: its answers to each kind of request, in turn, the last one again and again."""
-
-    def __init__(self) -> None:
-        self.asked: list[Request] = []
-        self.answers: dict[type[Request], list[Reply | Exception]] = {}
-
-    async def ask(self, request: Request) -> Reply:
-        await trio.lowlevel.checkpoint()
-        self.asked.append(request)
-        answers = self.answers[type(request)]
-        answer = answers.pop(0) if len(answers) > 1 else answers[0]
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-
-@pytest.fixture
-def gmn(monkeypatch: pytest.MonkeyPatch) -> Gmn:
-    found = Gmn()
-
-    async def ask(_: Cluster, request: Request) -> Reply:
-        return await found.ask(request)
-
-    async def converse(_: Cluster, talk: Callable[[Ask], Awaitable[JobStatus]]) -> JobStatus:
-        return await talk(found.ask)  # type: ignore[arg-type]  # its replies are some of all
-
-    monkeypatch.setattr(asking, "ask", ask)
-    monkeypatch.setattr(jobs, "converse", converse)
-    monkeypatch.setattr(jobs, "PAUSE", 0)
-    monkeypatch.setattr(jobs, "RETRY", 0)
-    return found
-
-
-@pytest.fixture
-def cluster(tmp_path: Path) -> Path:
-    return write_cluster(tmp_path)
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as ended:
-        main([str(argument) for argument in arguments])
-    return int(ended.value.code or 0), *capsys.readouterr()
 
 
 def test_drain_follows_the_job_to_its_end(

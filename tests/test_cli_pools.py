@@ -22,8 +22,8 @@ from protego_cli.control.channel.pool_messages import (
 )
 from protego_cli.control.pools.joining import Token
 from protego_cli.errors import EnvironmentFault, UsageError
+from tests.support.cli_gmn import Gmn, cluster, gmn, run
 from tests.support.clusters import VALID, write_cluster
-from tests.test_cli_pool import Gmn, cluster, gmn, run
 
 __all__ = ["cluster", "gmn"]  # fixtures
 

@@ -9,21 +9,8 @@ import pytest
 from protego_cli.config.load import load
 from protego_cli.config.model import TunAttach
 from protego_cli.errors import ConfigError
-from tests.support.clusters import VALID, write_cluster
+from tests.support.clusters import ACME, SECOND_GEN, TUN, write_cluster
 
-VXLAN = """kind = "vxlan"
-vteps = [{ prefix = "10.1.0.0/24", address = "10.20.0.5", mac = "02:00:00:00:00:05" }]
-"""
-TUN = """kind = "tun"
-device = "acme0"
-netns = "acme"
-address = ["10.1.0.1/24"]
-"""
-SECOND_GEN = """
-[nodes.gen-2]
-role = "gen"
-address = "10.10.0.4"
-"""
 BLUE = """
 [tenants.blue]
 vni = 1002
@@ -38,7 +25,6 @@ auth = { kind = "psk", file = "secrets/acme-hq.psk" }
 local_ts = ["10.1.0.0/24"]
 remote_ts = ["10.7.0.0/24"]
 """
-ACME = VALID[: VALID.index("[tenants.blue]")].replace(VXLAN, TUN)
 HQ = "tenants.acme.tunnels.hq.remote_ts[0]"
 BLUE_HQ = "tenants.blue.tunnels.hq.remote_ts[0]"
 HOST = ('netns = "acme"\n', "")

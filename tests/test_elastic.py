@@ -20,7 +20,7 @@ from protego_cli.control.packing.packing_view import Move, PackingView, TunnelVi
 from protego_cli.control.packing.placement import Packer, PackingPolicy
 from protego_cli.control.sas.tunnel import Totals
 from protego_cli.plugins.manager import load_plugins
-from tests.test_roster import Cloud, small
+from tests.support.gmn_pools import Cloud, small
 
 ON = ElasticConfig(mode="on", interval=60.0, high=0.9, low=0.8, hold=20.0, moves_per_hour=50)
 PER_PACKET = 10e-6  # CPU seconds, in these worlds

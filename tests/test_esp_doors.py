@@ -9,8 +9,8 @@ from protego_cli.esp.outbox import Port, Send
 from protego_cli.wire.tags import Tag, TagKind, seal_tag
 from tests.support.esp_packets import ipv4, passed
 from tests.support.esp_reference import padded, seal
+from tests.support.esp_site import frame
 from tests.support.esp_world import GCM, GEN, GEN_KEY, GIN, GIN_KEY, NOW, VIP, VTEP, World, world
-from tests.test_esp_oversize import frame
 
 GIN2, KEY2 = ("10.10.0.4", 4501), bytes(range(64, 96))
 OUT, IN = ipv4("10.1.0.5", "10.2.0.9", bytes(100)), ipv4("10.2.0.9", "10.1.0.5", bytes(100))

@@ -10,9 +10,8 @@ from scapy.packet import Raw
 
 from protego_cli.wire.fragments import fragment
 from protego_cli.wire.selectors import TrafficSelector
+from tests.support.esp_site import delivered, frame, opened, site
 from tests.support.esp_world import datagrams
-from tests.test_esp_mss import delivered
-from tests.test_esp_oversize import frame, opened, site
 
 LOAD = UDP(sport=7, dport=9) / Raw(bytes(range(256)) * 10)
 

@@ -14,12 +14,12 @@ from scapy.packet import Packet, Raw
 from protego_cli.config.model import Rate
 from protego_cli.esp.pairs import ERRORS
 from protego_cli.wire.selectors import TrafficSelector
+from tests.support.esp_packets import partial
 from tests.support.esp_reference import padded, seal
 from tests.support.esp_scapy import scapy_open
+from tests.support.esp_site import GATEWAY, GATEWAY6, frame, site, told
 from tests.support.esp_suites import key
 from tests.support.esp_world import GCM, NOW, VTEP, World, datagrams
-from tests.test_esp_oversize import GATEWAY, GATEWAY6, frame, site, told
-from tests.test_wire_offload import partial
 
 OUT4, OUT6 = IP(src="10.1.0.5", dst="10.2.0.9"), IPv6(src="fd00:1::5", dst="fd00:2::9")
 IN4, IN6 = IP(src="10.2.0.9", dst="10.1.0.5"), IPv6(src="fd00:2::9", dst="fd00:1::5")

@@ -10,30 +10,15 @@ from scapy.layers.inet import IP, TCP
 from scapy.layers.inet6 import IPv6
 from scapy.packet import Packet, Raw
 
-from protego_cli.wire.vxlan import FRAME_LENGTH
-from tests.support.esp_packets import unpassed
-from tests.support.esp_reference import padded, seal
-from tests.support.esp_world import NOW, VTEP, World, datagrams, entry
-from tests.test_esp_oversize import frame, opened, site
-from tests.test_wire_mss import syn
-from tests.test_wire_offload import partial
+from tests.support.esp_packets import partial
+from tests.support.esp_scapy import syn
+from tests.support.esp_site import delivered, frame, opened, site
+from tests.support.esp_world import NOW, datagrams, entry
 
 OUT4, OUT6 = IP(src="10.1.0.5", dst="10.2.0.9"), IPv6(src="fd00:1::5", dst="fd00:2::9")
 IN4, IN6 = IP(src="10.2.0.9", dst="10.1.0.5"), IPv6(src="fd00:2::9", dst="fd00:1::5")
 LONG = 9000, 9000
 FIT4, FIT6 = 1398, 1378  # of 1,438 less the headers
-
-
-def delivered(made: World, *packets: bytes) -> list[bytes]:
-    """What the tenant gets of packets that the peer seals, as they came."""
-    sa = made.sa()
-    first = 1 + next(used.highest_in for used in made.gateway.usage() if used.spi_in == sa.spi_in)
-    sealed = [
-        seal(sa.key_in, sa.spi_in, first + n, padded(packet, 4 if packet[0] >> 4 == 4 else 41))
-        for n, packet in enumerate(packets)
-    ]
-    sent = datagrams(made.receive_esp(*sealed))
-    return [unpassed(datagram[FRAME_LENGTH:]) for to, datagram in sent if to == VTEP]
 
 
 def segment(network: Packet) -> bytes:

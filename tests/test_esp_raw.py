@@ -14,8 +14,8 @@ from protego_cli.esp.outbox import Port, Send
 from protego_cli.wire.tags import Tag, TagKind, seal_tag
 from tests.support.esp_packets import ipv4, passed
 from tests.support.esp_reference import padded, seal
+from tests.support.esp_site import DF, V4, frame, inner
 from tests.support.esp_world import GCM, GIN, GIN_KEY, NOW, VIP, VTEP, World, datagrams, entry, world
-from tests.test_esp_oversize import DF, V4, frame, inner
 
 OUT, IN = ipv4("10.1.0.5", "10.2.0.9", bytes(100)), ipv4("10.2.0.9", "10.1.0.5", bytes(100))
 PEER = "198.51.100.7"

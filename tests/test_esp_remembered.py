@@ -7,8 +7,8 @@ import pytest
 from protego_cli.config.model import Rate
 from protego_cli.esp.remembered import Remembered
 from tests.support.esp_packets import ipv4
+from tests.support.esp_site import frame
 from tests.support.esp_world import ACME, BLUE, BLUE_VTEP, NOW, VTEP, world
-from tests.test_esp_oversize import frame
 
 
 def test_a_vni_is_forgotten_without_the_others() -> None:

@@ -32,7 +32,7 @@ from protego_cli.net.udp import UdpSocket
 from protego_cli.plugins.manager import load_plugins
 from protego_cli.roles import gmn
 from tests.support.control import FakePlane, run_agent, until
-from tests.test_gmn_role import PEER, TUNNEL, VIP, Rig
+from tests.support.gmn_rig import PEER, TUNNEL, VIP, Rig
 
 PLUGINS = load_plugins()
 NODES = ("gmn-1", "gin-1", "gen-1", "gpn-1", "gpn-2")

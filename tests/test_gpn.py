@@ -28,21 +28,26 @@ from protego_cli.net.raw import RawSocket
 from protego_cli.net.udp import Address, Batch, UdpSocket
 from protego_cli.roles import gpn
 from protego_cli.roles.gpn import GpnPlane
-from protego_cli.wire.selectors import TrafficSelector
 from protego_cli.wire.tags import Tag, TagKind, open_tag, seal_tag
 from protego_cli.wire.vxlan import ETHERTYPE_IPV4, build_frame_header
-from tests.support.datagrams import station
-from tests.support.esp_packets import ipv4, passed
+from tests.support.datagrams import bundle, station
+from tests.support.esp_packets import passed
 from tests.support.esp_reference import padded, seal
-from tests.test_wire_bundle import bundle
+from tests.support.gpn_packets import (
+    FRAME_IN,
+    GATEWAY_MAC,
+    IN,
+    LOCAL,
+    OUT,
+    REMOTE,
+    SPI_IN,
+    SPI_OUT,
+    VNI,
+    VTEP_MAC,
+)
 
-VNI, SPI_IN, SPI_OUT = 1001, 0xC0FFEE01, 0xC0FFEE02
 KEY_IN, KEY_OUT, TAG_KEY = bytes(range(36)), bytes(range(100, 136)), bytes(range(32))
-GATEWAY_MAC, VTEP_MAC = bytes.fromhex("025000001001"), bytes.fromhex("020000000005")
 VIP = "127.30.0.10"
-LOCAL, REMOTE = (TrafficSelector.from_prefix("10.1.0.0/24"),), (TrafficSelector.from_prefix("10.2.0.0/24"),)
-IN, OUT = ipv4("10.2.0.9", "10.1.0.5", bytes(100)), ipv4("10.1.0.5", "10.2.0.9", bytes(100))
-FRAME_IN = build_frame_header(VNI, VTEP_MAC, GATEWAY_MAC, ETHERTYPE_IPV4) + passed(IN)
 FRAME_OUT = build_frame_header(VNI, GATEWAY_MAC, VTEP_MAC, ETHERTYPE_IPV4) + OUT
 
 

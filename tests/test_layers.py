@@ -326,3 +326,14 @@ def test_forbidden_statements_are_seen() -> None:
     ):
         assert wide_excepts(ast.parse(f"try:\n    f()\nexcept{handler}:\n    pass")) == [3]
     assert not wide_excepts(ast.parse("try:\n    f()\nexcept (ValueError, OSError):\n    pass"))
+
+
+def test_what_several_tests_need_is_in_their_support() -> None:
+    tests = Path(__file__).parent
+    borrowed = [
+        f"{file.relative_to(tests)}:{number}"
+        for file in sorted(tests.rglob("*.py"))
+        for number, line in enumerate(file.read_text().splitlines(), 1)
+        if re.match(r"(from|import) tests\.(\w+\.)?test_", line)
+    ]
+    assert not borrowed, "imported from a test module; move it to tests/support"

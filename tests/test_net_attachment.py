@@ -17,8 +17,7 @@ from protego_cli.net.attachment import Attachments, frames
 from protego_cli.net.gso import MAX_BYTES, MAX_SEGMENTS
 from protego_cli.net.tun import INNER_MTU, inner_mtu
 from protego_cli.wire.vxlan import FRAME_LENGTH
-from tests.support.clusters import write_cluster
-from tests.test_config_attach import ACME, SECOND_GEN
+from tests.support.clusters import ACME, SECOND_GEN, write_cluster
 
 HEADER4, HEADER6 = b"4" * FRAME_LENGTH, b"6" * FRAME_LENGTH
 

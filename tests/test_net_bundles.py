@@ -14,8 +14,8 @@ from protego_cli.net.bundles import Bundler, unbundled
 from protego_cli.net.gso import segments
 from protego_cli.net.udp import LONG, Address, Batch, Buffer
 from protego_cli.wire.bundle import WORD, could_be
+from tests.support.datagrams import bundle
 from tests.support.senders import RecordingSender
-from tests.test_wire_bundle import bundle
 
 GPN1, GPN2, OLD = ("10.10.0.21", 4500), ("10.10.0.22", 4500), ("10.10.0.23", 4500)
 SOURCE = ("10.10.0.2", 4501)

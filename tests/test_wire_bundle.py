@@ -7,20 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protego_cli.errors import Malformed
-from protego_cli.wire.bundle import MAX_BATCHES, MAX_PACKETS, PADDING, WORD, build, could_be, parse
+from protego_cli.wire.bundle import MAX_BATCHES, MAX_PACKETS, PADDING, WORD, could_be, parse
 from protego_cli.wire.tags import TagKind, is_tag
+from tests.support.datagrams import bundle
 
 SHAPES = st.lists(
     st.integers(1, 300).flatmap(lambda size: st.tuples(st.just(size), st.integers(size, size * MAX_PACKETS))),
     min_size=1,
     max_size=20,
 )
-
-
-def bundle(*batches: tuple[int, bytes]) -> bytes:
-    shapes = [number for size, data in batches for number in (size, len(data))]
-    before, behind = build(shapes, sum(shapes[1::2]))
-    return before + b"".join(data for _, data in batches) + behind
 
 
 @given(SHAPES)

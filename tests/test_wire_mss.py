@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,16 +12,11 @@ from scapy.packet import Packet, Raw
 from protego_cli.errors import Malformed
 from protego_cli.wire.inner import parse
 from protego_cli.wire.mss import Ceiling, any_syn, clamp, clamp_row, flags_at
+from tests.support.esp_scapy import syn
 
 CEILING = Ceiling(1300, 1280)
 V4, V6 = IP(src="10.1.0.5", dst="10.2.0.9"), IPv6(src="fd00:1::5", dst="fd00:2::9")
 OPTED = IP(src="10.1.0.5", dst="10.2.0.9", options=[IPOption(b"\x88\x04\x12\x34")])
-
-
-def syn(network: Packet, mss: int, before: int = 0, flags: str = "S", load: bytes = b"") -> bytes:
-    """A SYN with `before` bytes of other options before the MSS, so that it may lie at an odd offset."""
-    options: list[tuple[str, Any]] = [("NOP", None)] * before + [("MSS", mss), ("SAckOK", b"")]
-    return bytes(network / TCP(sport=7, dport=9, flags=flags, options=options) / Raw(load))
 
 
 @given(

@@ -14,6 +14,7 @@ from scapy.layers.vxlan import VXLAN
 from scapy.packet import Raw
 
 from protego_cli.wire.offload import INNER_MTU, finish, mark
+from tests.support.esp_packets import partial
 
 ETHER = Ether(src="02:00:00:00:00:05", dst="02:50:00:00:10:01")
 NETWORKS = {"v4": IP(src="10.1.0.5", dst="10.2.0.1", id=65535), "v6": IPv6(src="fd00:1::5", dst="fd00:2::1")}
@@ -30,22 +31,6 @@ def unfinished(frame: memoryview) -> bool:
 def whole(network: str, transport: str, payload: bytes) -> bytes:
     """A VXLAN packet with every checksum right, as scapy computes it."""
     return bytes(VXLAN(vni=1001) / ETHER / NETWORKS[network] / TRANSPORTS[transport] / Raw(payload))
-
-
-def partial(frame: bytes) -> bytes:
-    """The same as a kernel hands it to a card: the checksum field holds the pseudo-header's sum."""
-    packet = bytearray(frame)
-    v4 = frame[22] >> 4 == 4
-    start = 42 if v4 else 62
-    protocol = frame[31] if v4 else frame[28]
-    at = start + (16 if protocol == 6 else 6)
-    addresses = frame[34:42] if v4 else frame[30:62]
-    words = addresses + bytes((0, protocol)) + (len(frame) - start).to_bytes(4, "big")
-    total = sum(int.from_bytes(words[i : i + 2], "big") for i in range(0, len(words), 2))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    packet[at : at + 2] = total.to_bytes(2, "big")
-    return bytes(packet)
 
 
 @given(pair=st.sampled_from(INNER), payload=st.binary(max_size=1200))

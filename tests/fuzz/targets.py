@@ -36,7 +36,7 @@ from protego_cli.wire.checksum import checksum
 from protego_cli.wire.proposals import Proposal, Transform
 from protego_cli.wire.selectors import TrafficSelector
 from tests.support import questions
-from tests.support.esp_packets import ipv4, ipv6, ports
+from tests.support.esp_packets import ipv4, ipv6, partial, ports
 from tests.support.esp_reference import padded, seal
 from tests.support.esp_slices import slices
 from tests.support.esp_world import GCM, GEN, GEN_KEY, GIN, GIN_KEY, NOW, VTEP, entry, sas, world
@@ -44,7 +44,6 @@ from tests.support.ike_pairs import GATEWAY, PEER, SPI, TUNNEL, connected, pair
 from tests.support.ike_restarts import fresh
 from tests.support.network import REGISTRY, Network, Site
 from tests.support.senders import RecordingSender
-from tests.test_wire_offload import partial
 
 
 @dataclass(frozen=True)

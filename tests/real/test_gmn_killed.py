@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from protego_cli.control.state.crash import VARIABLE
-from tests.real.test_strongswan import without_loss
 from tests.support.netns import CommandFailed, wait_until
 from tests.support.site import Site, site, swanctl_conf
+from tests.support.traffic import without_loss
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
 

@@ -33,9 +33,9 @@ from tests.support.control import until
 from tests.support.datagrams import esp, station
 from tests.support.esp_reference import padded, seal
 from tests.support.gin_world import SPI, SPI2, World, gin_world, serving
+from tests.support.gpn_packets import FRAME_IN, GATEWAY_MAC, IN, LOCAL, REMOTE, VNI, VTEP_MAC
 from tests.support.netns import Namespace, inside, namespaces
 from tests.support.senders import RecordingSender
-from tests.test_gpn import FRAME_IN, GATEWAY_MAC, IN, LOCAL, REMOTE, VNI, VTEP_MAC
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(60)]
 

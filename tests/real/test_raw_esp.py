@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.real.test_strongswan import check_moves, migrate_many, without_loss
 from tests.support.netns import wait_until
 from tests.support.site import CUSTOMER_INNER, TENANT_INNER, VIP, LanProgram, Site, site, swanctl_conf
+from tests.support.traffic import check_moves, migrate_many, without_loss
 
 pytestmark = [pytest.mark.root, pytest.mark.strongswan6, pytest.mark.timeout(240)]
 

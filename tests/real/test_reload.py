@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from tests.real.test_strongswan import without_loss
 from tests.support.netns import wait_until
 from tests.support.site import Site, site
 from tests.support.site import swanctl_conf as conf
+from tests.support.traffic import without_loss
 
 pytestmark = pytest.mark.root
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.real.test_strongswan import without_loss
 from tests.support.netns import wait_until
 from tests.support.site import site, swanctl_conf
+from tests.support.traffic import without_loss
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
 

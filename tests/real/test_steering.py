@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.real.test_strongswan import without_loss
 from tests.support.netns import Namespace, wait_until
 from tests.support.site import CUSTOMER_INNER, TENANT_INNER, VIP, Site, site, swanctl_conf
+from tests.support.traffic import without_loss
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
 

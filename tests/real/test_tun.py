@@ -25,7 +25,6 @@ from protego_cli.net.attachment import Attachments, Spec
 from protego_cli.net.tun import INNER_MTU, TunDevice
 from protego_cli.net.udp import Batch
 from protego_cli.wire.vxlan import FRAME_LENGTH
-from tests.real.test_strongswan import without_loss
 from tests.support.netns import Namespace, namespaces, run, stop, wait_until
 from tests.support.site import (
     CUSTOMER_INNER,
@@ -36,6 +35,7 @@ from tests.support.site import (
     site,
     swanctl_conf,
 )
+from tests.support.traffic import without_loss
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
 

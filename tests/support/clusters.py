@@ -64,6 +64,20 @@ vteps = [
   { prefix = "2001:db8:1::/64", address = "10.20.0.6", mac = "02:00:00:00:00:06", port = 4790 },
 ]
 """
+VXLAN = """kind = "vxlan"
+vteps = [{ prefix = "10.1.0.0/24", address = "10.20.0.5", mac = "02:00:00:00:00:05" }]
+"""
+TUN = """kind = "tun"
+device = "acme0"
+netns = "acme"
+address = ["10.1.0.1/24"]
+"""
+SECOND_GEN = """
+[nodes.gen-2]
+role = "gen"
+address = "10.10.0.4"
+"""
+ACME = VALID[: VALID.index("[tenants.blue]")].replace(VXLAN, TUN)
 
 
 def changed(*changes: tuple[str, str]) -> str:

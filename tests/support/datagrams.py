@@ -13,6 +13,7 @@ from protego_cli.counters import Counters
 from protego_cli.net.bundles import unbundled
 from protego_cli.net.gso import segments
 from protego_cli.net.udp import Address, UdpSocket
+from protego_cli.wire.bundle import build
 
 
 def esp(spi: int, seq: int, length: int = 100) -> bytes:
@@ -76,3 +77,9 @@ def station(address: str, port: int = 0) -> Iterator[Station]:
         yield Station(sock)
     finally:
         sock.close()
+
+
+def bundle(*batches: tuple[int, bytes]) -> bytes:
+    shapes = [number for size, data in batches for number in (size, len(data))]
+    before, behind = build(shapes, sum(shapes[1::2]))
+    return before + b"".join(data for _, data in batches) + behind

@@ -101,3 +101,19 @@ def time_exceeded(packet: bytes) -> bytes:
         + code.to_bytes(2)
         + message[4:]
     )
+
+
+def partial(frame: bytes) -> bytes:
+    """The same as a kernel hands it to a card: the checksum field holds the pseudo-header's sum."""
+    packet = bytearray(frame)
+    v4 = frame[22] >> 4 == 4
+    start = 42 if v4 else 62
+    protocol = frame[31] if v4 else frame[28]
+    at = start + (16 if protocol == 6 else 6)
+    addresses = frame[34:42] if v4 else frame[30:62]
+    words = addresses + bytes((0, protocol)) + (len(frame) - start).to_bytes(4, "big")
+    total = sum(int.from_bytes(words[i : i + 2], "big") for i in range(0, len(words), 2))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    packet[at : at + 2] = total.to_bytes(2, "big")
+    return bytes(packet)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 from protego_cli.crypto.algorithms import EspSuite
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # scapy names ciphers that cryptography has declared old
-    from scapy.layers.inet import IP
+    from scapy.layers.inet import IP, TCP
     from scapy.layers.inet6 import IPv6
     from scapy.layers.ipsec import ESP, SecurityAssociation
+    from scapy.packet import Packet, Raw
 
 CIPHERS = {
     "aes128gcm16": "AES-GCM",
@@ -59,3 +61,9 @@ def scapy_open(suite: EspSuite, key: bytes, spi: int, packet: bytes, high: int =
     outer = _OUTER / ESP(packet)
     inner = _association(suite, key, spi, high).decrypt(IP(bytes(outer)))
     return high << 32 | int(outer[ESP].seq), bytes(inner)
+
+
+def syn(network: Packet, mss: int, before: int = 0, flags: str = "S", load: bytes = b"") -> bytes:
+    """A SYN with `before` bytes of other options before the MSS, so that it may lie at an odd offset."""
+    options: list[tuple[str, Any]] = [("NOP", None)] * before + [("MSS", mss), ("SAckOK", b"")]
+    return bytes(network / TCP(sport=7, dport=9, flags=flags, options=options) / Raw(load))
