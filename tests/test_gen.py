@@ -20,7 +20,7 @@ from protego_cli.net.udp import Address
 from protego_cli.plugins.steering_backends import Mux
 from protego_cli.roles.gen import GenPlane
 from protego_cli.wire.tags import Tag, TagKind, is_tag, open_tag, seal_tag
-from tests.support.datagrams import Station, station, vxlan
+from tests.support.datagrams import Station, counted, station, vxlan
 
 KEYS = {"gpn-1": bytes(range(32)), "gpn-2": bytes(range(32, 64))}
 VNI = 1001
@@ -50,11 +50,7 @@ class World:
         self.plane.put(Route("acme/hq", VNI, ("10.2.0.0/24",), gpn))
 
     async def counted(self, **expected: int) -> None:
-        """Wait until these counters stand so."""
-        with trio.fail_after(10):
-            while any(self.plane.counters[name] < count for name, count in expected.items()):
-                await trio.testing.wait_all_tasks_blocked(0.001)
-        assert self.plane.counters.nonzero() == expected
+        await counted(self.plane, expected)
 
 
 @pytest.fixture

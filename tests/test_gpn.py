@@ -30,7 +30,7 @@ from protego_cli.roles import gpn
 from protego_cli.roles.gpn import GpnPlane
 from protego_cli.wire.tags import Tag, TagKind, open_tag, seal_tag
 from protego_cli.wire.vxlan import ETHERTYPE_IPV4, build_frame_header
-from tests.support.datagrams import bundle, station
+from tests.support.datagrams import bundle, counted, station
 from tests.support.esp_packets import passed
 from tests.support.esp_reference import padded, seal
 from tests.support.gpn_packets import (
@@ -96,11 +96,7 @@ class World:
         self.plane.put(Rule("acme/hq", SPI_IN))
 
     async def until(self, **expected: int) -> None:
-        """Wait until these counters stand so, and no other does."""
-        with trio.fail_after(10):
-            while any(self.plane.counters[name] < count for name, count in expected.items()):
-                await trio.testing.wait_all_tasks_blocked(0.001)
-        assert self.plane.counters.nonzero() == expected
+        await counted(self.plane, expected)
 
 
 @pytest.fixture

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ipaddress
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Protocol
 
 import trio
+import trio.testing
 
+from protego_cli.control.channel.node_messages import Report
 from protego_cli.counters import Counters
 from protego_cli.net.bundles import unbundled
 from protego_cli.net.gso import segments
@@ -83,3 +86,19 @@ def bundle(*batches: tuple[int, bytes]) -> bytes:
     shapes = [number for size, data in batches for number in (size, len(data))]
     before, behind = build(shapes, sum(shapes[1::2]))
     return before + b"".join(data for _, data in batches) + behind
+
+
+class Plane(Protocol):
+    """What all data planes have."""
+
+    counters: Counters
+
+    def report(self) -> Report: ...
+
+
+async def counted(plane: Plane, expected: Mapping[str, int]) -> None:
+    """Wait until these counters stand so, and see that no other does."""
+    with trio.fail_after(10):
+        while any(plane.report().counters.get(name, 0) < count for name, count in expected.items()):
+            await trio.testing.wait_all_tasks_blocked(0.001)
+    assert plane.counters.nonzero() == expected

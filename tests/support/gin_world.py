@@ -22,7 +22,7 @@ from protego_cli.net import nftables
 from protego_cli.plugins.steering_backends import Mux, Nftables
 from protego_cli.roles.gin import GinPlane
 from protego_cli.wire.tags import TagKind
-from tests.support.datagrams import Station, station
+from tests.support.datagrams import Station, counted, station
 from tests.support.netns import Namespace, inside, namespaces
 
 ENVELOPE_KEY = bytes(range(32))
@@ -66,11 +66,7 @@ class World:
             await settling
 
     async def counted(self, **expected: int) -> None:
-        """Wait until these counters stand so, and no other does."""
-        with trio.fail_after(10):
-            while any(self.plane.report().counters.get(name, 0) < count for name, count in expected.items()):
-                await trio.testing.wait_all_tasks_blocked(0.001)
-        assert self.plane.counters.nonzero() == expected
+        await counted(self.plane, expected)
 
     async def hear_at_gpn(self, gpn: Station | None = None) -> bytes:
         """The next packet at a GPN; probes are not packets."""
