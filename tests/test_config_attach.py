@@ -8,8 +8,7 @@ import pytest
 
 from protego_cli.config.load import load
 from protego_cli.config.model import TunAttach
-from protego_cli.errors import ConfigError
-from tests.support.clusters import ACME, SECOND_GEN, TUN, write_cluster
+from tests.support.clusters import ACME, SECOND_GEN, TUN, problems, write_cluster
 
 BLUE = """
 [tenants.blue]
@@ -28,12 +27,6 @@ remote_ts = ["10.7.0.0/24"]
 HQ = "tenants.acme.tunnels.hq.remote_ts[0]"
 BLUE_HQ = "tenants.blue.tunnels.hq.remote_ts[0]"
 HOST = ('netns = "acme"\n', "")
-
-
-def problems(directory: Path, text: str) -> dict[str, str]:
-    with pytest.raises(ConfigError) as caught:
-        load(write_cluster(directory, text))
-    return {problem.key: problem.message for problem in caught.value.problems}
 
 
 def changed(*changes: tuple[str, str]) -> str:

@@ -10,13 +10,7 @@ import pytest
 from protego_cli.config.load import Known, find, load, load_plugins_section
 from protego_cli.config.model import IkeSettings, Lifetimes, Ports, VtepConfig
 from protego_cli.errors import ConfigError, Exit, UsageError
-from tests.support.clusters import VALID, changed, write_cluster
-
-
-def problems(directory: Path, text: str) -> dict[str, str]:
-    with pytest.raises(ConfigError) as caught:
-        load(write_cluster(directory, text))
-    return {problem.key: problem.message for problem in caught.value.problems}
+from tests.support.clusters import VALID, changed, problems, write_cluster
 
 
 def test_a_valid_file_is_read(tmp_path: Path) -> None:

@@ -13,10 +13,6 @@ from protego_cli.wire.notifies import NotifyType
 from tests.support.gmn_world import World, world
 
 
-def outcome(w: World, token: int) -> object:
-    return next((event for event in w.peer.events if getattr(event, "token", None) == token), None)
-
-
 async def one_is_left(w: World) -> None:
     """And it is the one that seals, at both ends."""
     await w.until(lambda: len(w.peer.opens) == 1 and w.tunnel.settled)
@@ -37,8 +33,8 @@ async def test_a_second_child_sa_takes_over_and_the_first_is_deleted(
         first = w.tunnel.sealing
         w.peer.silent = silent  # its packets do not tell that it uses the new one
         token = w.peer.create()
-        await w.until(lambda: outcome(w, token) is not None)
-        assert isinstance(outcome(w, token), ChildEstablished)
+        await w.until(lambda: w.peer.outcome(token) is not None)
+        assert isinstance(w.peer.outcome(token), ChildEstablished)
         await w.until(lambda: w.tunnel.sealing is not first, limit=OVERDUE + 1)
         await one_is_left(w)
         assert len(w.tunnel.ikes) == 1

@@ -38,14 +38,10 @@ def selectors(theirs: str, tenants: str) -> Selectors:
     return (TrafficSelector.from_prefix(theirs),), (TrafficSelector.from_prefix(tenants),)
 
 
-def outcome(w: World, token: int) -> object:
-    return next((event for event in w.peer.events if getattr(event, "token", None) == token), None)
-
-
 async def create(w: World, theirs: str, tenants: str) -> object:
     token = w.peer.create(selectors(theirs, tenants))
-    await w.until(lambda: outcome(w, token) is not None)
-    return outcome(w, token)
+    await w.until(lambda: w.peer.outcome(token) is not None)
+    return w.peer.outcome(token)
 
 
 async def up(w: World, pairs: tuple[tuple[str, str], ...] = PAIRS) -> None:

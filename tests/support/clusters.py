@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from protego_cli.config.load import load
+from protego_cli.errors import ConfigError
+
 VALID = """\
 [cluster]
 name = "demo"
@@ -101,3 +106,10 @@ def write_cluster(directory: Path, text: str = VALID, *, secrets: bool = True) -
             secret.touch(mode=0o600)
             secret.write_text("a pre-shared key of good length\n")
     return file
+
+
+def problems(directory: Path, text: str) -> dict[str, str]:
+    """What is wrong with a file, by key."""
+    with pytest.raises(ConfigError) as caught:
+        load(write_cluster(directory, text))
+    return {problem.key: problem.message for problem in caught.value.problems}

@@ -118,6 +118,10 @@ class Peer:
         made = (event for event in self.events if isinstance(event, ChildEstablished | ChildOffered))
         return any(event.child.spi_in == spi_in for event in made)
 
+    def outcome(self, token: int) -> Event | None:
+        """What has come of a request of its own."""
+        return next((event for event in self.events if getattr(event, "token", None) == token), None)
+
     def receive(self, data: bytes, path: Path) -> None:
         if not self.deaf:
             self.engine.receive_datagram(data, path, trio.current_time())
