@@ -88,14 +88,14 @@ def show_events(cluster: Cluster, request: GetEvents, printer: Printer) -> None:
 def follow_events(cluster: Cluster, request: GetEvents, printer: Printer) -> None:
     """Until Ctrl-C, or until nobody reads what is printed."""
     try:
-        trio.run(Follower(cluster, request, printer).run)
+        trio.run(EventFollower(cluster, request, printer).run)
     except* KeyboardInterrupt:  # alone, or in the group of a nursery
         pass
     except* (BrokenPipeError, SystemExit):  # rich makes the one of the other
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is in the buffer cannot be written any more
 
 
-class Follower:
+class EventFollower:
     def __init__(self, cluster: Cluster, request: GetEvents, printer: Printer) -> None:
         self._cluster = cluster
         self._request = request

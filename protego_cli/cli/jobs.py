@@ -33,10 +33,10 @@ def follow(cluster: Cluster, job: str, *, quiet: bool) -> tuple[JobStatus, bool]
     """How the job has ended, and whether it was interrupted from here. Raises as `converse` does."""
     console = Console()
     with _progress(console) if console.is_terminal and not quiet else _nothing() as show:
-        return trio.run(Follower(cluster, job, show).run)
+        return trio.run(JobFollower(cluster, job, show).run)
 
 
-class Follower:
+class JobFollower:
     def __init__(self, cluster: Cluster, job: str, show: Show) -> None:
         self._cluster = cluster
         self._job = job
