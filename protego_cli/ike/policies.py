@@ -39,7 +39,7 @@ class Tunnel:
 
 
 @dataclass
-class _Door:
+class _Peers:
     """The tunnels whose peer is at one address, or at any."""
 
     tunnels: list[Tunnel] = field(default_factory=list)
@@ -60,49 +60,49 @@ class Policies:
     ) -> None:
         """What is as it was `before` is taken over from there, ready as it is."""
         self._by_name: dict[str, Tunnel] = {}
-        self._doors: dict[str | None, _Door] = {}
+        self._by_address: dict[str | None, _Peers] = {}
         for policy in policies:
             known = before.get(policy.tunnel) if before else None
             tunnel = known if known and known.policy == policy else _prepare(policy, registry)
             self._by_name[tunnel.name] = tunnel
-            self._doors.setdefault(policy.remote, _Door()).add(tunnel)
+            self._by_address.setdefault(policy.remote, _Peers()).add(tunnel)
 
     def get(self, name: str) -> Tunnel | None:
         return self._by_name.get(name)
 
     def facing(self, remote: str, most: int) -> Sequence[Tunnel]:
         """Some tunnels whose peer may be at this address, those that name it before those for any."""
-        return list(islice(chain.from_iterable(door.tunnels for door in self._open(remote)), most))
+        return list(islice(chain.from_iterable(peers.tunnels for peers in self._at(remote)), most))
 
     def suites(self, remote: str) -> Sequence[IkeProposal]:
         """What any of them would agree to."""
-        return list(dict.fromkeys(chain.from_iterable(door.suites for door in self._open(remote))))
+        return list(dict.fromkeys(chain.from_iterable(peers.suites for peers in self._at(remote))))
 
     def forced(self, remote: str) -> bool:
         """Whether any of them encapsulates, NAT or not."""
-        return any(door.forced for door in self._open(remote))
+        return any(peers.forced for peers in self._at(remote))
 
     def named(self, remote: str) -> bool:
         """Whether a tunnel's peer is at this address by its configuration."""
-        return remote in self._doors
+        return remote in self._by_address
 
     def alone_at(self, remote: str) -> str | None:
         """That tunnel, where there is just one."""
-        door = self._doors.get(remote)
-        return door.tunnels[0].name if door is not None and len(door.tunnels) == 1 else None
+        peers = self._by_address.get(remote)
+        return peers.tunnels[0].name if peers is not None and len(peers.tunnels) == 1 else None
 
     def between(self, remote: str, remote_id: Identity, local_id: Identity | None) -> list[Tunnel]:
         """Those for a peer at this address that is `remote_id` and, if it said so, expects `local_id`."""
         return [
             tunnel
-            for door in self._open(remote)
-            for tunnel in door.by_peer.get(remote_id.key, ())
+            for peers in self._at(remote)
+            for tunnel in peers.by_peer.get(remote_id.key, ())
             if local_id is None or tunnel.local_id.key == local_id.key
         ]
 
-    def _open(self, remote: str) -> list[_Door]:
+    def _at(self, remote: str) -> list[_Peers]:
         """For who comes from this address."""
-        return [door for door in map(self._doors.get, (remote, None)) if door is not None]
+        return [peers for peers in map(self._by_address.get, (remote, None)) if peers is not None]
 
 
 def _prepare(policy: Policy, registry: Registry) -> Tunnel:
