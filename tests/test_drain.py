@@ -278,7 +278,7 @@ async def test_a_drain_is_stopped_resumed_and_taken_back(autojump_clock: MockClo
         again = await w.operations.answer(Drain("gpn-1"))
         assert isinstance(again, JobStatus)
         assert again.id == began.id  # whoever asks follows the one that is at it
-        await w.until(lambda: w.pool.jobs.find(began.id).done)
+        await w.until(lambda: w.gpns.jobs.find(began.id).done)
         await w.operations.answer(StopJob(began.id))
         stopped = await followed(w, began.id)
         assert stopped.state == "stopped"

@@ -170,7 +170,7 @@ async def test_with_a_gin_away_nothing_moves(tmp_path: Path, autojump_clock: Clo
 async def test_a_drained_gpn_gets_nothing(tmp_path: Path, autojump_clock: Clock) -> None:
     async with elastic(tmp_path, loads=[0.1] * 6, minimum=1) as world:
         await world.until(lambda: world.states() == {"cloud-1": "up"})
-        world.pool.drains.drain("cloud-1")
+        world.gpns.drains.drain("cloud-1")
         world.loads = dict.fromkeys(world.loads, 0.3)
         await world.until(lambda: len(world.used()) > 1, limit=300)
         assert "cloud-1" not in world.used()
@@ -321,7 +321,7 @@ async def test_the_last_gpn_stays_and_where_there_is_none_one_is_launched(
     tmp_path: Path, autojump_clock: Clock
 ) -> None:
     async with elastic(tmp_path, loads=[0.0] * 6) as world:
-        world.pool.drains._set("gpn-1", draining=True)
+        world.gpns.drains._set("gpn-1", draining=True)
         await world.until(lambda: world.states() == {"cloud-1": "up"})
         await world.settle(120)
         assert world.states() == {"cloud-1": "up"}

@@ -301,7 +301,7 @@ async def test_a_drain_moves_them_together(autojump_clock: MockClock) -> None:
     async with world() as w:
         await up(w)
         (source,) = gpns(w)
-        w.pool.drains.drain(source)
+        w.gpns.drains.drain(source)
         w.peer.rekey(child(w, PAIRS[0]))  # stays with the others, and moves with them
         await w.until(lambda: source not in gpns(w))
         await at_rest(w, len(PAIRS))

@@ -30,7 +30,7 @@ from protego_cli.control.operating.reload import Intent, Reloads
 from protego_cli.control.operating.status import Operations
 from protego_cli.control.packing.placement import Packer
 from protego_cli.control.pools.admissions import Admissions
-from protego_cli.control.pools.pool import Pool
+from protego_cli.control.pools.gpn_operations import GpnOperations
 from protego_cli.control.pools.provision import Place
 from protego_cli.control.pools.roster import Opened, Roster
 from protego_cli.control.procedures.ageing import Ageing
@@ -125,7 +125,7 @@ async def run(
             fabric.observer = Membership(sad, tunnels, recovery, renewals, ageing)
             keeper = Keeper(sad, tunnels, driver, os.urandom)
             commands = Commands(sad, driver, keeper, migrations, held)
-            pool = Pool(
+            gpns = GpnOperations(
                 cluster, epoch, sad, migrations, plugins.packing_policies(), services, roster, admissions
             )
             read = partial(trio.to_thread.run_sync, partial(read_intent, cluster.file, plugins))
@@ -140,11 +140,11 @@ async def run(
                 renewals,
                 commands,
                 roster,
-                pool.elastic,
+                gpns.elastic,
                 services,
             )
             operations = Operations(
-                node, epoch, sad, migrations, commands, pool, counters, CpuMeter(), reloads
+                node, epoch, sad, migrations, commands, gpns, counters, CpuMeter(), reloads
             )
             fabric.operator_handler = operations.answer
             restart = Restart(
@@ -163,7 +163,7 @@ async def run(
             await journal.stored()
             services.start_soon(driver.run)
             services.start_soon(ageing.run)
-            services.start_soon(pool.run, fabric)
+            services.start_soon(gpns.run, fabric)
             await services.start(fabric.serve)
             services.start_soon(keeper.run)
             task_status.started(reloads.hang_up)

@@ -35,7 +35,7 @@ from protego_cli.control.operating.reload import Intent, Reloads
 from protego_cli.control.operating.status import Operations
 from protego_cli.control.packing.placement import Packer
 from protego_cli.control.pools.admissions import Admissions
-from protego_cli.control.pools.pool import Pool
+from protego_cli.control.pools.gpn_operations import GpnOperations
 from protego_cli.control.pools.roster import Opened, Roster
 from protego_cli.control.procedures.ageing import Ageing
 from protego_cli.control.procedures.driver import Driver
@@ -218,7 +218,9 @@ class World:
         admissions = Admissions(cluster, self.journal, self.sad.events)
         self.roster = Roster(cluster, self.journal, admissions, self.provisioners, self.sad.events)
         self.nodes.reload(self.roster.cluster())
-        self.pool = Pool(cluster, 1, self.sad, self.migrations, packers, life, self.roster, admissions)
+        self.gpns = GpnOperations(
+            cluster, 1, self.sad, self.migrations, packers, life, self.roster, admissions
+        )
         self.held = Held(self.journal)
         self.commands = Commands(self.sad, self.driver, self.keeper, self.migrations, self.held)
         self.reloads = Reloads(
@@ -232,7 +234,7 @@ class World:
             self.renewals,
             self.commands,
             self.roster,
-            self.pool.elastic,
+            self.gpns.elastic,
             life,
         )
         self.operations = Operations(
@@ -241,7 +243,7 @@ class World:
             self.sad,
             self.migrations,
             self.commands,
-            self.pool,
+            self.gpns,
             self.counters,
             lambda: 0.0,
             self.reloads,
@@ -262,7 +264,7 @@ class World:
         await self.journal.stored()
         life.start_soon(self.driver.run)
         life.start_soon(self.ageing.run)
-        life.start_soon(self.pool.run, self.nodes)
+        life.start_soon(self.gpns.run, self.nodes)
 
     def kill_gmn(self) -> None:
         """The GMN ends at this very point: nothing that it does after that has any effect."""

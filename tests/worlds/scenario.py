@@ -75,10 +75,10 @@ class Run:
     async def drain(self) -> None:
         gpn = self.random.choice(("gpn-1", "gpn-2", "gpn-3"))
         with suppress(ProtegoError):
-            self.w.pool.drains.drain(gpn)
+            self.w.gpns.drains.drain(gpn)
         await trio.sleep(self.random.uniform(0.05, 2))
         await self.living()
-        self.w.pool.drains.undrain(gpn)
+        self.w.gpns.drains.undrain(gpn)
 
     async def rekey(self) -> None:
         tunnel = self.w.sad.tunnels[self.sealing()]

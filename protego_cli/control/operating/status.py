@@ -33,7 +33,7 @@ from protego_cli.control.operating.commands import Commands
 from protego_cli.control.operating.detail import tunnel_detail
 from protego_cli.control.operating.explain import explain
 from protego_cli.control.operating.reload import Reloads
-from protego_cli.control.pools.pool import Pool
+from protego_cli.control.pools.gpn_operations import GpnOperations
 from protego_cli.control.procedures.migration import Migrations
 from protego_cli.control.sas.naming import find_tunnel
 from protego_cli.control.sas.sad import Sad
@@ -51,7 +51,7 @@ class Operations:
         sad: Sad,
         migrations: Migrations,
         commands: Commands,
-        pool: Pool,
+        gpns: GpnOperations,
         counters: Counters,
         cpu: Callable[[], float],
         reloads: Reloads,
@@ -62,7 +62,7 @@ class Operations:
         self._sad = sad
         self._migrations = migrations
         self._commands = commands
-        self._pool = pool
+        self._gpns = gpns
         self._counters = counters
         self._cpu = cpu
         self._reloads = reloads
@@ -88,7 +88,7 @@ class Operations:
             case Reload():
                 return await self._reloads.reload(dry_run=request.dry_run)
             case _:
-                return await self._pool.answer(request)
+                return await self._gpns.answer(request)
 
     def _explain(self, name: str | None) -> Explanations:
         if name is None:

@@ -8,7 +8,7 @@
    stored (`release`).
 3. The timer sleeps until the engine's next deadline and is woken when that comes nearer.
 4. Commands (`initiate`, `rekey_ike`, ...) start an exchange and wait for its one outcome. `prepare_...` makes
-   a `Request`, which is stored while its caller waits for something else, and leaves when he lets it go.
+   a `HeldRequest`, which is stored while its caller waits for something else, and leaves when he lets it go.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class _Waiting:
         self.ike: int | None = None
 
 
-class Request(Generic[T]):
+class HeldRequest(Generic[T]):
     """An exchange of ours that is made and waits to be let go: `let_go` or `withdraw` has to follow."""
 
     def __init__(self, driver: Driver, token: int, kind: type[T]) -> None:
@@ -187,7 +187,9 @@ class Driver:
         token = self._engine.create_child(ike, spi_in, trio.current_time(), selectors)
         return await self.outcome(token, ChildEstablished)
 
-    def prepare_rekey(self, spi_in: int, new_spi: int, *, anew: bool = False) -> Request[ChildEstablished]:
+    def prepare_rekey(
+        self, spi_in: int, new_spi: int, *, anew: bool = False
+    ) -> HeldRequest[ChildEstablished]:
         """CREATE_CHILD_SA, `anew` under the tunnel's present policy; the old CHILD_SA stays."""
         token = self._engine.rekey_child(spi_in, new_spi, trio.current_time(), anew=anew, held=True)
         return self._prepared(token, ChildEstablished)
@@ -205,7 +207,7 @@ class Driver:
         """An empty round trip. Raises ExchangeError."""
         await self.outcome(self._engine.check_alive(ike, trio.current_time()), Alive)
 
-    def prepare_alive(self, ike: int) -> Request[Alive]:
+    def prepare_alive(self, ike: int) -> HeldRequest[Alive]:
         """The same, when it is let go."""
         return self._prepared(self._engine.check_alive(ike, trio.current_time(), held=True), Alive)
 
@@ -271,14 +273,14 @@ class Driver:
         natt = next((port.natt for port in ports), NATT_PORT)
         return Path(vip, natt, peer, NATT_PORT)
 
-    def resume(self, token: int, *, held: bool = False) -> Request[ChildEstablished]:
+    def resume(self, token: int, *, held: bool = False) -> HeldRequest[ChildEstablished]:
         """What an earlier life of the GMN has asked for; its outcome is kept from now on. `held`: it does not
         leave again before it is let go.
         """
         self._commands[token] = _Waiting()
         if held:
             self._engine.hold((token,))
-        return Request(self, token, ChildEstablished)
+        return HeldRequest(self, token, ChildEstablished)
 
     def let_go(self, token: int) -> None:
         self._engine.let_go(token, trio.current_time())
@@ -289,11 +291,11 @@ class Driver:
             self._engine.withdraw(token, trio.current_time())
             self._work()
 
-    def _prepared(self, token: int, kind: type[T]) -> Request[T]:
+    def _prepared(self, token: int, kind: type[T]) -> HeldRequest[T]:
         self._commands[token] = _Waiting()
         self._work()
         self._release(_nothing)  # it is to be stored soon
-        return Request(self, token, kind)
+        return HeldRequest(self, token, kind)
 
     async def outcome(self, token: int, kind: type[T]) -> T:
         """What comes of an exchange. Raises ExchangeError."""

@@ -17,7 +17,7 @@ from functools import partial
 from types import TracebackType
 from typing import Self
 
-from protego_cli.control.procedures.driver import Driver, ExchangeError, Request
+from protego_cli.control.procedures.driver import Driver, ExchangeError, HeldRequest
 from protego_cli.control.sas.sad import Sad
 from protego_cli.control.sas.tunnel import Placed, Tunnel
 from protego_cli.control.state.crash import crash_point
@@ -77,7 +77,7 @@ class Parting:
         for old in self._olds:
             await delete(self._sad, self._driver, self._tunnel, old)
 
-    async def _travel(self, ike: int, trip: Request[Alive]) -> None:
+    async def _travel(self, ike: int, trip: HeldRequest[Alive]) -> None:
         try:
             await trip.outcome()
         except ExchangeError as error:

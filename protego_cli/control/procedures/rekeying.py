@@ -17,7 +17,7 @@ from typing import Final
 import trio
 
 from protego_cli.control.operating.events import EventLog
-from protego_cli.control.procedures.driver import Driver, ExchangeError, Request
+from protego_cli.control.procedures.driver import Driver, ExchangeError, HeldRequest
 from protego_cli.control.sas.sad import Sad
 from protego_cli.control.sas.tunnel import Placed, Strand, Tunnel
 from protego_cli.control.state.crash import crash_point
@@ -86,7 +86,7 @@ class Rekeying:
 
     async def _prepare(
         self, tunnel: Tunnel, spi: int, to: str, old: Placed, anew: bool
-    ) -> Request[ChildEstablished]:
+    ) -> HeldRequest[ChildEstablished]:
         """Step 1, and the request of step 2, which has not left. Raises NodeDown; then there is none."""
         self._sad.ask(tunnel, spi, to, old.peer, old.spi)
         self._sad.nodes.announce(to)

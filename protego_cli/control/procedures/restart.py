@@ -28,7 +28,7 @@ import trio
 from msgspec import structs
 
 from protego_cli.config.model import Cluster
-from protego_cli.control.procedures.driver import Driver, ExchangeError, Request
+from protego_cli.control.procedures.driver import Driver, ExchangeError, HeldRequest
 from protego_cli.control.procedures.keeper import Keeper
 from protego_cli.control.procedures.migration import Migrations, Outcome
 from protego_cli.control.procedures.renewal import Renewals
@@ -288,7 +288,7 @@ class Restart:
         self._tasks.start_soon(self._let_go, asked, request)
         return request.outcome
 
-    async def _let_go(self, asked: Asked, request: Request[ChildEstablished]) -> None:
+    async def _let_go(self, asked: Asked, request: HeldRequest[ChildEstablished]) -> None:
         """A rekey's request may not have left: not every node may know of its SPI. Whoever takes the answer
         may come late, and what he waits for may have to send something behind it.
         """

@@ -38,7 +38,7 @@ from protego_cli.control.procedures.migration import Migrations
 from protego_cli.control.sas.sad import Sad
 
 
-class Pool:
+class GpnOperations:
     def __init__(
         self,
         cluster: Cluster,
