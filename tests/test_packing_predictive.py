@@ -101,12 +101,12 @@ def test_what_a_move_would_change_is_what_it_changes(seed: int, steps: int, tunn
     leaving = bins.without(np.array([tunnel]))[0]
     joined, may = bins.joined(np.array([tunnel]), np.array([to]))
     assert may[0, 0] == (bins.load[to] + bins.size[tunnel] <= 1 + 1e-9)
-    saved = bins.save()
+    before = bins.copy()
     bins.move(tunnel, to)
     assert bins.unserved()[[source, to]] == pytest.approx([leaving, joined[0, 0]], abs=1e-3)
     anew = Outlook(seen(past, [to if i == tunnel else at for i, at in enumerate(where)], 4), 1.0)
     assert bins.unserved() == pytest.approx(anew.unserved(), abs=1e-9)
-    bins.restore(saved)
+    bins.restore(before)
     assert bins.unserved() == pytest.approx(Outlook(seen(past, where, 4), 1.0).unserved(), abs=1e-12)
 
 

@@ -152,7 +152,7 @@ def choose(cluster: Cluster, role: str | None, name: str | None) -> Node:
                 )
             raise NotFound(f"{cluster.file} has no node {name!r}; it has {known}")
         if role is not None and node.role != role:
-            raise UsageError(f"{name} is a {node.role} in {cluster.file}, not a {role}")
+            raise UsageError(f"{name} is a {node.role.upper()} in {cluster.file}, not a {role.upper()}")
         return node
     if role is None:
         raise UsageError("say which node this is: --role, or --name")

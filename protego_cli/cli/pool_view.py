@@ -6,12 +6,11 @@ import sys
 import time
 from datetime import UTC, datetime
 
-import msgspec
 from rich.table import Table
 from rich.text import Text
 
 from protego_cli.cli.counting import counted
-from protego_cli.cli.render import print_json, show, wide_console
+from protego_cli.cli.render import print_json, print_message, show, wide_console
 from protego_cli.control.channel.pool_messages import ElasticPlan, JoinToken, PlannedMove, Pools
 
 _STYLES = {"up": "green", "launching": "yellow", "leaving": "yellow", "retiring": "dim"}
@@ -19,9 +18,7 @@ _STYLES = {"up": "green", "launching": "yellow", "leaving": "yellow", "retiring"
 
 def print_pools(pools: Pools, *, as_json: bool) -> None:
     if as_json:
-        document = msgspec.to_builtins(pools)
-        document.pop("type", None)
-        print_json(document)
+        print_message(pools)
         return
     console = wide_console()
     if not pools.pools:

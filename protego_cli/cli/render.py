@@ -42,11 +42,16 @@ def print_json(document: object) -> None:
     sys.stdout.flush()
 
 
+def print_message(message: msgspec.Struct) -> None:
+    """A message of the control channel as JSON, without the tag that it has there."""
+    document = msgspec.to_builtins(message)
+    document.pop("type", None)
+    print_json(document)
+
+
 def print_status(status: Status, *, as_json: bool) -> None:
     if as_json:
-        document = msgspec.to_builtins(status)
-        document.pop("type", None)  # the tag of the control channel
-        print_json(document)
+        print_message(status)
     else:
         show(status_view(status, wide_console()))
 
@@ -139,17 +144,11 @@ def print_migrated(moved: Migrated, *, as_json: bool) -> None:
 def print_reloaded(reloaded: Reloaded, *, as_json: bool) -> None:
     """The changes; problems of the file go to stderr, as those of any other file."""
     if as_json:
-        document = msgspec.to_builtins(reloaded)
-        document.pop("type", None)
-        print_json(document)
+        print_message(reloaded)
         return
     if reloaded.problems:
-        count = len(reloaded.problems)
-        lines = [
-            *reloaded.problems,
-            f"protego: {count} problem{'s' if count > 1 else ''}: nothing has changed",
-        ]
-        sys.stderr.write("\n".join(lines) + "\n")
+        count = counted(len(reloaded.problems), "problem")
+        sys.stderr.write("\n".join([*reloaded.problems, f"protego: {count}: nothing has changed"]) + "\n")
         return
     if not reloaded.changes:
         _say(f"{reloaded.file}: nothing has changed")
@@ -178,17 +177,16 @@ def _explained(change: Landed) -> Text:
 
 
 def print_drained(node: str, status: JobStatus, *, as_json: bool) -> None:
-    failed = [{"tunnel": fault.subject, "reason": fault.reason} for fault in status.failed]
     if as_json:
-        print_json({"node": node, "moved": status.done, "failed": failed, "seconds": status.seconds})
+        print_json({"node": node, "moved": status.done, "failed": _failed(status), "seconds": status.seconds})
         return
     text = f"{node}: {counted(status.done, 'tunnel')} moved in {status.seconds:.1f} s"
     if status.state == "failed":
         text += f"; {status.note}"
     elif status.state == "stopped":
         text += f"; stopped, `protego drain {node}` goes on and `protego undrain {node}` takes it back"
-    elif failed:
-        text += f"; {counted(len(failed), 'tunnel')} left, which go when their peers rekey"
+    elif status.failed:
+        text += f"; {counted(len(status.failed), 'tunnel')} left, which go when their peers rekey"
     else:
         text += f"; it is empty, and takes no tunnels until `protego undrain {node}`"
     _say(text)
@@ -218,10 +216,7 @@ def print_rebalanced(plan: Plan, status: JobStatus | None, *, dry_run: bool, as_
                     for move in plan.moves
                 ],
                 "moved": status.done if status else 0,
-                "failed": [
-                    {"tunnel": fault.subject, "reason": fault.reason}
-                    for fault in (status.failed if status else ())
-                ],
+                "failed": _failed(status) if status else [],
                 "seconds": status.seconds if status else 0.0,
             }
         )
@@ -235,6 +230,10 @@ def print_rebalanced(plan: Plan, status: JobStatus | None, *, dry_run: bool, as_
 
 def _say(text: str | Text) -> None:
     Console(highlight=False).print(text, markup=False, soft_wrap=True)
+
+
+def _failed(status: JobStatus) -> list[dict[str, str]]:
+    return [{"tunnel": fault.subject, "reason": fault.reason} for fault in status.failed]
 
 
 def _say_faults(status: JobStatus) -> None:
@@ -264,10 +263,19 @@ def print_plugins(listing: list[PluginInfo], *, as_json: bool) -> None:
 
 def size(count: int) -> str:
     """Bytes in the largest unit that leaves at least one of it."""
-    value, index = float(count), 0
-    while value >= 1024 and index < len(UNITS) - 1:
-        value, index = value / 1024, index + 1
-    return f"{count} B" if index == 0 else f"{value:.1f} {UNITS[index]}"
+    return _scaled(count, 1024, UNITS)
+
+
+def rate(bits: float) -> str:
+    """Bits per second, both ways, in the largest unit that leaves at least one of it."""
+    return _scaled(bits, 1000, RATES)
+
+
+def _scaled(value: float, factor: int, units: Sequence[str]) -> str:
+    index = 0
+    while value >= factor and index < len(units) - 1:
+        value, index = value / factor, index + 1
+    return f"{value:.0f} {units[0]}" if index == 0 else f"{value:.1f} {units[index]}"
 
 
 def show(*parts: RenderableType) -> None:
@@ -288,14 +296,6 @@ def wide_console() -> Console:
     if not console.is_terminal:
         console.width = UNBOUNDED
     return console
-
-
-def rate(bits: float) -> str:
-    """Bits per second, both ways, in the largest unit that leaves at least one of it."""
-    index = 0
-    while bits >= 1000 and index < len(RATES) - 1:
-        bits, index = bits / 1000, index + 1
-    return f"{bits:.0f} {RATES[index]}" if index == 0 else f"{bits:.1f} {RATES[index]}"
 
 
 def _state(state: str) -> Text:

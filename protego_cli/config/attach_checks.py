@@ -11,7 +11,7 @@ import ipaddress
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from protego_cli.config.fields import join
+from protego_cli.config.fields import tenant_key, tunnel_key
 from protego_cli.config.model import Cluster, TenantConfig, TunAttach
 from protego_cli.config.networks import overlaps
 from protego_cli.config.values import AnyNetwork
@@ -32,12 +32,12 @@ def check_attachments(cluster: Cluster) -> Iterator[Problem]:
         place = attach.node, attach.netns
         if tenant.gateway:
             yield Problem(
-                _key(tenant, "gateway"),
+                tenant_key(tenant, "gateway"),
                 "has no use with a TUN attachment, where nobody asks for a gateway: leave it out",
             )
         if attach.device and devices.setdefault((place, attach.device), tenant.name) != tenant.name:
             yield Problem(
-                _key(tenant, "attach.device"),
+                tenant_key(tenant, "attach.device"),
                 f'"{attach.device}" is the device of tenant {devices[place, attach.device]} already',
             )
         routed.setdefault(place, []).extend(
@@ -57,15 +57,10 @@ class _Routed(NamedTuple):
     tenant: str
 
 
-def _key(tenant: TenantConfig, rest: str) -> str:
-    return f"{join('tenants', tenant.name)}.{rest}"
-
-
 def _remote(tenant: TenantConfig) -> Iterator[tuple[str, AnyNetwork]]:
     for tunnel in tenant.tunnels:
         for index, prefix in enumerate(tunnel.remote_ts):
-            key = _key(tenant, f"{join('tunnels', tunnel.name)}.remote_ts[{index}]")
-            yield key, ipaddress.ip_network(prefix)
+            yield tunnel_key(tunnel, f"remote_ts[{index}]"), ipaddress.ip_network(prefix)
 
 
 def _routes(routes: Sequence[_Routed]) -> Iterator[Problem]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from protego_cli.config.attach_checks import check_attachments
-from protego_cli.config.fields import join
+from protego_cli.config.fields import join, tenant_key, tunnel_key
 from protego_cli.config.limits import unreachable
 from protego_cli.config.model import Cluster, Node, TenantConfig, TunnelConfig
 from protego_cli.config.networks import inside, joined, overlaps
@@ -49,14 +49,6 @@ def check_secrets(cluster: Cluster) -> Iterator[Problem]:
             read_secret(tunnel.auth.file)
         except EnvironmentFault as fault:
             yield Problem(tunnel_key(tunnel, "auth.file"), str(fault))
-
-
-def tenant_key(tenant: TenantConfig, rest: str) -> str:
-    return f"{join('tenants', tenant.name)}.{rest}"
-
-
-def tunnel_key(tunnel: TunnelConfig, rest: str) -> str:
-    return f"{join(join('tenants', tunnel.tenant) + '.tunnels', tunnel.name)}.{rest}"
 
 
 def _node_key(node: Node, rest: str) -> str:

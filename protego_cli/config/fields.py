@@ -13,6 +13,8 @@ import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from protego_cli.config import values
+from protego_cli.config.model import TenantConfig, TunnelConfig
 from protego_cli.config.values import shown
 from protego_cli.errors import Problem
 
@@ -25,6 +27,14 @@ def join(parent: str, name: str) -> str:
     """The dotted path of a key, quoted as TOML quotes it."""
     own = name if BARE_KEY.fullmatch(name) else json.dumps(name, ensure_ascii=False)
     return f"{parent}.{own}" if parent else own
+
+
+def tenant_key(tenant: TenantConfig, rest: str) -> str:
+    return f"{join('tenants', tenant.name)}.{rest}"
+
+
+def tunnel_key(tunnel: TunnelConfig, rest: str) -> str:
+    return f"{join(join('tenants', tunnel.tenant) + '.tunnels', tunnel.name)}.{rest}"
 
 
 class Table:
@@ -49,6 +59,20 @@ class Table:
     def fault(self, message: str) -> None:
         """A problem with the table itself."""
         self._problems.append(Problem(self.key, message))
+
+    def check_name(self, name: str) -> None:
+        """Whether what this table is about may have that name."""
+        try:
+            values.name(name)
+        except ValueError as error:
+            self.fault(str(error))
+
+    def check_room(self, name: str, count: int) -> None:
+        """Whether nodes that are numbered up to `count` may be named after it."""
+        if len(f"{name}-{count}") > values.MAX_NAME:
+            self.fault(
+                f"expected a name that leaves room for -{count}: at most {values.MAX_NAME} characters in all"
+            )
 
     def need(self, name: str, convert: Callable[[object], T], placeholder: T, *, example: str) -> T:
         """A value that must be there."""

@@ -197,7 +197,7 @@ def _named(known: Collection[str] | None, what: str) -> Callable[[object], str]:
 def _nodes(collection: Table, known: Known) -> tuple[Node, ...]:
     nodes = []
     for name, table in collection.named():
-        _check_name(table, name)
+        table.check_name(name)
         if name in PKI_NAMES:
             table.fault(f'"{name}" names other files of the PKI; give the node another name')
         role = table.need("role", values.choice(ROLES), "", example=f"one of {', '.join(ROLES)}")
@@ -229,10 +229,7 @@ def _instances(node: Node, table: Table) -> list[Node]:
     except ValueError:
         table.problem("address", f"expected {count} consecutive addresses from {node.address} on")
         return [node]
-    if len(f"{node.name}-{count}") > values.MAX_NAME:
-        table.fault(
-            f"expected a name that leaves room for -{count}: at most {values.MAX_NAME} characters in all"
-        )
+    table.check_room(node.name, count)
     return [
         structs.replace(node, name=f"{node.name}-{place}", address=address, group=node.name)
         for place, address in enumerate(addresses, start=1)
@@ -255,7 +252,7 @@ def _ports(table: Table) -> Ports:
 
 
 def _tenant(name: str, table: Table, around: _Around) -> TenantConfig:
-    _check_name(table, name)
+    table.check_name(name)
     attach = table.table("attach", needed='a table such as { kind = "vxlan", vteps = [...] }')
     tenant = TenantConfig(
         name=name,
@@ -274,13 +271,6 @@ def _tenant(name: str, table: Table, around: _Around) -> TenantConfig:
     )
     table.done()
     return tenant
-
-
-def _check_name(table: Table, name: str) -> None:
-    try:
-        values.name(name)
-    except ValueError as error:
-        table.fault(str(error))
 
 
 def _attach(table: Table, gens: list[str]) -> VxlanAttach | TunAttach:
@@ -326,7 +316,7 @@ def _vxlan(table: Table) -> VxlanAttach:
 
 
 def _tunnel(tenant: str, name: str, table: Table, around: _Around) -> TunnelConfig:
-    _check_name(table, name)
+    table.check_name(name)
     vips, known = around.vips, around.known
     unread: str | None = ""
     peer = table.need("peer", values.peer, unread, example='the peer\'s address, or "any"')

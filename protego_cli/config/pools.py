@@ -39,12 +39,8 @@ def _pool(
     name: str, table: Table, ports: Callable[[Table], Ports], check: CheckProvisioner | None
 ) -> PoolConfig:
     count = values.integer(0, MAX_NODES)
-    try:
-        values.name(name)
-    except ValueError as error:
-        table.fault(str(error))
-    if len(f"{name}-{MAX_NODES}") > values.MAX_NAME:
-        table.fault(f"expected a name that leaves room for -{MAX_NODES}: {values.MAX_NAME} characters in all")
+    table.check_name(name)
+    table.check_room(name, MAX_NODES)
     nowhere = "0.0.0.1", "0.255.255.255"
     table.take("role", values.choice(["gpn"], what="the role that scales"), "gpn")
     pool = PoolConfig(

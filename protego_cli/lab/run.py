@@ -123,7 +123,7 @@ class Run:
                 if all(site.up for site in snapshot.sites):
                     status = await self._status()
                     if status and all(tunnel.state == "up" for tunnel in status.tunnels):
-                        self.show.say(f"{len(self.tunnels)} tunnels are up")
+                        self.show.say("every tunnel is up")
                         return
                 await trio.sleep(_POLL)
                 snapshot = await peers.ask("look")

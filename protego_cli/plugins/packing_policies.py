@@ -96,12 +96,12 @@ class Sticky(BestFit):
     def plan(self, view: PackingView) -> Sequence[Move]:
         from protego_cli.plugins.packing import sticky
 
-        return sticky.plan(view)
+        return sticky.plan(view, self.fill)
 
     def mitigate(self, view: PackingView) -> Sequence[Move]:
         from protego_cli.plugins.packing import sticky
 
-        return sticky.mitigate(view)
+        return sticky.mitigate(view, self.fill)
 
 
 class Predictive(BestFit):
@@ -110,12 +110,12 @@ class Predictive(BestFit):
     def plan(self, view: PackingView) -> Sequence[Move]:
         from protego_cli.plugins.packing import predictive
 
-        return predictive.plan(view)
+        return predictive.plan(view, self.fill)
 
     def mitigate(self, view: PackingView) -> Sequence[Move]:
         from protego_cli.plugins.packing import predictive
 
-        return predictive.mitigate(view)
+        return predictive.mitigate(view, self.fill)
 
 
 def apart(tunnel: TunnelView, view: PackingView) -> Sequence[GpnView]:

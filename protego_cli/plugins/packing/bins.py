@@ -7,7 +7,7 @@ is never taken for empty.
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 import numpy as np
 
@@ -90,11 +90,15 @@ class Bins:
             fits[self.at[tunnel]] = False
         return fits
 
-    def copy(self) -> Bins:
-        """Another one in which things can be moved."""
+    def copy(self) -> Self:
+        """Another one, in which things can be moved, or to which this one can be restored."""
         other = copy.copy(self)
         other.at, other.load, other.tunnels = self.at.copy(), self.load.copy(), self.tunnels.copy()
         return other
+
+    def restore(self, before: Self) -> None:
+        """Have all where it was in this copy, which is used up by it."""
+        self.at, self.load, self.tunnels = before.at, before.load, before.tunnels
 
     def roomiest(self) -> float:
         """The largest tunnel that any GPN could take, whatever its group."""

@@ -13,7 +13,7 @@ for z standard deviations σ of a normal error above the forecast the latter is 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, Self
 
 import numpy as np
 
@@ -41,18 +41,6 @@ def _excess() -> Floats:
 
 
 _EXCESS: Final = _excess()  # E max(0, X - z) of a standard normal X, for z >= 0
-
-
-class Saved(NamedTuple):
-    """A state to return to."""
-
-    at: Ints
-    load: Floats
-    tunnels: Ints
-    expected: Floats
-    drift: Floats
-    guesses: Floats
-    variance: Floats
 
 
 class Outlook(Bins):
@@ -95,15 +83,17 @@ class Outlook(Bins):
             self._guesses[gpn] += sign * self._guess[tunnel]
             self._variance[gpn] = drift @ drift + self._guesses[gpn]
 
-    def save(self) -> Saved:
-        state = (self.at, self.load, self.tunnels, self._expected, self._drift, self._guesses, self._variance)
-        return Saved(*(each.copy() for each in state))  # type: ignore[arg-type]  # in the order of the fields
+    def copy(self) -> Self:
+        other = super().copy()
+        other._expected, other._drift = self._expected.copy(), self._drift.copy()
+        other._guesses, other._variance = self._guesses.copy(), self._variance.copy()
+        return other
 
-    def restore(self, saved: Saved) -> None:
-        self.at, self.load, self.tunnels = saved.at, saved.load, saved.tunnels
-        self._expected, self._drift = saved.expected, saved.drift
-        self._guesses, self._variance = saved.guesses, saved.variance
-        self._left = None
+    def restore(self, before: Self) -> None:
+        super().restore(before)
+        self._expected, self._drift = before._expected, before._drift
+        self._guesses, self._variance = before._guesses, before._variance
+        self._left = before._left
 
     def roomiest_used(self, most: int) -> Ints:
         """The used GPNs that accept; of more than so many, those with the most room."""

@@ -36,7 +36,6 @@ GAIN: Final = 3.0  # the budget grows by so much of itself for each share of it 
 LEAST: Final = 0.25  # bounds of the budget, in what TARGET allows
 MOST: Final = 4.0
 CREDIT: Final = 10  # steps that TARGET is taken to have been met exactly, before any were measured
-FILL: Final = 0.95  # of a GPN's capacity, where tunnels come that nothing is known of
 EXTEND: Final = 2.0  # budgets that may be left unserved before another GPN is used
 PRICE: Final = 0.2  # of what TARGET allows to be left unserved in a step: what a move has to serve
 OFTEN: Final = 1.5  # moves per tunnel and hour at which that is the price
@@ -50,20 +49,21 @@ MOVES: Final = 64  # of one decision: so many, or a share of the tunnels if that
 SHARE: Final = 0.03
 
 
-def mitigate(view: PackingView) -> list[Move]:
-    return _Decision(view).moves()
+def mitigate(view: PackingView, fill: float) -> list[Move]:
+    return _Decision(view, fill).moves()
 
 
-def plan(view: PackingView) -> list[Move]:
-    decision = _Decision(view)
+def plan(view: PackingView, fill: float) -> list[Move]:
+    decision = _Decision(view, fill)
     while decision.consolidate():
         pass
     return decision.moves()
 
 
 class _Decision:
-    def __init__(self, view: PackingView) -> None:
-        self._bins = bins = Outlook(view, FILL)
+    def __init__(self, view: PackingView, fill: float) -> None:
+        """`fill` of a GPN's capacity is where it is full for tunnels that nothing is known of."""
+        self._bins = bins = Outlook(view, fill)
         tunnels, terms = len(bins.size), view.terms
         shelter(bins, BestFit())
         self._before = bins.at.copy()
@@ -176,14 +176,14 @@ class _Decision:
         others = others[others != gpn]
         if self._spent() or bins.at_least(gpn, others) > self._budget:
             return False
-        saved = bins.save()
+        before = bins.copy()
         if self._empty(gpn, others):
             self._relieve()
-            moved = int(np.count_nonzero(bins.at != saved.at))
+            moved = int(np.count_nonzero(bins.at != before.at))
             left = self._left() + moved * self._worth / LASTS
             if bins.tunnels[gpn] == 0 and left <= self._budget:
                 return True
-        bins.restore(saved)
+        bins.restore(before)
         return False
 
     def _empty(self, gpn: int, others: Ints) -> bool:

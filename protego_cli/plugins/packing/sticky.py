@@ -5,8 +5,8 @@
    that fits elsewhere, until it is within.
 3. At each interval, consolidation: the lightest GPN is emptied if its tunnels fit elsewhere; then the next.
 
-Tunnels go to the fullest GPN with room, where `FILL` of the capacity is full: what is between that and the
-whole is for loads that grow, so that a tunnel that has moved stays for a while.
+Tunnels go to the fullest GPN with room, where the share `fill` of the capacity is full: what is between that
+and the whole is for loads that grow, so that a tunnel that has moved stays for a while.
 """
 
 from __future__ import annotations
@@ -19,18 +19,17 @@ from protego_cli.control.packing.packing_view import TOLERANCE, Move, PackingVie
 from protego_cli.plugins.packing.bins import Bins
 from protego_cli.plugins.packing.decreasing import BestFit, shelter
 
-FILL: Final = 0.95
 _RULE: Final = BestFit()
 
 
-def mitigate(view: PackingView) -> list[Move]:
-    bins = Bins(view, FILL)
+def mitigate(view: PackingView, fill: float) -> list[Move]:
+    bins = Bins(view, fill)
     _settle(bins)
     return bins.moves()
 
 
-def plan(view: PackingView) -> list[Move]:
-    bins = Bins(view, FILL)
+def plan(view: PackingView, fill: float) -> list[Move]:
+    bins = Bins(view, fill)
     _settle(bins)
     while any(_empty(bins, gpn) for gpn in bins.lightest()):
         _settle(bins)
@@ -67,12 +66,12 @@ def _empty(bins: Bins, gpn: int) -> bool:
     others[gpn] = False
     if float(np.maximum(bins.room, 0.0)[others & bins.accepting].sum()) < bins.load[gpn] - TOLERANCE:
         return False
-    at, load, tunnels = bins.at.copy(), bins.load.copy(), bins.tunnels.copy()
+    before = bins.copy()
     here = bins.on(gpn)
     for tunnel in here[np.argsort(-bins.size[here], kind="stable")].tolist():
         fits = bins.open_to(tunnel) & others
         if not fits.any():
-            bins.at, bins.load, bins.tunnels = at, load, tunnels
+            bins.restore(before)
             return False
         bins.move(tunnel, _RULE.choose(bins, fits))
     return True
