@@ -28,6 +28,7 @@ from protego_cli.control.channel.operator_messages import (
     TunnelStatus,
 )
 from protego_cli.control.operating.events import KINDS
+from protego_cli.counters import TABLE
 from protego_cli.errors import Exit
 from protego_cli.lab.elastic import ElasticReceipt
 from protego_cli.lab.receipt import Receipt
@@ -168,6 +169,15 @@ def test_links_lead_somewhere(document: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text()):
         if not target.startswith("https://"):
             assert (document.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_documents_name_only_files_and_counters_that_exist(document: Path) -> None:
+    text = document.read_text()
+    ours = "benchmarks|completions|config|docs|packaging|protego_cli|tests"
+    for name in re.findall(rf"`((?:{ours})/[\w./-]+)`", text):
+        assert (ROOT / name).exists(), name
+    assert {*re.findall(r"\b(?:gin|gen|gpn|ike)_drop_[a-z_]+\b", text)} <= TABLE.keys()
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

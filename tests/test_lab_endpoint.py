@@ -14,6 +14,7 @@ import trio
 from protego_cli.lab import endpoint
 from protego_cli.lab.protocol import Command, SiteCount, Snapshot
 from protego_cli.net.gso import segments
+from protego_cli.net.pump import BATCHES_PER_TURN
 from protego_cli.net.udp import Batch, UdpSocket
 
 
@@ -40,7 +41,7 @@ class Sink:
             self.complete.set()
 
 
-@pytest.mark.parametrize("count", range(endpoint._BATCHES, endpoint._BATCHES + 3))
+@pytest.mark.parametrize("count", range(BATCHES_PER_TURN, BATCHES_PER_TURN + 3))
 async def test_the_last_packet_of_a_full_turn_does_not_wait_for_the_next(count: int) -> None:
     """Each is longer than the one before, so none joins it: the socket object holds one back in between."""
     sink, sizes = Sink(count), list(range(100, 100 + count))

@@ -92,9 +92,18 @@ def test_what_is_for_nobody_is_dropped(datagram: bytes) -> None:
     assert site.counters.nonzero() == {"gin_drop_to_peer": 1}
 
 
-def test_a_short_one_at_the_end_takes_none_along() -> None:
+def test_the_shortest_esp_there_can_be_passes() -> None:
     site = Site()
-    assert site.receive(returned(SPI, esp(7, 1)), bytes(23))
+    assert site.receive(returned(SPI, esp(7, 1, 16)))
+    assert site.receive(returned(SPI, esp(7, 2)), returned(SPI, esp(7, 3, 16)))
+    assert [sent[0] for sent in site.vip.sent] == [esp(7, 1, 16), esp(7, 2) + esp(7, 3, 16)]
+    assert site.counters.nonzero() == {"gin_esp_to_peer": 3}
+
+
+@pytest.mark.parametrize("short", [1, 23])
+def test_a_short_one_at_the_end_takes_none_along(short: int) -> None:
+    site = Site()
+    assert site.receive(returned(SPI, esp(7, 1)), bytes(short))
     assert [sent[0] for sent in site.vip.sent] == [esp(7, 1)]
     assert site.counters.nonzero() == {"gin_esp_to_peer": 1, "gin_drop_to_peer": 1}
 

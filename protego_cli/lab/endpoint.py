@@ -28,7 +28,6 @@ from protego_cli.net.udp import Address, Batch, UdpSocket
 
 TICK = 0.01
 _SHORTEST_SLEEP = 0.0004  # seconds; waking up costs a good part of it
-_BATCHES = 32  # received per turn of one socket
 _MAX_LINE = 1 << 16
 _AT_ONCE = 128  # packets of all flows that one tick may send beyond what the rate asks for
 
@@ -162,7 +161,7 @@ async def _receive(ends: Sequence[SiteEnd]) -> None:
 
 def _drain(end: SiteEnd, now: float) -> bool:
     """A bounded number of batches; whether there may be more."""
-    return drain(end.socket, lambda batch: end.receive(batch, now), _BATCHES)
+    return drain(end.socket, lambda batch: end.receive(batch, now))
 
 
 async def _pace(ends: Sequence[SiteEnd], pacer: Pacer) -> None:

@@ -19,10 +19,9 @@ from protego_cli.net.gso import grouped, segments
 from protego_cli.net.relay import VipSocket
 from protego_cli.net.steering import Gpn, Sender
 from protego_cli.net.udp import Address, Batch
+from protego_cli.net.vip import MIN_ESP
 from protego_cli.wire.columns import column
 from protego_cli.wire.returning import HEADER_LENGTH
-
-MIN_ESP = 16  # as on the VIP
 
 
 class Returns:
