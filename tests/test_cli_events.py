@@ -160,7 +160,7 @@ def test_following_asks_for_what_is_behind_and_ends_quietly(
 def test_missing_events_are_told_of(run: Run, answers: Answers) -> None:
     answers([Events(7, 1, 0, (UP,)), Events(7, 60, 58, (FAILED,)), KeyboardInterrupt()])
     assert run("--follow", "--json") == 0
-    assert "58 events are missing here" in run.err
+    assert "missing here: 58 events" in run.err
 
 
 def test_it_outlives_the_control_node(run: Run, answers: Answers) -> None:

@@ -53,7 +53,7 @@ def test_the_node_that_is_meant(cluster: Cluster, role: str | None, name: str | 
     [
         (None, None, UsageError, "--role"),
         ("gpn", None, UsageError, "2 nodes.*gpn-1, gpn-2"),
-        ("gmn", "gpn-1", UsageError, "gpn-1 is a gpn"),
+        ("gmn", "gpn-1", UsageError, "gpn-1 is a GPN .* not a GMN"),
         (None, "gpn-9", NotFound, "has no node 'gpn-9'; it has gmn-1"),
     ],
 )

@@ -28,6 +28,7 @@ from protego_cli.cli import (
     trace,
     tunnel,
 )
+from protego_cli.cli.counting import counted
 from protego_cli.errors import INTERRUPTED, ConfigError, Exit, ProtegoError
 
 EPILOG = (
@@ -121,10 +122,8 @@ def _report(faults: Sequence[ProtegoError]) -> int:
     """Tell each fault once; the first one decides the exit code."""
     for fault in {str(fault): fault for fault in faults}.values():
         if isinstance(fault, ConfigError):
-            count = len(fault.problems)
-            typer.echo(
-                f"{fault}\nprotego: {count} problem{'s' if count > 1 else ''} in {fault.path}", err=True
-            )
+            problems = counted(len(fault.problems), "problem")
+            typer.echo(f"{fault}\nprotego: {problems} in {fault.path}", err=True)
         else:
             typer.echo(f"protego: {fault}", err=True)
     return int(faults[0].exit_code)

@@ -5,9 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 from protego_cli.config.load import find, load_plugins_section
-from protego_cli.config.model import Cluster
+from protego_cli.config.model import Cluster, Node
+from protego_cli.errors import NotFound
 from protego_cli.plugins.manager import Plugins, load_plugins
 from protego_cli.roles.clusters import read_cluster
+
+
+def named_node(cluster: Cluster, name: str) -> Node:
+    """The node of the cluster file with this name. Raises NotFound."""
+    node = cluster.node(name)
+    if node is None:
+        known = ", ".join(node.name for node in cluster.nodes)
+        raise NotFound(f"{cluster.file} has no node {name!r}; it has {known}")
+    return node
 
 
 def load_with_plugins(file: Path | None, *, secrets: bool = False) -> tuple[Cluster, Plugins]:

@@ -36,9 +36,9 @@ def doctor(
     """
     import msgspec
 
-    from protego_cli.cli.clusters import load_with_plugins
+    from protego_cli.cli.clusters import load_with_plugins, named_node
     from protego_cli.cli.render import print_json
-    from protego_cli.errors import NotFound
+    from protego_cli.errors import Exit, NotFound
     from protego_cli.roles.doctor import examine
     from protego_cli.roles.machine import addresses, local_nodes, survey
 
@@ -51,19 +51,15 @@ def doctor(
                 f"no node of {loaded.file} has an address of this machine; name one with --node, to be told "
                 "how to give it one"
             )
-    elif (named := loaded.node(node)) is not None:
-        nodes = [named]
     else:
-        raise NotFound(
-            f"{loaded.file} has no node {node!r}; it has {', '.join(n.name for n in loaded.nodes)}"
-        )
+        nodes = [named_node(loaded, node)]
     findings = examine(loaded, nodes, survey(loaded, nodes, plugins.steering_backends(), here))
     if as_json:
         print_json([msgspec.to_builtins(finding) for finding in findings])
     else:
         _print(findings)
     if any(finding.state == "wrong" for finding in findings):
-        raise typer.Exit(1)
+        raise typer.Exit(Exit.FAILED)
 
 
 def _print(findings: Sequence[Finding]) -> None:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+import time
 
-import msgspec
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from protego_cli.cli.logs import printable
-from protego_cli.cli.render import print_json, show, tunnel_state
+from protego_cli.cli.render import print_message, show, tunnel_state
+from protego_cli.cli.times import moment
 from protego_cli.control.channel.operator_messages import Explanation, Explanations
 
 _STYLES = {"differs": "bold red", "agreed": "green"}
@@ -20,8 +20,7 @@ _SIDES = ("here:", "there:")  # the two ends that an advice may be for
 
 def print_explanations(found: Explanations, tunnel: str | None, *, as_json: bool) -> None:
     if as_json:
-        document = msgspec.to_builtins(found)
-        print_json({"status": document["status"], "found": document["found"]})
+        print_message(found)
         return
     if found.status is not None:
         show(Text(f"{found.status.id} is ").append_text(tunnel_state(found.status)))
@@ -51,14 +50,12 @@ def explanation_view(explanation: Explanation) -> RenderableType:
 
 
 def _headline(explanation: Explanation) -> Text:
-    at = datetime.fromtimestamp(explanation.time)
-    when = at.strftime("%H:%M:%S" if at.date() == datetime.now().date() else "%Y-%m-%d %H:%M:%S")
     if explanation.initiator == "gateway":
         who = f"we asked {explanation.peer}, from {explanation.local}"
     else:
         who = f"{explanation.peer} asked, at {explanation.local}"
     nat = ", behind NAT" if explanation.nat else ""
-    text = Text(f"{when}  {explanation.exchange} ", style="bold")
+    text = Text(f"{moment(explanation.time, time.time())}  {explanation.exchange} ", style="bold")
     if explanation.ok:
         text.append("agreed", style="green")
     else:

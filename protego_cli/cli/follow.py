@@ -20,8 +20,10 @@ import trio
 from rich.console import Console
 from rich.text import Text
 
+from protego_cli.cli.counting import counted
 from protego_cli.cli.logs import printable, quoted
 from protego_cli.cli.render import print_json
+from protego_cli.cli.times import moment
 from protego_cli.config.model import Cluster
 from protego_cli.control.channel.client import Ask, converse, expect
 from protego_cli.control.channel.operator_messages import Event, Events, GetEvents
@@ -51,10 +53,9 @@ class Printer:
             self._console.print(self.line(event), soft_wrap=True)
 
     def line(self, event: Event) -> Text:
-        at, now = datetime.fromtimestamp(event.time), datetime.fromtimestamp(self._clock())
         subject = printable(event.tunnel or event.node or "-")
         self._width = max(self._width, len(subject))
-        text = Text(at.strftime("%H:%M:%S" if at.date() == now.date() else "%Y-%m-%d %H:%M:%S"), style="dim")
+        text = Text(moment(event.time, self._clock()), style="dim")
         text.append(f"  {event.kind:<{_KIND}}", style=_STYLES.get(event.severity, ""))
         text.append(f"  {subject:<{self._width}}", style="bold")
         for name, value in event.fields().items():
@@ -128,7 +129,9 @@ class EventFollower:
         elif self._away:
             self._printer.note("the control node is back")
         if found.lost and known == found.epoch:
-            self._printer.note(f"{found.lost} events are missing here: they came faster than they were read")
+            self._printer.note(
+                f"missing here: {counted(found.lost, 'event')}, which came faster than was read"
+            )
         self._away = False
         for event in found.events:
             self._printer.show(event)

@@ -64,19 +64,15 @@ def local(
         if source is not None and source.name == "COMMANDLINE":
             raise UsageError(f"--{name} goes {'without' if elastic else 'with'} --elastic only")
     if elastic:
-        from protego_cli.config.values import duration as duration_of
+        from protego_cli.cli.times import seconds
         from protego_cli.lab.main import run_local_elastic
 
-        try:
-            seconds = duration_of(1, 86400)(interval)
-        except ValueError as error:
-            raise UsageError(f"--interval: {error}") from None
         code = run_local_elastic(
             json=as_json,
             headless=headless,
             trace=trace,
             policy=policy,
-            interval=seconds,
+            interval=seconds(interval, "--interval", 1, 86400),
             capacity=capacity,
             duration=duration,
         )

@@ -139,18 +139,16 @@ def _count(instances: str) -> int | None:
 
 def choose(cluster: Cluster, role: str | None, name: str | None) -> Node:
     """The node that role and name mean. Raises NotFound, or UsageError where they leave it open."""
+    from protego_cli.cli.clusters import named_node
     from protego_cli.errors import NotFound, UsageError
 
     if name is not None:
-        node = cluster.node(name)
-        if node is None:
-            known = ", ".join(node.name for node in cluster.nodes)
-            if members := [node.name for node in cluster.nodes if node.group == name]:
-                raise UsageError(
-                    f"{name} has {len(members)} instances: --instances auto runs those of this machine, "
-                    f"and --name one of them: {members[0]} to {members[-1]}"
-                )
-            raise NotFound(f"{cluster.file} has no node {name!r}; it has {known}")
+        if members := [node.name for node in cluster.nodes if node.group == name]:
+            raise UsageError(
+                f"{name} has {len(members)} instances: --instances auto runs those of this machine, "
+                f"and --name one of them: {members[0]} to {members[-1]}"
+            )
+        node = named_node(cluster, name)
         if role is not None and node.role != role:
             raise UsageError(f"{name} is a {node.role.upper()} in {cluster.file}, not a {role.upper()}")
         return node

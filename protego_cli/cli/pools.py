@@ -60,16 +60,12 @@ def pki_token(
     """
     from protego_cli.cli.asking import ask_once
     from protego_cli.cli.pool_view import print_token
+    from protego_cli.cli.times import seconds
     from protego_cli.config.load import find, load
-    from protego_cli.config.values import duration
     from protego_cli.control.channel.pool_messages import JoinToken, MakeToken
-    from protego_cli.errors import UsageError
 
-    try:
-        seconds = duration(1, 86400)(float(valid) if valid.isdecimal() else valid)
-    except ValueError as error:
-        raise UsageError(f"--valid: {error}") from None
-    reply = ask_once(load(find(cluster)), MakeToken(pool_name, node, seconds), JoinToken)
+    lasts = seconds(f"{valid}s" if valid.isdecimal() else valid, "--valid", 1, 86400)
+    reply = ask_once(load(find(cluster)), MakeToken(pool_name, node, lasts), JoinToken)
     print_token(reply, as_json=as_json)
 
 

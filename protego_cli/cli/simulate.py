@@ -79,8 +79,8 @@ def simulate(
     """
     import math
 
-    from protego_cli.cli.durations import durations, seconds
     from protego_cli.cli.simulation_view import Watcher, print_outcomes
+    from protego_cli.cli.times import durations, seconds
     from protego_cli.errors import UsageError
     from protego_cli.sim.comparison import compare
     from protego_cli.sim.engine import Setting

@@ -59,8 +59,8 @@ def generate(
     """Make a synthetic trace: tunnels of very different size, by day and night, with noise and bursts."""
     from dataclasses import replace
 
-    from protego_cli.cli.durations import seconds
     from protego_cli.cli.simulation_view import Watcher
+    from protego_cli.cli.times import seconds
     from protego_cli.errors import UsageError
     from protego_cli.sim.generator import PRESETS as RECIPES
     from protego_cli.sim.generator import generate as make
@@ -113,9 +113,9 @@ def record(
     Asks the control node for the tunnels' byte counters again and again. Ctrl-C ends it; the file then holds
     all whole steps. While no control node answers it waits, and spreads what passed meanwhile evenly.
     """
-    from protego_cli.cli.durations import seconds
     from protego_cli.cli.recording import record as run
     from protego_cli.cli.simulation_view import Watcher
+    from protego_cli.cli.times import seconds
     from protego_cli.config.load import find, load
     from protego_cli.errors import UsageError
     from protego_cli.sim.writing import check_target, write

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from datetime import datetime
 
 import msgspec
 from rich.console import Console, Group, RenderableType
@@ -14,6 +13,7 @@ from rich.text import Text
 from protego_cli.cli.counting import counted
 from protego_cli.cli.render import (
     print_json,
+    print_message,
     show,
     size,
     tunnel_errors,
@@ -21,6 +21,7 @@ from protego_cli.cli.render import (
     tunnel_table,
     wide_console,
 )
+from protego_cli.cli.times import moment, spoken
 from protego_cli.control.channel.operator_messages import (
     Acted,
     ChildSaDetail,
@@ -58,9 +59,7 @@ def print_acted(acted: Acted, *, as_json: bool, verb: str = "") -> None:
 
 def print_detail(detail: TunnelDetail, *, as_json: bool, clock: Callable[[], float] = time.time) -> None:
     if as_json:
-        document = msgspec.to_builtins(detail)
-        del document["type"]  # the tag of the control channel
-        print_json(document)
+        print_message(detail)
     else:
         show(detail_view(detail, clock()))
 
@@ -91,12 +90,12 @@ def _ike_sa(sa: IkeSaDetail, now: float) -> Table:
     grid.add_row("ESP", "in UDP" if sa.encapsulated else "raw, IP protocol 50")
     grid.add_row("initiator", sa.initiator)
     if sa.since is not None:
-        grid.add_row("up", f"since {_moment(sa.since, now)}, {duration(now - sa.since)}")
-    grid.add_row("heard", f"{duration(now - sa.heard)} ago")
+        grid.add_row("up", f"since {moment(sa.since, now)}, {spoken(now - sa.since)}")
+    grid.add_row("heard", f"{spoken(now - sa.heard)} ago")
     if sa.rekey is not None:
-        grid.add_row("rekey", f"in {duration(sa.rekey - now)}")
+        grid.add_row("rekey", f"in {spoken(sa.rekey - now)}")
     if sa.expires is not None:
-        grid.add_row("expires", f"in {duration(sa.expires - now)}")
+        grid.add_row("expires", f"in {spoken(sa.expires - now)}")
     if sa.exchanges:
         grid.add_row("exchanges", f"{sa.exchanges} of ours not answered yet")
     return grid
@@ -110,9 +109,9 @@ def _child_sa(sa: ChildSaDetail, now: float) -> Table:
     grid.add_row("local", ", ".join(sa.local_ts))
     grid.add_row("remote", ", ".join(sa.remote_ts))
     grid.add_row("peer", sa.peer)
-    grid.add_row("up", f"since {_moment(sa.since, now)}, {duration(now - sa.since)}")
+    grid.add_row("up", f"since {moment(sa.since, now)}, {spoken(now - sa.since)}")
     if sa.rekey is not None and sa.expires is not None:
-        soft, hard = duration(sa.rekey - now), duration(sa.expires - now)
+        soft, hard = spoken(sa.rekey - now), spoken(sa.expires - now)
         grid.add_row("rekey", f"in {soft} at the latest; expires in {hard}")
     grid.add_row("traffic", _traffic(sa))
     if sa.seal_hi > sa.seal_lo:
@@ -141,21 +140,3 @@ def _grid() -> Table:
 
 def _title(text: str) -> Text:
     return Text(f"\n{text}", style="bold")
-
-
-def _moment(at: float, now: float) -> str:
-    then, today = datetime.fromtimestamp(at), datetime.fromtimestamp(now)
-    return then.strftime("%H:%M:%S" if then.date() == today.date() else "%Y-%m-%d %H:%M:%S")
-
-
-def duration(seconds: float) -> str:
-    """In its two largest units: `2 h 5 min`."""
-    left = max(0, round(seconds))
-    parts: list[str] = []
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
-        count, left = divmod(left, length)
-        if count or (unit == "s" and not parts):
-            parts.append(f"{count} {unit}")
-        elif parts:
-            break
-    return " ".join(parts[:2])
