@@ -20,7 +20,7 @@ from protego_cli.control.channel.pool_messages import (
     Undrained,
 )
 from protego_cli.control.packing.jobs import KEPT, Jobs
-from protego_cli.control.packing.mover import AT_ONCE
+from protego_cli.control.packing.mover import AT_ONCE, PATIENCE
 from protego_cli.control.packing.placement import Move, Packer, PackingView, PolicyFault, TunnelView
 from protego_cli.errors import NoAdditionalSas, NotFound, ProtocolError, Refused, UsageError
 from tests.support.gmn_world import Peer, World, world
@@ -145,6 +145,37 @@ async def test_what_fails_once_is_tried_again(autojump_clock: MockClock) -> None
         peer_at(w, "gpn-1").refuse = lambda: answers.pop() if answers else None
         status = await drain(w, "gpn-1")
         assert (status.done, status.failed) == (1, ())
+
+
+async def test_a_gen_that_is_away_for_a_moment_leaves_no_tunnel_behind(autojump_clock: MockClock) -> None:
+    async with world(tunnels=90) as w:
+        await w.up()
+        began = await w.operations.answer(Drain("gpn-1"))
+        assert isinstance(began, JobStatus)
+        await w.until(lambda: len(at(w, "gpn-1")) < 25)
+        await w.nodes.stop("gen-1")
+        await w.settle(2)
+        status = await w.operations.answer(GetJob(began.id, -1, 0.0))
+        assert isinstance(status, JobStatus)
+        assert status.note == "gen-1 cut off from the GMN: waiting"
+        assert len(at(w, "gpn-1")) > 0
+        await w.nodes.start("gen-1")
+        status = await followed(w, began.id)
+        assert (status.done, status.failed, status.note) == (30, (), "")
+        w.check_clean()
+
+
+async def test_one_that_does_not_come_back_is_waited_for_once(autojump_clock: MockClock) -> None:
+    async with world(tunnels=9) as w:
+        await w.up()
+        await w.nodes.stop("gen-1")
+        before = trio.current_time()
+        status = await drain(w, "gpn-1")
+        assert PATIENCE < trio.current_time() - before < 2 * PATIENCE
+        assert {fault.reason.partition(" and ")[0] for fault in status.failed} == {
+            "gen-1 is cut off from the GMN"
+        }
+        assert len(status.failed) == 3
 
 
 async def test_a_peer_that_is_gone_is_not_left_behind(autojump_clock: MockClock) -> None:

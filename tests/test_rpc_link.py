@@ -182,7 +182,7 @@ async def test_large_messages_pass_and_leave_others_room(cluster: Cluster) -> No
         assert await gmn.call(Sync(1, 1, records), 60) == Applied(1 << 20)
 
 
-@pytest.mark.parametrize("kind", [Refused, UsageError, Unreachable, NotFound, EnvironmentFault])
+@pytest.mark.parametrize("kind", [Refused, UsageError, NotFound, EnvironmentFault])
 async def test_errors_arrive_as_what_they_are(cluster: Cluster, kind: type[ProtegoError]) -> None:
     def at_once(request: AnyRequest) -> Reply:
         raise kind("what happened")
@@ -199,6 +199,12 @@ async def test_errors_arrive_as_what_they_are(cluster: Cluster, kind: type[Prote
 def test_an_unknown_code_is_a_refusal() -> None:
     assert type(error_of(Failed("x", 99))) is Refused
     assert failure(NotFound("x")) == Failed("x", Exit.NOT_FOUND)
+
+
+def test_whom_the_answering_side_could_not_reach_is_another_node() -> None:
+    """Else `protego migrate` says that no control node answers, when it is a GPN."""
+    error = error_of(failure(Unreachable("gpn-1: withdrawn")))
+    assert (type(error), str(error)) == (Refused, "gpn-1: withdrawn")
 
 
 async def test_a_late_reply_is_dropped_and_the_link_stands(cluster: Cluster) -> None:

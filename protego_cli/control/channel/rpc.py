@@ -69,15 +69,17 @@ class Unanswered(Unreachable):
 _ERRORS: dict[int, type[ProtegoError]] = {
     Exit.FAILED: Refused,
     Exit.USAGE: UsageError,
-    Exit.UNREACHABLE: Unreachable,
     Exit.NOT_FOUND: NotFound,
     Exit.ENVIRONMENT: EnvironmentFault,
 }
 
 
 def failure(error: ProtegoError) -> Failed:
-    """The reply that carries an error to the other side."""
-    return Failed(str(error), int(error.exit_code))
+    """The reply that carries an error to the other side, which has reached us: what did not answer is another
+    node.
+    """
+    code = Exit.FAILED if isinstance(error, Unreachable) else error.exit_code
+    return Failed(str(error), int(code))
 
 
 def error_of(failed: Failed) -> ProtegoError:

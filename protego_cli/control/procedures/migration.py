@@ -34,6 +34,7 @@ from protego_cli.control.procedures.driver import Driver, ExchangeError
 from protego_cli.control.procedures.parting import Parting, delete
 from protego_cli.control.procedures.recovery import Recovery
 from protego_cli.control.procedures.rekeying import SETTLING, Rekeying, tell_ike_rekeyed
+from protego_cli.control.sas.distribution import DesiredState
 from protego_cli.control.sas.naming import find_gpn, find_tunnel
 from protego_cli.control.sas.sad import Sad
 from protego_cli.control.sas.tunnel import Asked, Placed, Tunnel
@@ -54,6 +55,15 @@ class Times(NamedTuple):
     rekeyed: float
     distributed: float
     total: float
+
+
+def cut_off(fabric: DesiredState) -> set[str]:
+    """GINs and GENs that have been there and cannot be told where a tunnel goes."""
+    return {
+        node.name
+        for node in fabric.nodes()
+        if node.role in ("gin", "gen") and node.boot is not None and not node.connected
+    }
 
 
 class Migrations:
@@ -205,12 +215,11 @@ class Migrations:
             raise Refused(f"{to} is down")
         if to in self._sad.seats.draining:
             raise Refused(f"{to} is draining and takes no tunnels; `protego undrain {to}` changes that")
-        for other in self._sad.fabric.nodes():
-            if other.role in ("gin", "gen") and other.boot is not None and not other.connected:
-                raise Refused(
-                    f"{other.name} is cut off from the GMN and may still pass packets on as it last knew; "
-                    f"nothing is moved until it is back"
-                )
+        if away := cut_off(self._sad.fabric):
+            raise Refused(
+                f"{min(away)} is cut off from the GMN and may still pass packets on as it last knew; "
+                f"nothing is moved until it is back"
+            )
         sealing = tunnel.sealing
         if sealing is None or sealing.retiring:
             raise Refused(f"{tunnel.id} is not up, so there is nothing to move")
