@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protego_cli.crypto.algorithms import EspSuite
-from protego_cli.esp import gateway, pairs
+from protego_cli.esp import pairs, sorting
 from protego_cli.wire.vxlan import ETHERTYPE_IPV4, ETHERTYPE_IPV6, build_frame_header
 from tests.support.esp_packets import ipv4, ipv6, summed, with_checksum
 from tests.support.esp_reference import ReferenceSa, Sent, padded, seal, unseal
@@ -44,7 +44,7 @@ CHOSEN = [
     REGISTRY.esp_suite("aes256", "sha256", esn=False),
     REGISTRY.esp_suite("aes128", "sha1", esn=True),
 ]
-SHORT = st.sampled_from([0, gateway.SHORT])  # 0: batches that come together are joined, however short
+SHORT = st.sampled_from([0, sorting.SHORT])  # 0: batches that come together are joined, however short
 MOST = st.sampled_from([0, 1, 2, 3, 64])  # packets of a batch where several are worked on at once; 0: alone
 UNLIMITED = patch.object(pairs, "ERRORS", 1_000_000)
 PLACES = 4  # bytes of the payload that say which packet it is
@@ -146,7 +146,47 @@ SEALED = st.builds(
 def test_what_peers_send(
     suite: EspSuite, specs: list[Sealed], most: int, short: int, everywhere: bool
 ) -> None:
-    with slices(everywhere=everywhere), patch.object(gateway, "SHORT", short), UNLIMITED:
+    with slices(everywhere=everywhere), patch.object(sorting, "SHORT", short), UNLIMITED:
+        _peers_send(suite, specs, most)
+
+
+_PLAIN = st.just((0,)), st.just((64,)), st.just((None,)), st.just(True)
+_FEW_LENGTHS = st.sampled_from([0, 40, 80])
+_SAME = st.builds(Inner, st.just("10.1.0.5"), st.just("10.2.0.9"), _FEW_LENGTHS, *_PLAIN)
+CLEAN = st.builds(Sealed, st.just(0), st.just(1), _SAME, st.just(""), st.integers(1, 4), st.just(0))
+OTHER = st.one_of(
+    _SAME,
+    st.builds(Inner, st.sampled_from(V4_HERE), st.sampled_from(V4_THERE), _FEW_LENGTHS, *_PLAIN),
+    st.builds(Inner, st.just(V6_HERE[0]), st.just(V6_THERE[0]), _FEW_LENGTHS, *_PLAIN),
+    _SAME.map(lambda inner: inner._replace(ttl=(1,))),
+    _SAME.map(lambda inner: inner._replace(tos=(0xB8,))),
+)
+DIRTY = st.builds(
+    Sealed,
+    st.sampled_from([0, 0, 0, 1]),
+    st.sampled_from([1, 1, 1, 0, 2, -1, -3, 70]),
+    OTHER,
+    st.sampled_from(["", "", *FLAWS]),
+    st.just(1),
+    st.just(0),
+)
+
+
+@given(
+    st.sampled_from(CHOSEN[:2]),
+    st.lists(CLEAN, min_size=3, max_size=8),
+    st.lists(st.tuples(st.integers(0, 8), st.none() | DIRTY), min_size=2, max_size=6),
+    st.integers(1, 3),
+)
+def test_what_peers_send_in_the_same_few_sizes(
+    suite: EspSuite, clean: list[Sealed], trains: list[tuple[int, Sealed | None]], most: int
+) -> None:
+    """Again and again, with perhaps one packet of another kind among them: such rows are sorted."""
+    specs: list[Sealed] = []
+    for turn, (place, dirty) in enumerate([(0, None), *trains]):
+        train = [*clean[:place], *filter(None, (dirty,)), *clean[place:]]
+        specs += [spec._replace(tos=0xB8 * (turn % 2)) for spec in train]
+    with slices(everywhere=True), UNLIMITED:
         _peers_send(suite, specs, most)
 
 
@@ -267,7 +307,7 @@ def test_what_tenants_send(
     short: int,
     everywhere: bool,
 ) -> None:
-    with slices(everywhere=everywhere), patch.object(gateway, "SHORT", short), UNLIMITED:
+    with slices(everywhere=everywhere), patch.object(sorting, "SHORT", short), UNLIMITED:
         _tenants_send(suite, specs, ruled, room, dscp, most)
 
 

@@ -7,7 +7,7 @@
    each a slot for a plaintext, into which the cipher writes.
 2. `verdict` tells whether that was right: what decides about the first packet has been judged before, to this
    header and this length, and columns tell that all others agree with it, or what decides about them has been
-   judged the same, as of several flows to one VTEP. Then it mends the headers.
+   judged the same, as of several flows to one VTEP. Then `mend` puts the headers right.
 3. `frames` are what is sent; the buffer rests until that has happened.
 4. Where it was wrong, or some packets are forged, `texts` are the plaintexts, as if nothing had been guessed.
 """
@@ -15,7 +15,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from functools import lru_cache
 from itertools import repeat
 from typing import NamedTuple
@@ -50,9 +50,14 @@ class Guess(NamedTuple):
             rows = set(map(layout.unpack_from, repeat(view), range(start, count * step, step)))
             if any(judged((length + tail, each)) != verdict for each in rows):
                 return None
-        fill(self.buffer.data, step, count, step, header[:tail])
-        self.buffer.written = header, step
         return verdict
+
+    def mend(self) -> None:
+        """Put headers where trailers have come to lie. There are no `texts` any more."""
+        header, length, tail, _ = self.usual
+        step = len(header) + length
+        fill(self.buffer.data, step, len(self.slots), step, header[:tail])
+        self.buffer.written = header, step
 
     def frames(self, count: int) -> memoryview:
         """The first `count` of them."""
@@ -67,9 +72,11 @@ class Frames:
     def __init__(self) -> None:
         self._pool = Pool()
 
-    def guess(self, usual: Usual, count: int) -> Guess | None:
-        """For a row of so many packets; None where it had better be opened otherwise."""
-        buffer = self._pool.take()
+    def guess(self, usual: Usual, count: int, besides: Container[Sliced] = ()) -> Guess | None:
+        """For a row of so many packets, in none of the buffers `besides`; None where it had better be opened
+        otherwise.
+        """
+        buffer = self._pool.take(besides)
         if buffer is None:
             return None
         header, length, tail, _ = usual

@@ -21,10 +21,8 @@ control plane does (RFC 4303 3.3.3, 3.4.3).
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import NamedTuple
 
 from protego_cli.config.model import Rate
@@ -41,6 +39,7 @@ from protego_cli.esp.outbound import Outbound
 from protego_cli.esp.outbox import Address, Outbox, Port, Send, Way
 from protego_cli.esp.pairs import UNUSED, Pair, SaEntry, Used
 from protego_cli.esp.parking import Parking
+from protego_cli.esp.sorting import packets, short
 from protego_cli.esp.tenants import Tenant, Vtep
 from protego_cli.wire import ecn
 from protego_cli.wire.tags import TAG_LENGTH, Tag, TagKind, is_tag, open_tag, seal_tag
@@ -48,7 +47,6 @@ from protego_cli.wire.tags import TAG_LENGTH, Tag, TagKind, is_tag, open_tag, se
 Received = tuple[memoryview, int, Address, int]
 """A batch: segments of a size, the last perhaps shorter; where it came from, its TOS."""
 
-SHORT = 8  # packets in a batch, on average, up to which batches are worked on together
 MAX_RETIRED = 1 << 16  # SAs whose progress is remembered after they were dropped
 
 
@@ -285,8 +283,8 @@ class Gateway:
             return self.receive_esp(view, size, source, now, tos)
         for source, tos, stretch in _stretches(train):
             origin = None if source[0] in self.fabric else source
-            packets = [] if ecn.telling(tos) else _packets(stretch)
-            if not (packets and self._inbound.receive_row(packets, source, now, origin, tos)):
+            together = not ecn.telling(tos) and short(stretch)
+            if not (together and self._inbound.receive_row(stretch, source, now, origin, tos)):
                 for view, size in joined(stretch, self._inbound.kind):
                     self._receive_esp(view, size, source, now, tos)
         return self._outbox.take()
@@ -297,8 +295,8 @@ class Gateway:
             view, size, source, tos = train[0]
             return self.receive_vxlan(view, size, source, now, tos)
         for source, tos, stretch in _stretches(train):
-            frames = [] if ecn.telling(tos) else _packets(stretch)
-            if not (frames and self._outbound.receive_row(frames, source, now, tos)):
+            together = not ecn.telling(tos) and short(stretch)
+            if not (together and self._outbound.receive_row(packets(stretch), source, now, tos)):
                 for view, size in joined(stretch, self._outbound.kind):
                     self._receive_vxlan(view, size, source, now, tos)
         return self._outbox.take()
@@ -430,22 +428,3 @@ def _stretches(train: Sequence[Received]) -> Iterator[tuple[Address, int, Stretc
         stretch.append((view, size))
     if before is not None:
         yield *before, stretch
-
-
-def _packets(stretch: Stretch) -> list[bytes]:
-    """The packets of several short batches; empty where the batches had better be taken one by one."""
-    if len(stretch) == 1 or not all(size for _, size in stretch):
-        return []
-    if sum([len(view) // size for view, size in stretch]) > SHORT * len(stretch):
-        return []
-    packets: list[bytes] = []
-    for view, size in stretch:
-        packets += _split(size, len(view)).unpack(view)
-    return packets
-
-
-@lru_cache(maxsize=4096)
-def _split(size: int, length: int) -> struct.Struct:
-    """The packets of a batch of so many bytes."""
-    count, rest = divmod(length, size)
-    return struct.Struct(f"{size}s" * count + (f"{rest}s" if rest else ""))

@@ -17,7 +17,8 @@
 7. Batches of one SPI that wait together are one row (`joining.py`).
 
 A row of packets of any sizes, from several batches, is taken apart packet by packet, but opened, judged and
-put into VXLAN in one go for each SA.
+put into VXLAN in one go for each SA. A long one, of few sizes that have come before, is sorted by these and
+goes the way of 6; its frames leave in the order in which the packets came (`sorting.py`).
 
 Packets whose keys are on their way are parked. A packet that came in an ORIGIN tag and opened as the newest
 of its SA moves the peer's address, if both are of ESP in UDP: what came without has no port, and a peer whose
@@ -28,21 +29,24 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from itertools import groupby, repeat
 from typing import cast
 
 from protego_cli.counters import Counters
 from protego_cli.esp.events import Event, FirstPacket, PeerMoved
 from protego_cli.esp.frames import Frames, Guess, judged
-from protego_cli.esp.frames import row as row_layout
+from protego_cli.esp.frames import row as decisive_fields
+from protego_cli.esp.joining import Batch
 from protego_cli.esp.limits import admit, admit_row
 from protego_cli.esp.outbox import Address, Outbox
 from protego_cli.esp.packet import Dropped, unwrap
 from protego_cli.esp.pairs import MAX_VERDICTS, Pair, Row, Usual, Verdict
 from protego_cli.esp.parking import Parking
+from protego_cli.esp.rows import SizedRow, layout
 from protego_cli.esp.sa import InboundSa
 from protego_cli.esp.slices import FEW
+from protego_cli.esp.sorting import Sorted, sort
+from protego_cli.esp.sorting import packets as packets_of
 from protego_cli.esp.tenants import Delivery, Tenant
 from protego_cli.wire import ecn, hops
 from protego_cli.wire.columns import alike
@@ -51,6 +55,7 @@ from protego_cli.wire.mss import clamp, clamp_row
 from protego_cli.wire.tags import MAX_RESERVED_SPI
 
 _SPI = ((0, 4),)
+_LOW = 0xFFFFFFFF
 MAX_JUDGED = 1 << 18  # verdicts remembered of all SAs together, each some 600 bytes
 MIN_PACKET = 28  # the least of any suite: SPI, number and IV, four bytes of ciphertext, an ICV of eight
 
@@ -111,10 +116,10 @@ class Inbound:
                 for at in range(0, len(view), size):
                     self._tag(view[at : at + size], source, now, tos)
             else:
-                numbers: Sequence[int] = _numbers(size, count).unpack_from(view)
+                numbers: Sequence[int] = layout(f"4xI{size - 8}x", count).unpack_from(view)
                 self._one_spi(spi, numbers, view, size, source, now, origin, tos)
             return
-        words = _words(size, count).unpack_from(view)
+        words = layout(f"II{size - 8}x", count).unpack_from(view)
         spis, numbers = words[0::2], words[1::2]
         if min(spis) <= MAX_RESERVED_SPI:  # a tag speaks of what came before it
             for at in range(0, len(view), size):
@@ -134,20 +139,28 @@ class Inbound:
         return spi if spi in self._pairs and size >= MIN_PACKET else None
 
     def receive_row(
-        self, packets: Sequence[bytes], source: Address, now: float, origin: Address | None, tos: int
+        self, batches: Sequence[Batch], source: Address, now: float, origin: Address | None, tos: int
     ) -> bool:
-        """ESP packets of any sizes; False, having done nothing, where they are to be looked at one by one.
+        """Short batches of ESP packets of any sizes; False, having done nothing, where they are to be looked
+        at one by one.
 
         Their ECN field means nothing for what is within.
         """
+        pair = self._pairs.get(int.from_bytes(batches[0][0][:4]))
+        sortable = pair is not None and pair.mss is None and pair.inbound.opens_into
+        ordered = sort(batches) if sortable else None
+        if pair is not None and ordered is not None and self._sorted(pair, ordered, source, now, origin):
+            return True
+        packets = packets_of(batches)
         if min(map(len, packets)) < MIN_PACKET:
             return False
-        words = _pairs(len(packets)).unpack(b"".join([packet[:8] for packet in packets]))
+        words = layout("II", len(packets)).unpack(b"".join([packet[:8] for packet in packets]))
         spis, numbers = words[0::2], words[1::2]
         if min(spis) <= MAX_RESERVED_SPI:  # a tag speaks of what came before it
             return False
         if spis.count(spis[0]) == len(spis):
-            self._row_of_one(spis[0], numbers, packets, source, now, origin, tos)
+            expect = ordered is not None
+            self._row_of_one(spis[0], numbers, packets, source, now, origin, tos, expect=expect)
             return True
         rows: dict[int, list[int]] = {}
         for place, spi in enumerate(spis):
@@ -166,7 +179,10 @@ class Inbound:
         now: float,
         origin: Address | None,
         tos: int,
+        *,
+        expect: bool = False,
     ) -> None:
+        """`expect` what comes of them of other packets of their sizes."""
         pair = self._pairs.get(spi)
         if pair is None:
             for number, packet in zip(numbers, packets, strict=True):
@@ -175,10 +191,80 @@ class Inbound:
         plaintexts = pair.inbound.open_each(numbers, packets, self._counters, now)
         if plaintexts:
             self._opened(pair, numbers[-1], source, origin)
-            self._deliver_each(pair, plaintexts, now)
+            self._deliver_each(pair, plaintexts, now, expect=expect)
 
-    def _deliver_each(self, pair: Pair, plaintexts: list[bytes], now: float) -> None:
-        """Opened packets of one SA, of any sizes, in order."""
+    def _sorted(
+        self, pair: Pair, ordered: Sorted, source: Address, now: float, origin: Address | None
+    ) -> bool:
+        """Packets that are perhaps of one SA, of sizes that have come before; False, having done nothing,
+        where they are not.
+        """
+        sa, spi = pair.inbound, pair.entry.spi_in.to_bytes(4)
+        if ordered.packets > sa.window.size:
+            return False
+        guesses: dict[int, Guess] = {}
+        rows: list[SizedRow] = []
+        for size, data in ordered.rows.items():
+            count = len(data) // size
+            usual = pair.usual.get(size - sa.overhead)
+            if usual is None or data[:4] != spi or not alike(data, size, count, _SPI):
+                return False
+            guess = self._frames.guess(usual, count, [other.buffer for other in guesses.values()])
+            if guess is None:
+                return False
+            guesses[size] = guess
+            rows.append(SizedRow(layout(f"4xI{size - 8}x", count).unpack_from(data), data, size, guess.slots))
+        opened = sa.open_rows(rows, self._counters, now)
+        if opened is None:
+            return False
+        if any(opened):
+            self._opened(pair, sa.highest & _LOW, source, origin)
+            whole = sum(map(len, opened)) == ordered.packets
+            if not (whole and self._send_sorted(pair, ordered, guesses, now)):
+                places = dict(zip(guesses, map(frozenset, opened), strict=True))
+                texts = {
+                    size: [bytes(slot) if at in places[size] else None for at, slot in enumerate(guess.slots)]
+                    for size, guess in guesses.items()
+                }
+                row = [text for text in ordered.restored(texts) if text is not None]
+                self._deliver_each(pair, row, now)
+        return True
+
+    def _send_sorted(self, pair: Pair, ordered: Sorted, guesses: dict[int, Guess], now: float) -> bool:
+        """Opened packets behind guessed headers; False, having sent nothing, where these were wrong, or not
+        all packets go on.
+        """
+        sa = pair.inbound
+        deliveries: set[Delivery] = set()
+        lengths: dict[int, int] = {}
+        for size, guess in guesses.items():
+            verdict = guess.verdict(pair)
+            if verdict is None:
+                pair.usual.pop(size - sa.overhead, None)
+                return False
+            delivery, lengths[size] = verdict
+            deliveries.add(delivery)
+        if len(deliveries) > 1:
+            return False
+        way, header = deliveries.pop()
+        start = len(header)
+        frames = {size: (guess.buffer.data, start + lengths[size]) for size, guess in guesses.items()}
+        counts = {size: len(guess.slots) for size, guess in guesses.items()}
+        if any(hops.any_spent(*frames[size], counts[size], start) for size in frames):
+            return False
+        total = sum([lengths[size] * counts[size] for size in frames])
+        if sa.limits and not admit(sa.limits, total, 1, now):
+            return False
+        for size, guess in guesses.items():
+            guess.mend()
+            hops.forward(*frames[size], counts[size], start)
+        self._outbox.add_runs(way, ordered.runs(frames))
+        sa.packets += ordered.packets
+        sa.bytes += total
+        return True
+
+    def _deliver_each(self, pair: Pair, plaintexts: list[bytes], now: float, *, expect: bool = False) -> None:
+        """Opened packets of one SA, of any sizes, in order; `expect` the same of others of their sizes."""
         sa = pair.inbound
         if not sa.selectors.by_address or min(map(len, plaintexts)) < 2 or {t[-1] for t in plaintexts} != {4}:
             for plaintext in plaintexts:
@@ -218,6 +304,9 @@ class Inbound:
                 for text, word, length in zip(plaintexts, words, lengths, strict=True)
             ]
             self._outbox.add_row(way, frames)
+            if expect:
+                for size, length in dict(zip(map(len, plaintexts), lengths, strict=True)).items():
+                    pair.expect(Usual(header, length, size - length, version=4))
             sa.packets += len(frames)
             sa.bytes += sum(lengths)
             return
@@ -284,6 +373,7 @@ class Inbound:
         whole = len(opened) == len(guess.slots)
         verdict = guess.verdict(pair) if whole else None
         if verdict is not None:
+            guess.mend()
             self._send(pair, verdict, guess, len(opened), now)
         else:
             self._pass_on(pair, guess.texts(opened), now, whole)
@@ -311,12 +401,12 @@ class Inbound:
         first, count = plaintexts[0], len(plaintexts)
         tail = first[-2] + 2 if len(first) >= 2 else 0
         version = 6 if first[-1:] == b"\x29" else 4
-        layout = row_layout(len(first), tail, version)
-        if layout is None or not pair.inbound.selectors.by_address:
+        decisive = decisive_fields(len(first), tail, version)
+        if decisive is None or not pair.inbound.selectors.by_address:
             for plaintext in plaintexts:
                 self._judge_one(pair, plaintext, now)
             return
-        row: Row = layout.unpack(first)
+        row: Row = decisive.unpack(first)
         verdict = self._verdict(pair, row, first)
         if (
             pair.mss is None
@@ -325,22 +415,22 @@ class Inbound:
         ):
             frames, header = _framed(verdict, plaintexts), len(verdict[0].header)
             same = alike(frames, header + verdict[1], count, judged(header, version))
-            if same or self._all_are(verdict, pair, plaintexts, layout):
+            if same or self._all_are(verdict, pair, plaintexts, decisive):
                 if whole and count >= FEW and pair.inbound.opens_into and verdict[1] + tail == len(first):
                     pair.expect(Usual(verdict[0].header, verdict[1], tail, version))
                 self._send(pair, verdict, frames, count, now)
                 return
-        rows: list[Row] = [layout.unpack(plaintext) for plaintext in plaintexts]
+        rows: list[Row] = [decisive.unpack(plaintext) for plaintext in plaintexts]
         if rows.count(row) == count:
             self._deliver(pair, verdict, plaintexts, now)
         else:
             self._mixed(pair, rows, plaintexts, now)
 
     def _all_are(
-        self, verdict: Verdict, pair: Pair, plaintexts: Sequence[bytes], layout: struct.Struct
+        self, verdict: Verdict, pair: Pair, plaintexts: Sequence[bytes], decisive: struct.Struct
     ) -> bool:
         """Whether opened packets of one size are of this verdict, whatever flows they are of."""
-        examples = dict(zip(map(layout.unpack, plaintexts), plaintexts, strict=True))
+        examples = dict(zip(map(decisive.unpack, plaintexts), plaintexts, strict=True))
         return all(self._verdict(pair, row, text) == verdict for row, text in examples.items())
 
     def _mixed(self, pair: Pair, rows: list[Row], plaintexts: list[bytes], now: float) -> None:
@@ -486,30 +576,7 @@ def _framed(verdict: tuple[Delivery, int], plaintexts: Sequence[bytes]) -> bytea
     (_, header), length = verdict
     fields = [header] * (2 * len(plaintexts))
     fields[1::2] = plaintexts
-    layout = _frames(len(header), length, len(plaintexts))
-    frames = bytearray(layout.size)
-    layout.pack_into(frames, 0, *fields)
+    frame = layout(f"{len(header)}s{length}s", len(plaintexts))  # which cuts the trailers off
+    frames = bytearray(frame.size)
+    frame.pack_into(frames, 0, *fields)
     return frames
-
-
-@lru_cache(maxsize=256)
-def _numbers(size: int, count: int) -> struct.Struct:
-    """Sequence number of each packet."""
-    return struct.Struct("!" + f"4xI{size - 8}x" * count)
-
-
-@lru_cache(maxsize=256)
-def _words(size: int, count: int) -> struct.Struct:
-    """SPI and sequence number of each packet."""
-    return struct.Struct("!" + f"II{size - 8}x" * count)
-
-
-@lru_cache(maxsize=1024)
-def _pairs(count: int) -> struct.Struct:
-    return struct.Struct("!" + "II" * count)
-
-
-@lru_cache(maxsize=256)
-def _frames(header: int, length: int, count: int) -> struct.Struct:
-    """A header and an inner packet each; what an argument has beyond its length, the trailer, is cut off."""
-    return struct.Struct(f"{header}s{length}s" * count)

@@ -6,7 +6,7 @@ side, and a shorter one may end a buffer. Splitting by the kernel's limits is th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from functools import partial
 from typing import NamedTuple
@@ -102,6 +102,13 @@ class Outbox:
         self._open.pop(way.dest, None)
         if joined:
             self._open[way.dest] = _Run(way, size, parts, joined)
+
+    def add_runs(self, way: Way, runs: Iterable[tuple[Buffer, int, int]]) -> None:
+        """What segmented sends can carry, in order: data, size, packets of each."""
+        run = self._open.pop(way.dest, None)
+        if run is not None:
+            self._close(run)
+        self._sends += [_send((way, *run)) for run in runs]
 
     def put(self, way: Way, datagram: bytes) -> None:
         """A datagram that leaves behind everything added so far, and alone."""

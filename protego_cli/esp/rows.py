@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from itertools import repeat
 from operator import add
-from typing import Final
+from typing import Final, NamedTuple
 
 from protego_cli.wire.inner import Buffer
 
@@ -16,6 +16,15 @@ HEADER_LENGTH: Final = 8  # of an ESP packet: SPI, sequence number
 
 Opened = tuple[list[bytes], Sequence[int]]
 """The plaintexts, trailer included, in order; the places in the row of packets that did not open."""
+
+
+class SizedRow(NamedTuple):
+    """Packets of one size, what they bear as sequence numbers, and where their plaintexts are to go."""
+
+    sequence: Sequence[int]
+    data: Buffer
+    size: int
+    slots: Sequence[memoryview]
 
 
 def split(data: Buffer, size: int, count: int) -> tuple[bytes, ...]:

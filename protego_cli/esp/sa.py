@@ -18,7 +18,7 @@ from protego_cli.crypto.algorithms import EspSuite, RandomSource
 from protego_cli.esp.flows import FlowSelectors
 from protego_cli.esp.limits import NOTHING, Bucket
 from protego_cli.esp.replay import ReplayWindow
-from protego_cli.esp.rows import padded, split
+from protego_cli.esp.rows import SizedRow, padded, split
 from protego_cli.esp.slices import Sliced
 from protego_cli.esp.transforms import opening, sealing
 from protego_cli.wire.inner import Buffer
@@ -146,6 +146,47 @@ class InboundSa:
             return ()
         forged = open_into(data, size, numbers, slots)
         return None if forged is None else self._commit(numbers, forged, counters, fresh=True)
+
+    def open_rows(
+        self, rows: Sequence[SizedRow], counters: Counters, now: float
+    ) -> list[Sequence[int]] | None:
+        """As `open_into`, of packets that came mixed, rows of several sizes: the places in each of those that
+        opened. None, having done nothing, where they had better be looked at in the order in which they came.
+        """
+        open_into = self._transform.open_into
+        if open_into is None or not all(self._transform.fits(row.size) for row in rows):
+            return None
+        numbers: Sequence[int] = [number for row in rows for number in row.sequence]
+        if self._esn:
+            numbers = self.window.extend(numbers)
+        ordered = sorted(numbers)
+        # so none has come before, and none pushes another out of the window, whichever comes first
+        if not self.window.fresh(ordered) or ordered[-1] - ordered[0] >= self.window.size:
+            return None
+        if not self._may_open(len(numbers), counters, now):
+            return [() for _ in rows]
+        opened: list[Sequence[int]] = []
+        lies: list[int] = []
+        start = 0
+        for sequence, data, size, slots in rows:
+            stop = start + len(sequence)
+            each = numbers[start:stop] if self._esn else sequence
+            forged = open_into(data, size, each, slots)
+            if forged is None:
+                return None
+            places: Sequence[int] = range(len(sequence))
+            if forged:
+                wrong = frozenset(forged)
+                places = [place for place in places if place not in wrong]
+                lies += [each[place] for place in forged]
+            opened.append(places)
+            start = stop
+        counters["gpn_drop_auth"] += len(lies)
+        if lies:
+            ordered = sorted(frozenset(ordered).difference(lies))
+        if ordered:
+            self.window.commit_row(ordered)
+        return opened
 
     def _may_open(self, count: int, counters: Counters, now: float) -> bool:
         if self.opens and (self.expires is None or now < self.expires):

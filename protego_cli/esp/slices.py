@@ -17,7 +17,7 @@ Whoever passes on what was lent passes on that very object, not a slice of it: i
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Final
 
 FEW: Final = 12  # packets of a batch, below which slices gain nothing
@@ -86,10 +86,10 @@ class Pool:
     def __init__(self) -> None:
         self._buffers: list[Sliced] = []
 
-    def take(self) -> Sliced | None:
-        """One that is not lent, for whoever asks first; None where all are."""
+    def take(self, besides: Container[Sliced] = ()) -> Sliced | None:
+        """One that is neither lent nor among `besides`, for whoever asks first; None where all are."""
         for buffer in self._buffers:
-            if buffer.lent() is None:
+            if buffer.lent() is None and buffer not in besides:
                 return buffer
         if len(self._buffers) == MAX_BUFFERS:
             return None

@@ -48,6 +48,7 @@ from protego_cli.roles.cpu import CpuMeter
 log = logging.getLogger(__name__)
 
 TEND_INTERVAL = 0.5  # seconds
+TOGETHER = 128  # batches: what comes of more would leave the cache before it is sent
 
 
 class GpnPlane:
@@ -106,12 +107,14 @@ class GpnPlane:
     def receive_esp(self, train: Sequence[Batch]) -> None:
         """Batches on the ESP port."""
         train = unbundled(train, self._gateway.fabric, self.counters, "gpn_drop_tag")
-        self._act(self._gateway.receive_esp_train(train, time.time()))
+        for at in range(0, len(train), TOGETHER):
+            self._act(self._gateway.receive_esp_train(train[at : at + TOGETHER], time.time()))
 
     def receive_vxlan(self, train: Sequence[Batch]) -> None:
         """Batches on the VXLAN port."""
         train = unbundled(train, self._gateway.fabric, self.counters, "gpn_drop_tag")
-        self._act(self._gateway.receive_vxlan_train(train, time.time()))
+        for at in range(0, len(train), TOGETHER):
+            self._act(self._gateway.receive_vxlan_train(train[at : at + TOGETHER], time.time()))
 
     def _act(self, sends: list[Send]) -> None:
         """Send what the gateway made, and pass on what it noticed."""

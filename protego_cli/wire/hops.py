@@ -32,6 +32,12 @@ def spent(packet: Buffer) -> bool:
     return packet[TTL if packet[0] >> 4 == 4 else HOP_LIMIT] <= _LAST
 
 
+def any_spent(data: bytearray, size: int, count: int, start: int) -> bool:
+    """Whether one of `count` IP packets of one version, `size` bytes apart, has none left."""
+    at = start + (TTL if data[start] >> 4 == 4 else HOP_LIMIT)
+    return min(data[at : start + count * size : size]) <= _LAST
+
+
 def forward(data: bytearray, size: int, count: int, start: int) -> bool:
     """Take a hop from each of `count` IP packets of one version, `size` bytes apart, the first at `start`.
     False, having done nothing, where one of them has none left.

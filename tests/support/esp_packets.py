@@ -45,6 +45,11 @@ def summed(packet: bytes) -> bytes:
     return header[:10] + checksum(header).to_bytes(2) + packet[12:]
 
 
+def intact(packet: bytes) -> bool:
+    """Whether a router may answer to it: a broken IPv4 header is anybody's (RFC 1812 5.2.2)."""
+    return packet[0] >> 4 != 4 or checksum(packet[: packet[0] % 16 * 4]) == 0
+
+
 def with_checksum(packet: bytes, code: int) -> bytes:
     """An IPv4 packet without options, with the identification by which this is its header checksum."""
     blank = packet[:4] + bytes(2) + packet[6:10] + bytes(2) + packet[12:20]

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import CBC
 
-from tests.support.esp_packets import passed, summed, time_exceeded
+from tests.support.esp_packets import intact, passed, summed, time_exceeded
 
 Address = tuple[str, int]
 Sent = tuple[Address, bytes, int]
@@ -167,7 +167,8 @@ class ReferenceGpn:
         if framed is None:
             return "gpn_drop_no_vtep"
         if hops(inner) <= 1:
-            self.told_in.append((sa.spi_out, time_exceeded(inner)))
+            if intact(inner):
+                self.told_in.append((sa.spi_out, time_exceeded(inner)))
             return "gpn_drop_ttl_in"
         address, header = framed
         return address, header + passed(inner), traffic_class(inner)
@@ -222,7 +223,7 @@ class ReferenceGpn:
             return "gpn_drop_ecn_out"
         inner = left
         if hops(inner) <= 1:
-            if (framed := self._delivered(vni, here, inner)) is not None:
+            if intact(inner) and (framed := self._delivered(vni, here, inner)) is not None:
                 self.told_out.append((framed[0], framed[1] + time_exceeded(inner)))
             return "gpn_drop_ttl_out"
         inner = passed(inner)

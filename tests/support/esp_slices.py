@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from unittest.mock import patch
 
-from protego_cli.esp import aead, inbound, outbound
+from protego_cli.esp import aead, inbound, outbound, sorting
 from protego_cli.esp.slices import Sliced
 
 _cut = Sliced.cut
@@ -24,6 +24,7 @@ def slices(*, everywhere: bool) -> Iterator[None]:
         patch.object(aead, "FEW", few),
         patch.object(inbound, "FEW", few),
         patch.object(outbound, "FEW", few),
+        patch.object(sorting, "ENOUGH", few),
         patch.object(Sliced, "cut", _at_once),
     ):
         yield

@@ -1,0 +1,116 @@
+"""Short batches worked on together, and their packets sorted by size: what is mixed becomes rows of columns.
+
+A row of packets of one size takes a few C calls for each thing that is done about it; where sizes are mixed,
+each packet takes a dozen steps of its own. Most of what the Internet carries is of a few sizes, and the order
+matters only to what is sent.
+
+1. `sort` puts packets of one size side by side, and remembers the order in which they came.
+2. Whoever works on them works on a row for each size.
+3. `runs` puts frames of all sizes into that order again: each is what one segmented send can carry, as its
+   batch was. `restored` does so packet by packet.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Final, NamedTuple, TypeVar
+
+from protego_cli.esp.joining import Batch
+from protego_cli.esp.slices import MAX_BUFFERS
+
+SHORT = 8  # packets in a batch, on average, up to which batches are worked on together
+ENOUGH = 16  # packets of each size, on average, from which it pays to sort them
+MAX_SIZES: Final = MAX_BUFFERS  # each row's frames have a buffer of their own
+
+T = TypeVar("T")
+
+Run = tuple[bytearray, int, int]
+"""Segments of a size, the last perhaps shorter; the size; how many."""
+
+
+class Sorted(NamedTuple):
+    """Packets of several batches."""
+
+    order: list[tuple[int, int, int]]  # of each batch: size, packets of it, size of a shorter one behind or 0
+    rows: dict[int, bytes]  # packets of each size, side by side
+    packets: int
+
+    def restored(self, of: Mapping[int, Sequence[T]]) -> list[T]:
+        """What has become of the packets of each size, in the order in which these came."""
+        following = {size: iter(row) for size, row in of.items()}
+        found: list[T] = []
+        for size, count, tail in self.order:
+            row = following[size]
+            found += [next(row) for _ in range(count)]
+            if tail:
+                found.append(next(following[tail]))
+        return found
+
+    def runs(self, frames: Mapping[int, tuple[bytearray, int]]) -> list[Run]:
+        """What was a batch, of the frames of each size and their length; two, where the last is longer."""
+        found: list[Run] = []
+        starts = dict.fromkeys(frames, 0)
+        for size, count, tail in self.order:
+            data, length = frames[size]
+            start = starts[size]
+            starts[size] = stop = start + count * length
+            run = data[start:stop]
+            if tail:
+                data, last = frames[tail]
+                start = starts[tail]
+                starts[tail] = stop = start + last
+                if last <= length:
+                    run += data[start:stop]
+                    count += 1
+                else:  # there was more padding in the longer packets
+                    found.append((run, length, count))
+                    run, length, count = data[start:stop], last, 1
+            found.append((run, length, count))
+        return found
+
+
+def short(batches: Sequence[Batch]) -> bool:
+    """Whether several batches had better be worked on together."""
+    if len(batches) == 1 or not all(size for _, size in batches):
+        return False
+    return sum([len(view) // size for view, size in batches]) <= SHORT * len(batches)
+
+
+def packets(batches: Sequence[Batch]) -> list[bytes]:
+    """The packets of short batches, in order."""
+    found: list[bytes] = []
+    for view, size in batches:
+        found += _split(size, len(view)).unpack(view)
+    return found
+
+
+def sort(batches: Sequence[Batch]) -> Sorted | None:
+    """Whole packets by their size; None where that gains nothing: with many sizes, or few packets of each."""
+    parts: defaultdict[int, list[memoryview]] = defaultdict(list)
+    order: list[tuple[int, int, int]] = []
+    whole = 0
+    for view, size in batches:
+        count, tail = divmod(len(view), size)
+        if not count or len(parts) > MAX_SIZES:
+            return None
+        if tail:
+            parts[size].append(view[:-tail])
+            parts[tail].append(view[-tail:])
+            whole += 1
+        else:
+            parts[size].append(view)
+        whole += count
+        order.append((size, count, tail))
+    if len(parts) > MAX_SIZES or whole < ENOUGH * len(parts):
+        return None
+    return Sorted(order, {size: b"".join(part) for size, part in parts.items()}, whole)
+
+
+@lru_cache(maxsize=4096)
+def _split(size: int, length: int) -> struct.Struct:
+    """The packets of a batch of so many bytes."""
+    count, rest = divmod(length, size)
+    return struct.Struct(f"{size}s" * count + (f"{rest}s" if rest else ""))

@@ -1,0 +1,78 @@
+"""Short batches sorted by the size of their packets, and put back into order."""
+
+from __future__ import annotations
+
+from unittest.mock import patch
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protego_cli.esp import sorting
+from protego_cli.esp.sorting import Sorted, packets, short, sort
+
+SIZES = [8, 12, 24, 40]
+BATCHES = st.lists(
+    st.tuples(st.sampled_from(SIZES), st.integers(1, 5), st.sampled_from([0, 0, 8, 12, 24])), min_size=1
+)
+
+
+def _batches(shapes: list[tuple[int, int, int]]) -> list[tuple[memoryview, int]]:
+    """Of packets of which no two are the same; a shorter one ends a batch where it is shorter."""
+    batches, place = [], 0
+    for size, count, tail in shapes:
+        lengths = [size] * count + [tail] * (0 < tail < size)
+        made = [(place + number).to_bytes(4) + bytes(length - 4) for number, length in enumerate(lengths)]
+        place += len(made)
+        batches.append((memoryview(b"".join(made)), size))
+    return batches
+
+
+def _sorted(batches: list[tuple[memoryview, int]]) -> Sorted:
+    with patch.object(sorting, "ENOUGH", 1):
+        found = sort(batches)
+    assert found is not None
+    return found
+
+
+@given(BATCHES)
+def test_sorted_packets_come_back_in_order(shapes: list[tuple[int, int, int]]) -> None:
+    batches = _batches(shapes)
+    found = _sorted(batches)
+    rows = {
+        size: [row[at : at + size] for at in range(0, len(row), size)] for size, row in found.rows.items()
+    }
+    assert found.restored(rows) == packets(batches)
+    assert found.packets == len(packets(batches))
+
+
+@given(BATCHES, st.permutations(SIZES))
+def test_runs_are_what_segmented_sends_can_carry(shapes: list[tuple[int, int, int]], to: list[int]) -> None:
+    """Whatever lengths their frames have: those of longer packets may be the shorter ones."""
+    batches = _batches(shapes)
+    found = _sorted(batches)
+    lengths = dict(zip(SIZES, to, strict=True))
+    frames = {
+        size: (b"".join([row[at : at + 4].ljust(lengths[size], b"f") for at in range(0, len(row), size)]))
+        for size, row in found.rows.items()
+    }
+    sent = []
+    for data, size, count in found.runs({size: (bytearray(f), lengths[size]) for size, f in frames.items()}):
+        assert len(data) > (count - 1) * size
+        assert len(data) <= count * size
+        sent += [bytes(data[at : at + size]) for at in range(0, len(data), size)]
+    assert sent == [packet[:4].ljust(lengths[len(packet)], b"f") for packet in packets(batches)]
+
+
+def test_many_sizes_or_few_packets_are_not_sorted() -> None:
+    many = _batches([(size, 20, 0) for size in (8, 12, 24, 40)])
+    assert sort(many) is not None
+    assert sort([*many, *_batches([(44, 20, 0)])]) is None
+    assert sort(_batches([(8, sorting.ENOUGH, 0), (12, sorting.ENOUGH - 1, 0)])) is None
+    assert sort([(memoryview(bytes(4)), 8)] * 100) is None
+
+
+def test_batches_are_short_on_average() -> None:
+    assert short(_batches([(8, 2 * sorting.SHORT - 1, 0), (8, 1, 0)]))
+    assert not short(_batches([(8, 2 * sorting.SHORT, 0), (8, 1, 0)]))
+    assert not short(_batches([(8, 1, 0)]))
+    assert not short([*_batches([(8, 1, 0)]), (memoryview(b""), 0)])
