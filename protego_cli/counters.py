@@ -10,7 +10,8 @@ TABLE: dict[str, str] = {
     # GIN
     "gin_ike_in": "IKE datagrams passed to the GMN",
     "gin_ike_out": "IKE datagrams sent to peers",
-    "gin_drop_first": "first IKE messages of peers above the rate at which they are passed to the GMN",
+    "gin_drop_first": "first IKE messages above the rate at which strangers' are passed to the GMN",
+    "gin_drop_stranger": "other IKE messages of strangers above the rate at which they are passed to the GMN",
     "gin_esp_forwarded": "ESP packets passed to a GPN",
     "gin_esp_returned": "ESP packets that the kernel had passed to another GPN than their own, steered again",
     "gin_esp_to_peer": 'ESP packets of GPNs sent on to peers (return = "gin")',

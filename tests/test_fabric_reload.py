@@ -12,6 +12,7 @@ from protego_cli.control.channel import pki
 from protego_cli.control.channel.desired_records import Neighbour, Steer, Tenant
 from protego_cli.control.channel.fabric import NodeDown
 from protego_cli.errors import NotFound
+from tests.support import gmn_cluster
 from tests.support.control import FakePlane, make_certified, running_gmn, until
 
 GPN3 = Node("gpn-3", "gpn", "127.1.0.5")
@@ -159,3 +160,28 @@ async def test_tenants_come_change_and_go(cluster: Cluster) -> None:
         assert await reloaded(b=(1, "127.2.0.2")) == {1: ("b", "127.2.0.2")}
         assert planes["gpn-1"].log == [("drop", ("tenant", 2))]
         assert planes["gin-1"].log == []
+
+
+async def test_gins_know_where_tunnels_have_their_peers(cluster: Cluster) -> None:
+    (base, *_) = cluster.tenants
+    (tunnel,) = gmn_cluster.make_cluster().tunnels()
+
+    def facing(*peers: str | None) -> Cluster:
+        tunnels = tuple(
+            msgspec.structs.replace(tunnel, name=f"t{number}", peer=peer) for number, peer in enumerate(peers)
+        )
+        return msgspec.structs.replace(cluster, tenants=(msgspec.structs.replace(base, tunnels=tunnels),))
+
+    async with running_gmn(cluster) as gmn:
+        gmn.fabric.reload(facing("192.0.2.1", "192.0.2.1", "2001:db8::1", None))
+        gin, _ = await gmn.join("gin-1")
+        gpn, _ = await gmn.join("gpn-1")
+        assert {key for key in gin.records if key[0] == "peer"} == {
+            ("peer", "192.0.2.1"),
+            ("peer", "2001:db8::1"),
+        }
+        assert not [key for key in gpn.records if key[0] == "peer"]
+        gin.log.clear()
+        gmn.fabric.reload(facing("192.0.2.1", "192.0.2.3"))
+        await gmn.fabric.applied("gin-1")
+        assert gin.log == [("put", ("peer", "192.0.2.3")), ("drop", ("peer", "2001:db8::1"))]

@@ -14,10 +14,11 @@ import trio
 
 from protego_cli.config.model import Cluster, Node, Ports
 from protego_cli.control.channel.desired import put
-from protego_cli.control.channel.desired_records import Park, Steer, Tenant
+from protego_cli.control.channel.desired_records import Park, Peer, Steer, Tenant
 from protego_cli.control.channel.node_messages import Welcome
 from protego_cli.crypto.mac import hmac_sha256
 from protego_cli.errors import EnvironmentFault, Refused
+from protego_cli.ike.rations import Allowance
 from protego_cli.net.raw import RawSocket
 from protego_cli.net.udp import Address
 from protego_cli.plugins.steering_backends import Mux
@@ -148,6 +149,23 @@ async def test_ike_there_and_back(world: World) -> None:
     assert envelope == Envelope(*world.vip, *world.peer.address, IKE)
     world.gmn.say(world.fabric, seal_envelope(ENVELOPE_KEY, envelope._replace(data=b"answer"), hmac_sha256))
     assert await world.peer.hear() == (bytes(4) + b"answer", world.vip)
+
+
+async def test_known_peers_are_heard_through_a_flood_of_strangers(world: World) -> None:
+    """By the address that a tunnel names, or that a tunnel's packets come from."""
+    world.plane._relay.callers._later = Allowance(0, 0, 0)
+    world.stranger.say(world.vip, bytes(4) + IKE)
+    await world.counted(gin_drop_stranger=1)
+    await world.put(Peer("127.20.0.8"))
+    for sender in (world.stranger, world.peer):
+        sender.say(world.vip, bytes(4) + IKE)
+        data, _ = await world.gmn.hear()
+        assert open_envelope(ENVELOPE_KEY, data, hmac_sha256).remote == sender.address[0]
+    await world.drop(("peer", "127.20.0.8"))
+    await world.drop(("steer", SPI))
+    for sender in (world.stranger, world.peer):
+        sender.say(world.vip, bytes(4) + IKE)
+    await world.counted(gin_drop_stranger=3, gin_ike_in=2)
 
 
 async def test_a_new_envelope_key_replaces_the_old(world: World) -> None:

@@ -8,7 +8,8 @@ import pytest
 
 from protego_cli.counters import Counters
 from protego_cli.crypto.mac import hmac_sha256
-from protego_cli.net.relay import BURST, FIRST, IkeRelay
+from protego_cli.net.callers import BURST, FIRST
+from protego_cli.net.relay import IkeRelay
 from protego_cli.net.udp import Address, Batch
 from protego_cli.wire.envelope import Envelope, open_envelope, seal_envelope
 from protego_cli.wire.tags import Tag, TagKind, seal_tag
@@ -124,3 +125,11 @@ def test_a_flood_of_first_messages_leaves_room_for_the_others() -> None:
     for _ in range(3):
         relay.from_peer((VIP, 500), memoryview(first), PEER)
     assert counters["gin_drop_first"] == 6
+    for _ in range(int(BURST) + 50):
+        relay.from_peer((VIP, 4500), memoryview(MESSAGE), PEER)
+    assert counters["gin_drop_stranger"] > 0
+    relay.callers.expect(PEER[0])
+    before = len(fabric.sent)
+    for message in (first, MESSAGE):
+        relay.from_peer((VIP, 500), memoryview(message), PEER)
+    assert len(fabric.sent) == before + 2

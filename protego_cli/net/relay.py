@@ -6,8 +6,8 @@ GMN to peer: an envelope from the GMN's own address and with a good MAC leaves f
 names: as it is on the IKE port, behind a non-ESP marker on the NAT traversal port (RFC 3948 2.2), which also
 takes the IKE port's place where the node does not listen on that.
 
-First messages, which anybody may send from any address, are passed on at a bounded rate, so that a flood of
-them leaves the GMN time for the peers that it knows.
+What comes from strangers is passed on at a bounded rate (`net/callers.py`), so that a flood of it leaves the
+GMN time for the peers that it knows.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Final, Protocol
 from protego_cli.counters import Counters
 from protego_cli.crypto.mac import hmac_sha256
 from protego_cli.errors import Malformed
-from protego_cli.ike.rations import Allowance
+from protego_cli.net.callers import Callers
 from protego_cli.net.gso import segments
 from protego_cli.net.steering import Sender
 from protego_cli.net.udp import Address, Batch
@@ -27,8 +27,6 @@ from protego_cli.net.vip import NON_ESP_MARKER
 from protego_cli.wire.envelope import Envelope, open_envelope, seal_envelope
 from protego_cli.wire.tags import is_tag
 
-FIRST: Final = 1000.0  # first messages a second, which is more than a GMN has time for
-BURST: Final = 4096.0  # at once, for peers that dial together
 _SPI_R: Final = slice(8, 16)  # of an IKE header; zero in a first message
 _NONE: Final = bytes(8)
 
@@ -46,7 +44,7 @@ class IkeRelay:
         self, fabric: Sender, gmn: Address, counters: Counters, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._clock = clock
-        self._first = Allowance(BURST, FIRST, clock())
+        self.callers = Callers(clock())
         self.key: bytes | None = None
         self._fabric = fabric
         self._gmn = gmn
@@ -63,8 +61,9 @@ class IkeRelay:
         if self.key is None:
             self._counters["gin_drop_send"] += 1
             return
-        if message[_SPI_R] == _NONE and not self._first.allow(self._clock()):
-            self._counters["gin_drop_first"] += 1
+        first = message[_SPI_R] == _NONE
+        if not self.callers.admits(source[0], self._clock(), first=first):
+            self._counters["gin_drop_first" if first else "gin_drop_stranger"] += 1
             return
         envelope = seal_envelope(self.key, Envelope(*local, *source, message), hmac_sha256)
         sent = self._fabric.send(envelope, len(envelope), self._gmn)

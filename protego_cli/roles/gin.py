@@ -7,8 +7,8 @@
     address:fabric ◀─ ESP of the GPNs ─▶ VIP:natt, or raw ─▶ peer    (return = "gin")
 
 With a backend that steers in the kernel, only what that does not know comes to VIP:natt.
-It holds no keys of tunnels. Desired state: Neighbour (GPNs) and Steer. What peers send before the first Sync
-waits in the sockets; what arrived before a Steer goes is steered by it.
+It holds no keys of tunnels. Desired state: Neighbour (GPNs), Peer and Steer. What peers send before the first
+Sync waits in the sockets; what arrived before a Steer goes is steered by it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import trio
 
 from protego_cli.config.model import Cluster, Node
 from protego_cli.control.channel.agent import Agent
-from protego_cli.control.channel.desired_records import AnyRecord, Neighbour, Steer
+from protego_cli.control.channel.desired_records import AnyRecord, Neighbour, Peer, Steer
 from protego_cli.control.channel.message import Key
 from protego_cli.control.channel.node_messages import Report, Welcome
 from protego_cli.counters import Counters
@@ -119,11 +119,14 @@ class GinPlane:
                 self._steering.put_gpn(gpn)
                 self._tags.put_gpn(gpn)
                 self._returns.put_gpn(gpn)
+            case Peer():
+                self._relay.callers.expect(record.address)
             case Steer():
                 peer = record.peer, record.peer_port
                 self._steering.steer(record.spi, record.gpn, peer)
                 self._steering.limit(record.spi, record.ceiling)
                 self._returns.steer(record.spi, peer)
+                self._relay.callers.steer(record.spi, record.peer)
 
     def drop(self, key: Key) -> None:
         match key:
@@ -131,10 +134,13 @@ class GinPlane:
                 self._steering.drop_gpn(name)
                 self._tags.drop_gpn(name)
                 self._returns.drop_gpn(name)
+            case "peer", str(address):
+                self._relay.callers.forget(address)
             case "steer", int(spi):
                 self._catch_up()
                 self._steering.unsteer(spi)
                 self._returns.unsteer(spi)
+                self._relay.callers.unsteer(spi)
 
     def settle(self) -> Awaitable[None] | None:
         return self._steering.settle()

@@ -72,7 +72,8 @@ class DataPlane(Protocol):
         """Add the record, or replace the one of its key, atomically for the data path.
 
         Raises ProtegoError or ValueError when it cannot be acted on. The records of one message come in the
-        order Neighbour, Tenant, Tun, Park, Limit, Sa, Rule, Steer, Route, and are dropped in the reverse one.
+        order Neighbour, Tenant, Tun, Park, Limit, Sa, Rule, Peer, Steer, Route, and are dropped in the
+        reverse one.
         """
         ...
 

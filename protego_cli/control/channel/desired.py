@@ -15,6 +15,7 @@ from protego_cli.control.channel.desired_records import (
     Limit,
     Neighbour,
     Park,
+    Peer,
     Route,
     Rule,
     Sa,
@@ -32,7 +33,7 @@ NAMED: Final = 8192  # records refused in one message; of more than that the mes
 REASONS: Final = 64  # of these that have a reason
 
 # A record may name those of the types before its own: puts go in this order, drops in the reverse one.
-_ORDER: tuple[type[AnyRecord], ...] = (Neighbour, Tenant, Tun, Park, Limit, Sa, Rule, Steer, Route)
+_ORDER: tuple[type[AnyRecord], ...] = (Neighbour, Tenant, Tun, Park, Limit, Sa, Rule, Peer, Steer, Route)
 
 
 def _rank(record: AnyRecord) -> int:

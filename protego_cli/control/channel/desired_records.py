@@ -139,6 +139,16 @@ class Rule(Record, frozen=True):
 # ---- GIN
 
 
+class Peer(Record, frozen=True):
+    """GIN: a tunnel names this address as its peer's, so what comes from there is no stranger's."""
+
+    address: str
+
+    @property
+    def key(self) -> Key:
+        return "peer", self.address
+
+
 class Steer(Record, frozen=True):
     """GIN: this inbound SPI goes to that GPN."""
 
@@ -186,4 +196,4 @@ class Route(Record, frozen=True):
         return "route", self.tunnel
 
 
-AnyRecord = Neighbour | Tenant | Tun | Park | Limit | Sa | Rule | Steer | Route
+AnyRecord = Neighbour | Tenant | Tun | Park | Limit | Sa | Rule | Peer | Steer | Route

@@ -27,7 +27,7 @@ from msgspec import structs
 
 from protego_cli.config.model import Cluster, Node, Role, TenantConfig
 from protego_cli.control.channel.attachments import known_to, tenant_record, tun_records
-from protego_cli.control.channel.desired_records import AnyRecord, Neighbour, Tenant
+from protego_cli.control.channel.desired_records import AnyRecord, Neighbour, Peer, Tenant
 from protego_cli.control.channel.frames import NODE_LIMIT
 from protego_cli.control.channel.listener import Listener
 from protego_cli.control.channel.member import DEADLINE, Member, NodeDown
@@ -289,17 +289,23 @@ class Fabric:
             self._sessions[name].dismiss(f"{name} is no node of {self._cluster.file} any more")
 
     def _serve_tenants(self, before: Cluster, cluster: Cluster, new: Collection[str]) -> None:
-        """The tenants' records for GENs and GPNs: the `new` ones get all, the others what differs."""
+        """The tenants' records for GENs and GPNs, their peers for GINs: the `new` ones get all, the others
+        what differs.
+        """
         if before is not cluster and before.tenants is cluster.tenants and not new:
             return  # a node has left, and that is all
         old, now = _tenants(before), _tenants(cluster)
         changed = [entry for vni, entry in now.items() if entry != old.get(vni)]
         drop: list[Key] = [("tenant", vni) for vni in old.keys() - now.keys()]
+        were, peers = _peers(before), _peers(cluster)
         for member in self._members.values():
             node = member.node
             if node.role in ("gen", "gpn"):
                 known = now.values() if node.name in new else changed
                 member.desire([known_to(node, tenant, record) for tenant, record in known], drop)
+            if node.role == "gin":
+                fresh = peers if node.name in new else peers - were
+                member.desire(map(Peer, fresh), [("peer", address) for address in were - peers])
             if node.role == "gen":
                 tuns, was = tun_records(cluster, node), tun_records(before, node)
                 member.desire(tuns, {tun.key for tun in was} - {tun.key for tun in tuns})
@@ -405,6 +411,11 @@ def _neighbour(node: Node, key: bytes) -> Neighbour:
         vxlan_port=node.ports.vxlan if node.role in ("gpn", "gen") else 0,
         tag_key=key,
     )
+
+
+def _peers(cluster: Cluster) -> set[str]:
+    """The addresses of peers that the cluster file names."""
+    return {tunnel.peer for tunnel in cluster.tunnels() if tunnel.peer is not None}
 
 
 def _tenants(cluster: Cluster) -> dict[int, tuple[TenantConfig, Tenant]]:
