@@ -202,7 +202,7 @@ def test_overlapping_selectors_of_ours_are_no_pieces_more() -> None:
 
 
 def ragged(number: int) -> TrafficSelector:
-    """A range that takes 222 prefixes to cover."""
+    """A range that takes 206 prefixes to cover."""
     head = bytes((0x20, 0x01, number))
     return TrafficSelector(head + bytes(12) + b"\1", head + b"\xff" * 12 + b"\xfe")
 
@@ -218,6 +218,19 @@ def test_pieces_without_number_are_refused() -> None:
     assert narrow([ragged(1), ragged(2)], wide) == (ragged(1), ragged(2))
     with pytest.raises(TsUnacceptable, match="512 prefixes"):
         narrow([ragged(1), ragged(2), ragged(3)], wide)
+
+
+def test_as_many_as_are_allowed_are_granted() -> None:
+    def rest(count: int) -> TrafficSelector:
+        """A range that takes so many prefixes to cover."""
+        head = bytes((0x20, 0x01, 3))
+        return TrafficSelector(head + bytes(12) + b"\1", head + (2**count - 1).to_bytes(13))
+
+    wide, exact = (TrafficSelector.from_prefix("2001::/16"),), (ragged(1), ragged(2), rest(100))
+    assert sum(len(selector.prefixes()) for selector in exact) == MAX_PREFIXES
+    assert narrow(exact, wide) == exact
+    with pytest.raises(TsUnacceptable):
+        narrow((*exact[:2], rest(101)), wide)
 
 
 def test_and_not_taken_from_a_peer_that_grants_them() -> None:

@@ -24,6 +24,7 @@ from protego_cli.ike.keys import child_keys, ike_keys, rekeyed_skeyseed, skeysee
 from protego_cli.ike.narrowing import MAX_SELECTORS, covered, narrow
 from protego_cli.ike.negotiation import choose, confirm, difference, propose, without_groups
 from protego_cli.ike.protect import NotAuthentic, Opener, Sealer
+from protego_cli.ike.rations import Allowance, Ration
 from protego_cli.ike.transitions import SENDS, TAKES, TRANSITIONS, State, Trigger, after
 from protego_cli.ike.window import ReceiveWindow, SendWindow, Verdict
 from protego_cli.wire.ike import Header
@@ -254,8 +255,24 @@ def test_narrowing_stays_inside_both(
 
 def test_narrowing_is_bounded() -> None:
     many = [ts(f"10.{n}.0.0/24") for n in range(MAX_SELECTORS + 1)]
+    assert narrow([ts("0.0.0.0/0")], many[1:]) == tuple(many[1:])
     with pytest.raises(TsUnacceptable):
         narrow([ts("0.0.0.0/0")], many)
+
+
+# ---- rations
+
+
+def test_a_ration_is_of_each_second_anew() -> None:
+    ration = Ration(2)
+    assert [ration.allow(now) for now in (7.0, 7.5, 7.9, 8.0, 8.1, 8.2)] == [True, True, False] * 2
+
+
+def test_an_allowance_is_so_much_at_once_and_so_much_a_second() -> None:
+    allowance = Allowance(3.0, 2.0, 7.0)
+    assert [allowance.allow(7.0) for _ in range(4)] == [True, True, True, False]
+    assert [allowance.allow(7.5) for _ in range(2)] == [True, False]
+    assert [allowance.allow(60.0) for _ in range(4)] == [True, True, True, False]
 
 
 # ---- negotiation
