@@ -12,7 +12,8 @@ from protego_cli.crypto.mac import hmac_sha256
 from protego_cli.errors import NoAdditionalSas
 from protego_cli.ike.events import Path
 from protego_cli.wire.envelope import Envelope, seal_envelope
-from tests.support.gmn_world import KEY, TUNNEL, VIP, World, world
+from tests.support.gmn_socket import KEY
+from tests.support.gmn_world import TUNNEL, VIP, World, world
 
 PEER = "198.51.100.7"
 

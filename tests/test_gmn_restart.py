@@ -101,20 +101,8 @@ WHEN_UP: list[Callable[[World], Awaitable[None]]] = [
 
 async def settled(w: World) -> None:
     """All that was under way has come to its end, on both sides, without an error."""
-
-    def quiet() -> bool:
-        return (
-            w.is_up()
-            and all(node.synced for node in w.nodes.all.values())
-            and all(len(tunnel.sas) == 1 and tunnel.settled for tunnel in w.sad.tunnels.values())
-            and all(len(peer.opens) == 1 and len(peer.ikes) == 1 for peer in w.peers.values())
-            and not any(peer.waits for peer in w.peers.values())
-            and not w.sad.asked
-            and not any(sa.renewing or not sa.opens for _, sa in w.sad.all())
-        )
-
     await w.settle(0.2)
-    await w.until(quiet, 240.0)
+    await w.until(w.agreed, 240.0)
     await w.settle(1.0)
     w.check_clean()
 

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -58,55 +57,21 @@ from protego_cli.ike.events import (
     ChildSa,
     Path,
 )
-from protego_cli.net.udp import Address, Batch, Buffer
+from protego_cli.net.udp import Address
 from protego_cli.plugins.packing_policies import FirstFitDecreasing, Spread
-from protego_cli.wire.envelope import Envelope, open_envelope, seal_envelope
+from protego_cli.wire.envelope import Envelope, seal_envelope
 from protego_cli.wire.ike import parse_header_untrusted
 from protego_cli.wire.payloads import ExchangeType
 from tests.support.gmn_cluster import VIP, make_cluster, policy_of
 from tests.support.gmn_fabric import DataNodes
 from tests.support.gmn_peer import Peer
+from tests.support.gmn_socket import KEY, EnvelopeSocket
 from tests.support.network import REGISTRY
 from tests.support.stores import MemoryStore, MortalStore
 
 TUNNEL = "acme/hq"
-KEY = b"k" * 32
 WALL = 1.8e9  # what the wall clock says when the mock clock says 0
 Exchange = ExchangeType
-
-
-class EnvelopeSocket:
-    """The GMN's fabric socket: what it sends reaches the peers, what they send reaches it."""
-
-    def __init__(self, world: World) -> None:
-        self._world = world
-        self._inbox: deque[tuple[bytes, Address]] = deque()
-        self._arrived = trio.Event()
-        self.refuses = False
-        self.alive = True
-
-    def receive(self) -> Batch | None:
-        if not self._inbox:
-            self._arrived = trio.Event()
-            return None
-        data, source = self._inbox.popleft()
-        return Batch(memoryview(data), len(data), source)
-
-    async def wait_readable(self) -> None:
-        await trio.lowlevel.checkpoint()
-        if not self._inbox:
-            await self._arrived.wait()
-
-    def send(self, data: Buffer, size: int, dest: Address) -> bool:
-        if self.refuses or not self.alive:
-            return False
-        envelope = open_envelope(KEY, bytes(data), hmac_sha256)
-        self._world.to_peer(envelope)
-        return True
-
-    def put(self, data: bytes, source: Address) -> None:
-        self._inbox.append((data, source))
-        self._arrived.set()
 
 
 class World:
@@ -145,7 +110,7 @@ class World:
         return DataNodes(self.cluster, self.tasks, self.seed, delay)
 
     def make_socket(self) -> EnvelopeSocket:
-        return EnvelopeSocket(self)
+        return EnvelopeSocket(self.to_peer)
 
     def make_peer(self, tunnel: TunnelConfig, seed: int) -> Peer:
         return Peer(self, tunnel, seed)
@@ -354,6 +319,19 @@ class World:
 
     async def settle(self, seconds: float = 0.5) -> None:
         await trio.sleep(seconds)
+
+    def agreed(self) -> bool:
+        """Whether all that was under way has come to its end: both sides have the same, and nobody waits."""
+        return (
+            self.is_up()
+            and all(node.synced for node in self.nodes.all.values())
+            and all(len(tunnel.sas) == 1 and tunnel.settled for tunnel in self.sad.tunnels.values())
+            and all(len(tunnel.ikes) == 1 for tunnel in self.sad.tunnels.values())
+            and all(len(peer.opens) == 1 and len(peer.ikes) == 1 for peer in self.peers.values())
+            and not any(peer.waits for peer in self.peers.values())
+            and not self.sad.asked
+            and not any(sa.renewing or not sa.opens for _, sa in self.sad.all())
+        )
 
     def is_up(self) -> bool:
         return all(

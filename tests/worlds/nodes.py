@@ -27,7 +27,7 @@ from protego_cli.roles.gen import GenPlane
 from protego_cli.roles.gin import GinPlane
 from protego_cli.roles.gpn import GpnPlane
 from tests.support.gmn_fabric import DataNode, DataNodes, Message
-from tests.support.gmn_world import KEY
+from tests.support.gmn_socket import KEY
 from tests.support.network import REGISTRY
 
 Plane = GinPlane | GenPlane | GpnPlane

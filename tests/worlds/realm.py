@@ -13,7 +13,8 @@ from protego_cli.config.model import Cluster, TenantConfig, TunnelConfig, VtepCo
 from protego_cli.ike.events import Path
 from tests.support.gmn_cluster import make_cluster, make_tenant
 from tests.support.gmn_peer import Peer
-from tests.support.gmn_world import WALL, EnvelopeSocket, World
+from tests.support.gmn_socket import EnvelopeSocket
+from tests.support.gmn_world import WALL, World
 from tests.support.stores import MortalStore
 from tests.worlds.ends import Site, Vtep
 from tests.worlds.judge import Judge

@@ -252,7 +252,7 @@ class Run:
         if not self.calm:
             w.tasks.start_soon(self._dial)
         try:
-            await w.until(self.quiet, SOON)
+            await w.until(self.w.agreed, SOON)
         except trio.TooSlowError:
             raise Broken(f"no agreement: {self.state()}") from None
 
@@ -263,19 +263,6 @@ class Run:
                 if not site.ikes and not site.waits:
                     site.dial()
             await trio.sleep(5.0)
-
-    def quiet(self) -> bool:
-        w = self.w
-        return (
-            w.is_up()
-            and all(node.synced for node in w.nodes.all.values())
-            and all(len(tunnel.sas) == 1 and tunnel.settled for tunnel in w.sad.tunnels.values())
-            and all(len(tunnel.ikes) == 1 for tunnel in w.sad.tunnels.values())
-            and all(len(site.opens) == 1 and len(site.ikes) == 1 for site in w.sites)
-            and not any(site.waits for site in w.sites)
-            and not w.sad.asked
-            and not any(sa.renewing or not sa.opens for _, sa in w.sad.all())
-        )
 
     def state(self) -> str:
         w = self.w
