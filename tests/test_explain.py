@@ -19,17 +19,28 @@ from protego_cli.cli import asking
 from protego_cli.cli.app import main
 from protego_cli.control.channel.operator_messages import Explain, Explanation, ExplanationRow, Explanations
 from protego_cli.control.operating import strangers
+from protego_cli.control.operating.explain import explain
 from protego_cli.control.operating.strangers import Strangers
 from protego_cli.crypto.proposal import parse_ike
-from protego_cli.errors import NotFound
+from protego_cli.errors import NoProposalChosen, NotFound
 from protego_cli.ike import record
 from protego_cli.ike.events import Path as IkePath
 from protego_cli.ike.negotiation import difference
 from protego_cli.ike.record import Failure, unanswered
-from protego_cli.wire.proposals import Proposal, Transform
+from protego_cli.wire.proposals import Proposal, Protocol, Transform
 from protego_cli.wire.selectors import TrafficSelector
 from tests.support.clusters import write_cluster
-from tests.support.explanations import CASES, FILE, OTHER, asked, explained, prefixes, shown
+from tests.support.explanations import (
+    AT,
+    CASES,
+    FILE,
+    OTHER,
+    asked,
+    config_of,
+    explained,
+    prefixes,
+    shown,
+)
 from tests.support.gmn_world import TUNNEL, world
 from tests.support.ike_pairs import GATEWAY, GATEWAY_POLICY, SPI, pair
 from tests.support.network import REGISTRY
@@ -114,6 +125,19 @@ def test_of_what_a_peer_sends_a_bounded_part_is_kept() -> None:
     claimed = asked(local_id="x" * 5000).identities
     assert claimed is not None
     assert claimed.claimed == "x" * record.MAX_IDENTITY
+
+
+def test_what_a_peer_wants_beside_what_we_know_is_shown_and_not_advised() -> None:
+    """As strongSwan 6 does with ML-KEM (RFC 9370)."""
+    ours = [parse_ike(text, REGISTRY) for text in GATEWAY_POLICY.ike]
+    theirs = Proposal(1, Protocol.IKE, b"", (*ours[0].transforms, Transform(6, 36)))
+    found = record.bid(REGISTRY, ours, [theirs])
+    path = IkePath(GATEWAY, 500, OTHER, 500)
+    failure = Failure(difference(ours, [theirs], REGISTRY), NoProposalChosen.notify, by_peer=False)
+    explanation = explain(unanswered(TUNNEL, path, found, failure), config_of(GATEWAY_POLICY), AT)
+    differs = [row for row in explanation.rows if row.result == "differs"]
+    assert differs == [ExplanationRow("IKE further transforms", "-", "KE1_ML_KEM_768", "differs")]
+    assert explanation.advice == (f"there: proposals = {','.join(GATEWAY_POLICY.ike)}",)
 
 
 def test_strangers_are_bounded_and_told_once() -> None:

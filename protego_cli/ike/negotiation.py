@@ -60,8 +60,14 @@ _NAMES: dict[tuple[int, int], str] = {
     (TransformType.KE, 21): "ECP_521",
     (TransformType.KE, 31): "CURVE25519",
     (TransformType.KE, 32): "CURVE448",
+    (TransformType.KE, 35): "ML_KEM_512",
+    (TransformType.KE, 36): "ML_KEM_768",
+    (TransformType.KE, 37): "ML_KEM_1024",
     (TransformType.ESN, 0): "NO_ESN",
     (TransformType.ESN, 1): "ESN",
+    (6, 35): "KE1_ML_KEM_512",  # additional key exchanges (RFC 9370), which are not offered or chosen here
+    (6, 36): "KE1_ML_KEM_768",
+    (6, 37): "KE1_ML_KEM_1024",
 }
 
 

@@ -29,6 +29,7 @@ MAX_PROPOSALS = 8
 MAX_TRANSFORMS = 32  # in each of them
 MAX_SELECTORS = 16
 MAX_IDENTITY = 128  # characters
+FURTHER = "FURTHER"  # the type of transforms of types that we do not know: no proposal with one will do
 SUITES = 1024  # of ours whose names are remembered
 MAX_TUNNELS = 8  # that are named as the ones that were looked at
 
@@ -146,9 +147,11 @@ def bid(
 
 def _offer(found: tuple[Transform, ...], registry: Registry) -> Offer:
     return tuple(
-        (TransformType(transform.type).name, name_of(transform, registry))
+        (
+            TransformType(transform.type).name if transform.type in _TYPES else FURTHER,
+            name_of(transform, registry),
+        )
         for transform in found[:MAX_TRANSFORMS]
-        if transform.type in _TYPES
     )
 
 

@@ -16,7 +16,7 @@ from protego_cli.config.model import TunnelConfig
 from protego_cli.control.channel.operator_messages import Explanation, ExplanationRow
 from protego_cli.control.sas.tunnel import endpoint
 from protego_cli.errors import AuthenticationFailed, NoProposalChosen, TemporaryFailure, TsUnacceptable
-from protego_cli.ike.record import Bid, Identities, Negotiation, Offer, Selectors
+from protego_cli.ike.record import FURTHER, Bid, Identities, Negotiation, Offer, Selectors
 from protego_cli.wire.notifies import notify_name
 from protego_cli.wire.selectors import TrafficSelector
 
@@ -26,6 +26,7 @@ _KINDS: Final = {
     "PRF": "PRF",
     "KE": "group",
     "ESN": "extended numbers",
+    FURTHER: "further transforms",
 }
 NOTHING: Final = "-"
 UNKNOWN: Final = "?"
@@ -210,7 +211,11 @@ def _proposals(
 
 
 def _usable(offer: Offer, key: str) -> str | None:
-    """A proposal as we would write it, of the first transform of each type that we know by its keyword."""
+    """A proposal as we would write it, of the first transform of each type that we know by its keyword; None
+    where it holds what we cannot do.
+    """
+    if any(kind == FURTHER for kind, _ in offer):
+        return None
     kinds = ("ENCR", "INTEG", "PRF", "KE") if key == "ike" else ("ENCR", "INTEG", "KE")
     words = []
     for kind in kinds:
