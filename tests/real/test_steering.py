@@ -49,13 +49,10 @@ def has_table(edge: Namespace) -> bool:
     return TABLE in edge.run("nft", "list", "tables")
 
 
-def port(place: Site) -> int:
-    """Of the peer, where the gateway sends."""
-    (shown,) = {
-        child["peer"]
-        for child in json.loads(place.protego("tunnel", "show", "acme/hq", "--json"))["child_sas"]
-    }
-    return int(shown.rpartition(":")[2])
+def ports(place: Site) -> set[int]:
+    """Of the peer, where the gateway sends ESP and IKE."""
+    shown = json.loads(place.protego("tunnel", "show", "acme/hq", "--json"))
+    return {int(sa["peer"].rpartition(":")[2]) for sa in (*shown["child_sas"], *shown["ike_sas"])}
 
 
 def carries(place: Site, size: int = 56) -> None:
@@ -81,7 +78,7 @@ def test_a_peer_is_served(tmp_path: Path, backend: str) -> None:
         place.wait_tunnel()
         carries(place)
         wait_until(lambda: has_table(edge) == (backend == "nftables"), "the kernel steers, or not")
-        assert port(place) == 60001
+        assert ports(place) == {60001}
 
         def move_and_rekey() -> None:
             for _ in range(3):
@@ -97,7 +94,7 @@ def test_a_peer_is_served(tmp_path: Path, backend: str) -> None:
 
         behind_nat(place.customer, 60002, tmp_path)
         carries(place)
-        wait_until(lambda: port(place) == 60002, "the peer is followed", every=0.1)
+        wait_until(lambda: ports(place) == {60002}, "the peer is followed", every=0.1)
 
         before = reassembled(edge)
         place.customer.ip("link", "set", "in", "mtu", "600")

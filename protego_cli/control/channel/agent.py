@@ -20,11 +20,13 @@ import logging
 import random
 import secrets
 import ssl
+import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
 
+import msgspec
 import trio
 
 from protego_cli import __version__
@@ -240,7 +242,8 @@ class Agent:
 
     async def _report(self, link: Link) -> None:
         while True:
-            await link.call(self._plane.report(), self._silence)
+            report = msgspec.structs.replace(self._plane.report(), clock=time.time())
+            await link.call(report, self._silence)
             with trio.move_on_after(self._report_interval):
                 await self._urgent.wait()
             self._urgent = trio.Event()

@@ -138,6 +138,7 @@ class Report(Request, frozen=True):
     silent: tuple[str, ...] = ()  # GPNs whose probes this GIN or GEN misses
     offered: tuple[OfferedLoad, ...] = ()  # what has changed
     costs: tuple[SuiteCost, ...] = ()
+    clock: Amount = 0.0  # the node's wall time; 0 where it does not say
 
 
 class FirstPacket(Request, frozen=True):

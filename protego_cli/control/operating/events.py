@@ -50,6 +50,7 @@ KINDS: Final[Mapping[str, Severity]] = {
     "node up": "info",
     "node down": "warning",
     "node restarted": "warning",
+    "clock differs": "warning",  # a node's from the GMN's, by more than lifetimes can bear
     "records refused": "error",  # a node is up, and cannot act on some of what it should hold
     "raw ESP missing": "error",  # a GIN cannot take what peers of some tunnels may send it
     "packing": "info",  # the elastic controller has decided on moves, or would

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from typing import Final
+
+import trio
+
 from protego_cli.control.channel.fabric import Reported
 from protego_cli.control.channel.node_messages import FirstPacket, PeerAddress, RangeLow, Report
 from protego_cli.control.procedures.ageing import Ageing
@@ -9,6 +14,9 @@ from protego_cli.control.procedures.recovery import Recovery
 from protego_cli.control.procedures.renewal import Renewals
 from protego_cli.control.procedures.tunnels import Tunnels
 from protego_cli.control.sas.sad import Sad
+
+APART: Final = 5.0  # seconds that the clocks of a node and of the GMN may differ
+LASTING: Final = 10.0  # seconds for which they do before it is told: reports may have waited for either
 
 
 class Membership:
@@ -28,6 +36,7 @@ class Membership:
         self._renewals = renewals
         self._ageing = ageing
         self._restarted: set[str] = set()  # GPNs whose tunnels are to be rekeyed once they are up
+        self._astray: dict[str, float] = {}  # since when a node's clock differs; infinity once it is told
 
     async def node_connecting(self, node: str, restarted: bool) -> None:
         if not restarted:
@@ -68,6 +77,19 @@ class Membership:
             reason = "it has no CAP_NET_RAW: give it the capability, or take these tunnels down and up"
             self._sad.events.emit("raw ESP missing", node=node, tunnels=len(raw), reason=reason)
 
+    def _look_at_clock(self, node: str, clock: float) -> None:
+        """A GPN ends SAs by its own clock: one that is ahead by a lifetime drops all that it should carry."""
+        ahead = clock - self._sad.events.clock() if clock else 0.0
+        if abs(ahead) <= APART:
+            self._astray.pop(node, None)
+            return
+        now = trio.current_time()
+        if now - self._astray.setdefault(node, now) >= LASTING:
+            self._astray[node] = math.inf
+            way = "ahead of" if ahead > 0 else "behind"
+            reason = f"{abs(ahead):.0f} s {way} the GMN's, so SAs end at another time there: use NTP"
+            self._sad.events.emit("clock differs", node=node, reason=reason)
+
     async def node_down(self, node: str, reason: str = "") -> None:
         self._sad.events.emit("node down", node=node, reason=reason)
         self._sad.membership_changed()
@@ -75,6 +97,7 @@ class Membership:
     async def reported(self, node: str, request: Reported) -> None:
         match request:
             case Report():
+                self._look_at_clock(node, request.clock)
                 self._tunnels.reported(node, request)
                 self._ageing.reported(node, request)
             case FirstPacket():
