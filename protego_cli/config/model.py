@@ -32,6 +32,8 @@ class Ports(msgspec.Struct, frozen=True):
 
 
 class Node(msgspec.Struct, frozen=True):
+    """One process of the cluster: an entry of [nodes], an instance of one, or a pool's."""
+
     name: str
     role: Role
     address: str
@@ -170,15 +172,17 @@ class LimitConfig(msgspec.Struct, frozen=True):
 
 
 class TunnelConfig(msgspec.Struct, frozen=True):
+    """A tunnel to a peer; `config/cluster.toml` says what each key is for."""
+
     name: str
     tenant: str
     peer: str | None  # None for "any"
     local_id: str
     remote_id: str
     auth: PskAuth
-    local_ts: tuple[str, ...]
-    remote_ts: tuple[str, ...]
-    ike: tuple[str, ...] = ("aes256gcm16-prfsha256-x25519",)
+    local_ts: tuple[str, ...]  # prefixes on the tenant's side
+    remote_ts: tuple[str, ...]  # behind the peer
+    ike: tuple[str, ...] = ("aes256gcm16-prfsha256-x25519",)  # proposals, the best first
     esp: tuple[str, ...] = ("aes256gcm16-x25519", "aes256gcm16")
     start: Literal["wait", "auto"] = "wait"
     vip: str = ""  # filled with the first VIP when left out
@@ -204,6 +208,8 @@ class TunnelConfig(msgspec.Struct, frozen=True):
 
 
 class TenantConfig(msgspec.Struct, frozen=True):
+    """A customer: one VXLAN network, whose inner addresses may be other tenants' too."""
+
     name: str
     vni: int
     gateway_mac: bytes
@@ -254,6 +260,8 @@ class IkeSettings(msgspec.Struct, frozen=True):
 
 
 class Cluster(msgspec.Struct, frozen=True):
+    """All that the cluster file says, paths absolute."""
+
     name: str
     file: Path
     vips: tuple[str, ...]

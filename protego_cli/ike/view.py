@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class IkeSaView:
+    """An IKE_SA as it is now."""
+
     ike: int  # the driver's handle
     spi_i: bytes
     spi_r: bytes

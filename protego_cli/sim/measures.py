@@ -31,6 +31,8 @@ DEFINITIONS: Final = (
 
 @dataclass(frozen=True)
 class Measures:
+    """`DEFINITIONS` says what each is."""
+
     saving: float
     guarantee: float
     served: float

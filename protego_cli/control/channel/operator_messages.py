@@ -15,11 +15,13 @@ class GetStatus(Request, frozen=True):
 
 
 class NodeStatus(msgspec.Struct, frozen=True):
+    """A node as it reported last; docs/cli.md has these as `protego status --json` does."""
+
     name: str
     role: Role
     state: str  # "up" or "down"
     tunnels: int
-    cpu: float
+    cpu: float  # of its process; 1.0 is one core
     counters: dict[str, int] = {}
     load: float | None = None  # of a GPN: its tunnels' CPU shares and its own; 1.0 is one core
     capacity: float | None = None  # of a GPN, likewise
@@ -29,6 +31,8 @@ class NodeStatus(msgspec.Struct, frozen=True):
 
 
 class TunnelStatus(msgspec.Struct, frozen=True):
+    """A tunnel: where it lies, and what it has carried; bytes are those of inner packets."""
+
     id: str
     state: str  # "down", "connecting", "up"
     gpn: str | None
@@ -63,13 +67,15 @@ class Migrate(Request, frozen=True):
 
 
 class Migrated(Reply, frozen=True):
+    """A migration that is done, and how long it took, in milliseconds."""
+
     tunnel: str
     source: str
     to: str
     method: str  # "rekey"
-    rekey_ms: float
-    distribute_ms: float
-    total_ms: float
+    rekey_ms: float  # until the peer has answered the rekey
+    distribute_ms: float  # from then until the whole data path uses the new SA
+    total_ms: float  # from the beginning until the peer has confirmed the end of the old SA
 
 
 class ShowTunnel(Request, frozen=True):
@@ -79,6 +85,8 @@ class ShowTunnel(Request, frozen=True):
 
 
 class IkeSaDetail(msgspec.Struct, frozen=True):
+    """An IKE_SA of a tunnel; times are seconds since 1970."""
+
     spi_i: str
     spi_r: str
     suite: str
@@ -95,6 +103,8 @@ class IkeSaDetail(msgspec.Struct, frozen=True):
 
 
 class ChildSaDetail(msgspec.Struct, frozen=True):
+    """A CHILD_SA of a tunnel on a GPN, which seals with the numbers [seal_lo, seal_hi)."""
+
     spi_in: str
     spi_out: str
     state: str  # "sealing", "successor", "standing", "retiring"

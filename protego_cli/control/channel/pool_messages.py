@@ -63,6 +63,8 @@ class GetPlan(Request, frozen=True):
 
 
 class ElasticPlan(Reply, frozen=True):
+    """What a consolidation would come to by the present loads."""
+
     mode: str
     policy: str
     obstacle: str  # why nothing may move now
@@ -82,7 +84,7 @@ class PoolNodeStatus(msgspec.Struct, frozen=True):
     since: float  # wall time
     connected: bool
     tunnels: int
-    load: float
+    load: float  # as in NodeStatus
     note: str  # what is in the way, or what its provisioner says of it
 
 
