@@ -15,20 +15,20 @@ from hypothesis import strategies as st
 
 from protego_cli.crypto.algorithms import Prf, TransformType
 from protego_cli.crypto.proposal import EspProposal, IkeProposal, parse_esp, parse_ike
-from protego_cli.errors import Malformed, TsUnacceptable
+from protego_cli.errors import InvalidKePayload, InvalidSyntax, Malformed, TsUnacceptable
 from protego_cli.ike.auth import Signer
 from protego_cli.ike.cookies import LIFETIME, Cookies
 from protego_cli.ike.half_open import HalfOpen
 from protego_cli.ike.identities import Identity, IdKind
 from protego_cli.ike.keys import child_keys, ike_keys, rekeyed_skeyseed, skeyseed
 from protego_cli.ike.narrowing import MAX_SELECTORS, covered, narrow
-from protego_cli.ike.negotiation import choose, confirm, difference, propose, without_groups
+from protego_cli.ike.negotiation import answer_ke, choose, confirm, difference, propose, without_groups
 from protego_cli.ike.protect import NotAuthentic, Opener, Sealer
 from protego_cli.ike.rations import Allowance, Ration
 from protego_cli.ike.transitions import SENDS, TAKES, TRANSITIONS, State, Trigger, after
 from protego_cli.ike.window import ReceiveWindow, SendWindow, Verdict
 from protego_cli.wire.ike import Header
-from protego_cli.wire.payloads import IdI, Nonce
+from protego_cli.wire.payloads import IdI, Ke, Nonce
 from protego_cli.wire.proposals import Proposal, Transform
 from protego_cli.wire.selectors import TrafficSelector
 from tests.support.ike_strategies import selector_lists
@@ -280,6 +280,25 @@ def test_an_allowance_is_so_much_at_once_and_so_much_a_second() -> None:
 
 def offer(*suites: EspProposal) -> tuple[Proposal, ...]:
     return propose(suites, b"peer")
+
+
+@pytest.mark.parametrize(
+    ("ke", "error"),
+    [
+        (None, InvalidKePayload),
+        (Ke(14, bytes(32)), InvalidKePayload),
+        (Ke(31, bytes(31)), InvalidSyntax),
+        (Ke(31, bytes(33)), InvalidSyntax),
+    ],
+)
+def test_a_key_exchange_of_no_use_costs_no_private_value(ke: Ke | None, error: type[Exception]) -> None:
+    def drawn(length: int) -> bytes:
+        raise AssertionError("a private value was made")
+
+    with pytest.raises(error) as raised:
+        answer_ke(CBC.group, ke, drawn)
+    if error is InvalidKePayload:
+        assert raised.value.data == b"\0\x1f"
 
 
 def test_our_preference_decides() -> None:

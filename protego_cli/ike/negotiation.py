@@ -1,4 +1,4 @@
-"""Choosing a proposal, and saying what differed when none fits (RFC 7296 2.7, 3.3).
+"""Choosing a proposal, saying what differed when none fits (RFC 7296 2.7, 3.3), answering a key exchange.
 
 Each proposal of ours names one transform of every type (ESP may leave open whether sequence numbers are
 extended), so a proposal of the peer matches when it offers all of them, and nothing of another type that it
@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
-from protego_cli.crypto.algorithms import KeGroup, Registry, TransformType
+from protego_cli.crypto.algorithms import KeGroup, RandomSource, Registry, TransformType
 from protego_cli.crypto.proposal import EspProposal, IkeProposal
 from protego_cli.crypto.shares import KeyShare
-from protego_cli.errors import StateError
+from protego_cli.errors import InvalidKePayload, InvalidSyntax, StateError
 from protego_cli.wire.notifies import NotifyType
-from protego_cli.wire.payloads import Notify
+from protego_cli.wire.payloads import Ke, Notify
 from protego_cli.wire.proposals import Proposal, Protocol, Transform
 
 Suite = TypeVar("Suite", IkeProposal, EspProposal)
@@ -203,3 +203,19 @@ def share_again(keyword: str, seed: bytes, offered: Iterable[IkeProposal | EspPr
     if group is None:
         raise StateError(f"a request in the group {keyword}, which it does not offer")
     return KeyShare.again(group, seed)
+
+
+def answer_ke(group: KeGroup, ke: Ke | None, random: RandomSource) -> tuple[Ke, bytes]:
+    """Our KE payload and the shared secret, in answer to a peer's for the group of the suite that was chosen.
+
+    Raises InvalidKePayload, which names the group, for a payload of another one or none (RFC 7296 1.2, 1.3);
+    InvalidSyntax for a value that the group does not have.
+    """
+    if ke is None or ke.group != group.transform_id:
+        got = "no key exchange" if ke is None else f"group {ke.group}"
+        raise InvalidKePayload(f"{got} instead of {group.keyword}", data=group.transform_id.to_bytes(2))
+    if len(ke.data) != group.public_length:  # before a private value is made for a stranger
+        raise InvalidSyntax(f"a value of {len(ke.data)} bytes, which is none of the group {group.keyword}")
+    private = group.generate(random)
+    shared = private.shared(ke.data)
+    return Ke(group.transform_id, private.public), shared

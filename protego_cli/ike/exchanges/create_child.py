@@ -19,7 +19,6 @@ from protego_cli.crypto.algorithms import KeGroup, Registry
 from protego_cli.crypto.proposal import EspProposal, parse_esp
 from protego_cli.crypto.shares import KeyShare
 from protego_cli.errors import (
-    InvalidKePayload,
     InvalidSyntax,
     NoAdditionalSas,
     NoProposalChosen,
@@ -40,7 +39,7 @@ from protego_cli.ike.events import ChildEstablished, ChildOffered
 from protego_cli.ike.exchanges.base import EspSpi, Exchange, ExchangeState, record
 from protego_cli.ike.exchanges.delete import Withdraw
 from protego_cli.ike.message import Payloads
-from protego_cli.ike.negotiation import propose, share_again, wanted_group
+from protego_cli.ike.negotiation import answer_ke, propose, share_again, wanted_group
 from protego_cli.ike.record import Failure, Story, bid
 from protego_cli.ike.record import Selectors as Wanted
 from protego_cli.wire.notifies import notify_name
@@ -244,11 +243,8 @@ def _exchange_keys(sa: IkeSa, terms: Terms, ke: Ke | None) -> tuple[tuple[Ke, ..
     group = terms.proposal.group
     if group is None:
         return (), b""
-    if ke is None or ke.group != group.transform_id:
-        wanted = group.transform_id.to_bytes(2, "big")
-        raise InvalidKePayload(f"{group.keyword} was agreed on", data=wanted)
-    private = group.generate(sa.context.random)
-    return (Ke(group.transform_id, private.public),), private.shared(ke.data)
+    ours, shared = answer_ke(group, ke, sa.context.random)
+    return (ours,), shared
 
 
 def answer(sa: IkeSa, payloads: Payloads, now: float) -> None:

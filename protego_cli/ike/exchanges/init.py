@@ -23,7 +23,15 @@ from protego_cli.ike.exchanges.base import EspSpi, Exchange, ExchangeState, reco
 from protego_cli.ike.keys import ike_keys, skeyseed
 from protego_cli.ike.message import Payloads
 from protego_cli.ike.natd import Nat, detect, floated, natd_payloads
-from protego_cli.ike.negotiation import choose, confirm, difference, propose, share_again, wanted_group
+from protego_cli.ike.negotiation import (
+    answer_ke,
+    choose,
+    confirm,
+    difference,
+    propose,
+    share_again,
+    wanted_group,
+)
 from protego_cli.ike.record import Failure, Story, bid, unanswered
 from protego_cli.ike.sa import Handshake, IkeSa
 from protego_cli.ike.transitions import State, Trigger
@@ -233,11 +241,7 @@ def _invite(
         _reply(context, header, path, Notify(NotifyType.COOKIE, cookie))
         return
     suite, answer, story = _choose(context, offer, path, now)
-    if ke.group != suite.group.transform_id:
-        wanted = suite.group.transform_id.to_bytes(2, "big")
-        raise InvalidKePayload(f"group {ke.group} instead of {suite.group.keyword}", data=wanted)
-    private = suite.group.generate(context.random)
-    shared = private.shared(ke.data)
+    ours, shared = answer_ke(suite.group, ke, context.random)
 
     sa = IkeSa(context, path, header.spi_i, context.new_spi(), initiator=False)
     sa.handshake = Handshake(nonce.data, context.new_nonce(), request=data)
@@ -247,7 +251,7 @@ def _invite(
     _derive(sa, suite, sa.handshake, shared)
     response = (
         Sa((answer,)),
-        Ke(suite.group.transform_id, private.public),
+        ours,
         Nonce(sa.handshake.nonce_r),
         *natd_payloads(sa.spi_i, sa.spi_r, path, force=sa.forced),
     )

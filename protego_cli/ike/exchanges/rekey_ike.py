@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from protego_cli.crypto.algorithms import KeGroup
 from protego_cli.crypto.proposal import IkeProposal, parse_ike
 from protego_cli.crypto.shares import KeyShare
-from protego_cli.errors import InvalidKePayload, InvalidSyntax, NoProposalChosen, TemporaryFailure
+from protego_cli.errors import InvalidSyntax, NoProposalChosen, TemporaryFailure
 from protego_cli.ike.context import NO_SPI
 from protego_cli.ike.events import CLOSED_BY_PEER, IkeRekeyed
 from protego_cli.ike.exchanges.alive import CheckAlive
@@ -30,6 +30,7 @@ from protego_cli.ike.keys import ike_keys, rekeyed_skeyseed
 from protego_cli.ike.message import Payloads
 from protego_cli.ike.negotiation import (
     IKE_SPI_LENGTH,
+    answer_ke,
     choose,
     confirm,
     difference,
@@ -196,16 +197,12 @@ def answer(sa: IkeSa, payloads: Payloads, now: float) -> None:
     if chosen.spi == NO_SPI:
         raise InvalidSyntax("an IKE SPI of zero")
     suite = chosen.suite
-    if ke.group != suite.group.transform_id:
-        wanted = suite.group.transform_id.to_bytes(2, "big")
-        raise InvalidKePayload(f"{suite.group.keyword} was agreed on", data=wanted)
-    private = suite.group.generate(sa.context.random)
-    shared = private.shared(ke.data)
+    ours, shared = answer_ke(suite.group, ke, sa.context.random)
     nonces = (nonce, sa.context.new_nonce())
     spis = (chosen.spi, sa.context.new_spi())
     new = _successor(sa, suite, shared, nonces, spis, now, initiator=False)
     answered = Proposal(chosen.answer.number, chosen.answer.protocol, new.spi_r, chosen.answer.transforms)
-    sa.respond((Sa((answered,)), Nonce(nonces[1]), Ke(suite.group.transform_id, private.public)))
+    sa.respond((Sa((answered,)), Nonce(nonces[1]), ours))
     if crossing:
         sa.rival = Rival(new, min(nonces))
         new.contests = sa
