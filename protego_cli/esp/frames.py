@@ -7,7 +7,8 @@
    each a slot for a plaintext, into which the cipher writes.
 2. `verdict` tells whether that was right: what decides about the first packet has been judged before, to this
    header and this length, and columns tell that all others agree with it, or what decides about them has been
-   judged the same, as of several flows to one VTEP. Then `mend` puts the headers right.
+   judged the same, as of several flows to one VTEP. A batch that looks like one of these is known by that
+   alone. Then `mend` puts the headers right.
 3. `frames` are what is sent; the buffer rests until that has happened.
 4. Where it was wrong, or some packets are forged, `texts` are the plaintexts, as if nothing had been guessed.
 """
@@ -20,11 +21,13 @@ from functools import lru_cache
 from itertools import repeat
 from typing import NamedTuple
 
-from protego_cli.esp.pairs import Pair, Usual
+from protego_cli.esp.pairs import Familiar, Pair, Usual
 from protego_cli.esp.slices import Pool, Sliced
 from protego_cli.esp.tenants import Delivery
-from protego_cli.wire.columns import Spans, alike
+from protego_cli.wire.columns import Spans, alike, likeness
 from protego_cli.wire.strides import fill
+
+MISSES = 8  # batches that look otherwise, after which looks are learned anew
 
 
 class Guess(NamedTuple):
@@ -38,6 +41,12 @@ class Guess(NamedTuple):
         """What all packets of the row are judged to be, if their frames are right; all must have opened."""
         header, length, tail, version = self.usual
         start, view, count = len(header), self.buffer.view, len(self.slots)
+        familiar = pair.familiar.get((length + tail, count))
+        if familiar is not None:
+            if familiar.verdict[0].header == header and familiar.alike(view):
+                familiar.missed = 0
+                return familiar.verdict
+            familiar.missed += 1
         layout = row(length + tail, tail, version)
         if layout is None:
             return None
@@ -46,7 +55,12 @@ class Guess(NamedTuple):
         verdict = judged((length + tail, layout.unpack_from(view, start)))
         if verdict is None or isinstance(verdict, str) or verdict[0].header != header or verdict[1] != length:
             return None
-        if not alike(view, step, count, _decisive(start, version, step, tail)):
+        spans = _decisive(start, version, step, tail)
+        if alike(view, step, count, spans):
+            if familiar is None or familiar.missed > MISSES:
+                looks = likeness(view, step, count, spans)
+                pair.recognise(length + tail, count, Familiar(looks, verdict))
+        else:
             rows = set(map(layout.unpack_from, repeat(view), range(start, count * step, step)))
             if any(judged((length + tail, each)) != verdict for each in rows):
                 return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple
 
@@ -27,6 +28,7 @@ from protego_cli.wire.selectors import TrafficSelector
 logger = logging.getLogger(__name__)
 
 MAX_VERDICTS = 4096  # remembered per SA
+MAX_FAMILIAR = 8  # batches that an SA knows by their looks, each a kilobyte or two
 MAX_USUAL = 64  # lengths of which an SA remembers what is usual
 IP_HEADER: Final = 20
 UDP_HEADER: Final = 8  # before ESP, where it is in UDP (RFC 3948)
@@ -53,6 +55,17 @@ class Usual(NamedTuple):
     length: int  # of the inner packets
     tail: int  # of their trailers
     version: int
+
+
+class Familiar:
+    """How a batch looked of which all that was guessed was right."""
+
+    __slots__ = ("alike", "missed", "verdict")
+
+    def __init__(self, alike: Callable[[Buffer], bool], verdict: tuple[Delivery, int]) -> None:
+        self.alike = alike
+        self.verdict = verdict
+        self.missed = 0  # batches in a row that looked otherwise
 
 
 @dataclass(frozen=True)
@@ -116,7 +129,7 @@ class Pair:
     """Both SAs of a CHILD_SA with what surrounds them."""
 
     __slots__ = (
-        *("_limit", "came_by", "doors", "entry", "errors", "header", "inbound"),
+        *("_limit", "came_by", "doors", "entry", "errors", "familiar", "header", "inbound"),
         *("low_told", "mss", "outbound", "peer", "usual", "verdicts", "way"),
     )
 
@@ -153,6 +166,7 @@ class Pair:
         self.entry = entry
         self.verdicts: dict[tuple[int, Row], Verdict] = {}  # by length of the plaintext, and what decides
         self.usual: dict[int, Usual] = {}  # by length of the plaintext
+        self.familiar: dict[tuple[int, int], Familiar] = {}  # by that and how many there are
         self.low_told = False  # RangeLow was said for this range
         self.errors = Bucket(Rate(8 * ERRORS, ERRORS))  # a byte for each ICMP error
         self.came_by: Address | None = None  # the GIN that the peer's packets came by
@@ -173,10 +187,17 @@ class Pair:
             self.usual.clear()
         self.usual[usual.length + usual.tail] = usual
 
+    def recognise(self, length: int, count: int, familiar: Familiar) -> None:
+        """Batches of so many packets whose plaintexts have this length."""
+        if len(self.familiar) >= MAX_FAMILIAR:
+            self.familiar.clear()
+        self.familiar[length, count] = familiar
+
     def forget(self) -> None:
         """The tenant's network changed: what was judged holds no more."""
         self.verdicts.clear()
         self.usual.clear()
+        self.familiar.clear()
 
     def limit(self, version: int) -> int:
         """The longest inner packet of this IP version that is sealed as it is."""

@@ -107,14 +107,18 @@ class GpnPlane:
     def receive_esp(self, train: Sequence[Batch]) -> None:
         """Batches on the ESP port."""
         train = unbundled(train, self._gateway.fabric, self.counters, "gpn_drop_tag")
-        for at in range(0, len(train), TOGETHER):
-            self._act(self._gateway.receive_esp_train(train[at : at + TOGETHER], time.time()))
+        while len(train) > TOGETHER:
+            self._act(self._gateway.receive_esp_train(train[:TOGETHER], time.time()))
+            train = train[TOGETHER:]
+        self._act(self._gateway.receive_esp_train(train, time.time()))
 
     def receive_vxlan(self, train: Sequence[Batch]) -> None:
         """Batches on the VXLAN port."""
         train = unbundled(train, self._gateway.fabric, self.counters, "gpn_drop_tag")
-        for at in range(0, len(train), TOGETHER):
-            self._act(self._gateway.receive_vxlan_train(train[at : at + TOGETHER], time.time()))
+        while len(train) > TOGETHER:
+            self._act(self._gateway.receive_vxlan_train(train[:TOGETHER], time.time()))
+            train = train[TOGETHER:]
+        self._act(self._gateway.receive_vxlan_train(train, time.time()))
 
     def _act(self, sends: list[Send]) -> None:
         """Send what the gateway made, and pass on what it noticed."""
