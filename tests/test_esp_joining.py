@@ -147,6 +147,26 @@ def test_a_forged_packet_is_dropped_alone_and_flows_keep_their_order() -> None:
         assert carried(w, sealed(w, islice(numbers, 3 * LONG))) == [3 * LONG]
 
 
+def test_packets_of_other_sas_in_such_a_row_are_not_lost_where_it_lies() -> None:
+    w = world()
+    first, second = w.reference.sas[:2]
+    assert (first.spi_in, first.vni) != (second.spi_in, second.vni)
+    for turn in range(4):
+        packets = []
+        for number in range(turn * 100 + 1, turn * 100 + 2 * LONG + 1):
+            for sa in (first, second):
+                inner = ipv4(THERE, HERE, number.to_bytes(4))
+                packets.append(seal(sa.key_in, sa.spi_in, number, padded(inner, 4)))
+        for packet in packets:
+            w.reference.receive_esp(packet)
+        with rows(Inbound) as found:
+            sent = marked(w.receive_esp_train(*packets, most=LONG))
+        assert found == [4 * LONG]
+        assert sorted(sent) == sorted(w.reference.sent_in)
+        assert w.counters.nonzero() == dict(w.reference.counts)
+        w.reference.sent_in.clear()
+
+
 def test_several_flows_to_one_vtep_go_into_one_send() -> None:
     w = world()
     numbers = count(1)

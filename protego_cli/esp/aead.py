@@ -115,7 +115,7 @@ class AeadOpening:
         if sealed is None or nonces is None or headers is None:
             return None
         step, end = size // 4, count * size // 4
-        received.view[: count * size] = data[: count * size]
+        received.put(data, count * size)
         words = received.words
         _put_nonces(salt, words[2:end:step], words[3:end:step])
         if self._esn:

@@ -39,6 +39,7 @@ from protego_cli.esp.outbound import Outbound
 from protego_cli.esp.outbox import Address, Outbox, Port, Send, Way
 from protego_cli.esp.pairs import UNUSED, Pair, SaEntry, Used
 from protego_cli.esp.parking import Parking
+from protego_cli.esp.slices import received
 from protego_cli.esp.sorting import packets, short
 from protego_cli.esp.tenants import Tenant, Vtep
 from protego_cli.wire import ecn
@@ -255,7 +256,8 @@ class Gateway:
         origin = None if source[0] in self.fabric else source
         whole = len(view) - len(view) % size
         if whole:
-            self._inbound.receive(view[:whole], size, source, now, origin, tos)
+            part = view if whole == len(view) else view[:whole]  # which may be known as it is
+            self._inbound.receive(part, size, source, now, origin, tos)
         if whole < len(view):
             self._inbound.receive(view[whole:], len(view) - whole, source, now, origin, tos)
 
@@ -285,7 +287,7 @@ class Gateway:
             origin = None if source[0] in self.fabric else source
             together = not ecn.telling(tos) and short(stretch)
             if not (together and self._inbound.receive_row(stretch, source, now, origin, tos)):
-                for view, size in joined(stretch, self._inbound.kind):
+                for view, size in joined(stretch, self._inbound.kind, received.join):
                     self._receive_esp(view, size, source, now, tos)
         return self._outbox.take()
 

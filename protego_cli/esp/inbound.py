@@ -128,9 +128,12 @@ class Inbound:
             places: dict[int, list[int]] = {}
             for place, spi in enumerate(spis):
                 places.setdefault(spi, []).append(place)
-            for spi, found in places.items():
-                part = b"".join([view[place * size : (place + 1) * size] for place in found])
-                row = [numbers[place] for place in found]
+            parts = {
+                spi: b"".join([view[place * size : (place + 1) * size] for place in found])
+                for spi, found in places.items()
+            }  # all of them, for to open one may be to write where the next would lie
+            for spi, part in parts.items():
+                row = [numbers[place] for place in places[spi]]
                 self._one_spi(spi, row, part, size, source, now, origin, tos)
 
     def kind(self, view: memoryview, size: int) -> int | None:

@@ -12,19 +12,29 @@ has not come yet.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 
 from protego_cli.esp.slices import MAX_BYTES, MAX_ROWS
 
 Batch = tuple[memoryview, int]
 """Segments of a size, the last perhaps shorter."""
 
+Join = Callable[[Sequence[memoryview]], memoryview]
+"""What puts batches side by side."""
+
 Kind = Callable[[memoryview, int], Hashable | None]
 """What a batch has in common with those that it may be put beside; None where it had better stay alone."""
 
 
-def joined(batches: Iterable[Batch], kind: Kind) -> Iterator[Batch]:
-    """The same packets in the same order, in as few batches as may be."""
+def side_by_side(row: Sequence[memoryview]) -> memoryview:
+    """In memory of their own."""
+    return memoryview(b"".join(row))
+
+
+def joined(batches: Iterable[Batch], kind: Kind, join: Join = side_by_side) -> Iterator[Batch]:
+    """The same packets in the same order, in as few batches as may be, each for as long as no other is asked
+    for.
+    """
     row: list[memoryview] = []
     size = packets = length = 0  # of the row
     common: Hashable | None = None  # kind of what may follow in it
@@ -32,14 +42,10 @@ def joined(batches: Iterable[Batch], kind: Kind) -> Iterator[Batch]:
         kin, count = kind(view, each), -(-len(view) // each) if each else 1
         alike = kin is not None and kin == common and each == size
         if row and not (alike and packets + count <= MAX_ROWS and length + len(view) <= MAX_BYTES):
-            yield _whole(row), size
+            yield row[0] if len(row) == 1 else join(row), size
             row, packets, length = [], 0, 0
         row.append(view)
         size, packets, length = each, packets + count, length + len(view)
         common = kin if count * each == len(view) else None
     if row:
-        yield _whole(row), size
-
-
-def _whole(row: list[memoryview]) -> memoryview:
-    return row[0] if len(row) == 1 else memoryview(b"".join(row))
+        yield row[0] if len(row) == 1 else join(row), size

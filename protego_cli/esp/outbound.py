@@ -404,7 +404,7 @@ class Outbound:
         first = view[FRAME_LENGTH : FRAME_LENGTH + 2]
         way, count = self._admitted(pair, first, length, count, now)
         if way is not None:
-            received.view[: count * size] = view[: count * size]
+            received.put(view, count * size)
             hops.forward(received.data, size, count, FRAME_LENGTH)
             data = pair.outbound.seal_within(received, size, count, FRAME_LENGTH, length, tail)
             self._sealed(pair, way, data, count, length, tail)

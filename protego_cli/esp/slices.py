@@ -20,6 +20,8 @@ import weakref
 from collections.abc import Callable, Container, Sequence
 from typing import Final
 
+from protego_cli.wire.inner import Buffer
+
 FEW: Final = 12  # packets of a batch, below which slices gain nothing
 MAX_ROWS: Final = 512  # packets of a row: eight batches as long as the kernel merges them
 MAX_BYTES: Final = 1 << 19  # the same in bytes
@@ -45,6 +47,7 @@ class Sliced:
         self.rows = 0  # for how many packets it does
         self._kept: dict[tuple[int, int, int], list[memoryview]] = {}
         self._slices = 0  # in all of these
+        self._joined: memoryview | None = None  # what lies at the beginning, from where it was received
         self.lent: Callable[[], memoryview | None] = _nobody  # what somebody holds of it
 
     def cut(self, start: int, length: int, step: int, count: int) -> Sequence[memoryview] | None:
@@ -69,6 +72,22 @@ class Sliced:
 
     def _keep_only(self, kept: dict[tuple[int, int, int], list[memoryview]]) -> None:
         self._kept, self._slices = kept, sum(map(len, kept.values()))
+
+    def join(self, row: Sequence[memoryview]) -> memoryview:
+        """These side by side at the beginning, until something else is put there."""
+        start = 0
+        for part in row:
+            stop = start + len(part)
+            self.view[start:stop] = part
+            start = stop
+        self._joined = self.view[:start]
+        return self._joined
+
+    def put(self, data: Buffer, length: int) -> None:
+        """Have so many bytes of this at the beginning."""
+        if data is not self._joined:
+            self._joined = None
+            self.view[:length] = data[:length]
 
     def lend(self, length: int) -> memoryview:
         """The first `length` bytes, to be sent; nobody writes to this buffer while they are held."""
