@@ -87,18 +87,18 @@ class AeadOpening:
         try:
             done.extend(map(decrypt, nonces, sealed, headers, slots))
         except InvalidTag:
-            forged = [len(done)]
+            places = range(len(done) + 1, len(slots))
         else:
-            return ()
-        first = forged[0] + 1
-        for place, *arguments in zip(
-            range(first, len(slots)), *[each[first:] for each in (*kept, slots)], strict=True
-        ):
+            return range(len(slots))
+        opened = list(range(len(done)))
+        rest = [each[places.start :] for each in (nonces, sealed, headers, slots)]
+        for place, nonce, text, header, slot in zip(places, *rest, strict=True):
             try:
-                decrypt(*arguments)
+                decrypt(nonce, text, header, slot)
             except InvalidTag:
-                forged.append(place)
-        return forged
+                continue
+            opened.append(place)
+        return opened
 
     def _kept(
         self, data: Buffer, size: int, numbers: Sequence[int]
@@ -139,19 +139,18 @@ def _open(
     try:
         plaintexts.extend(map(decrypt, nonces, sealed, headers))
     except InvalidTag:
-        forged = [len(plaintexts)]
+        places = range(len(plaintexts) + 1, len(nonces))
     else:
-        return plaintexts, ()
-    first = forged[0] + 1
-    places = range(first, len(nonces))
-    for place, nonce, text, header in zip(
-        places, nonces[first:], sealed[first:], headers[first:], strict=True
-    ):
+        return plaintexts, range(len(plaintexts))
+    opened = list(range(len(plaintexts)))
+    rest = [each[places.start :] for each in (nonces, sealed, headers)]
+    for place, nonce, text, header in zip(places, *rest, strict=True):
         try:
             plaintexts.append(decrypt(nonce, text, header))
         except InvalidTag:
-            forged.append(place)
-    return plaintexts, forged
+            continue
+        opened.append(place)
+    return plaintexts, opened
 
 
 class AeadSealing:

@@ -39,29 +39,28 @@ class CbcOpening:
         count, icv = len(numbers), self._icv
         fields = layout(f"{size - icv}s{icv}s", count).unpack_from(data)
         ends = _high_halves(numbers) if self._esn else ()
-        forged = self._authenticator.verify(fields[0::2], fields[1::2], ends)
+        right = _others(self._authenticator.verify(fields[0::2], fields[1::2], ends), count)
         length = size - HEADER_LENGTH - icv
         sealed: Sequence[bytes] = layout(f"{HEADER_LENGTH}x{length}s{icv}x", count).unpack_from(data)
-        if forged:
-            wrong = frozenset(forged)
-            sealed = [text for place, text in enumerate(sealed) if place not in wrong]
+        if len(right) < count:
+            sealed = [sealed[place] for place in right]
         clear = self._decryptor.decrypt(b"".join(sealed))
         block = self._block
-        return list(layout(f"{block}x{length - block}s", len(sealed)).unpack(clear)), forged
+        return list(layout(f"{block}x{length - block}s", len(sealed)).unpack(clear)), right
 
     def open_each(self, packets: Sequence[bytes], numbers: Sequence[int]) -> Opened:
         icv = self._icv
         texts = [packet[:-icv] for packet in packets]
         ends = _high_halves(numbers) if self._esn else ()
         forged = self._authenticator.verify(texts, [packet[-icv:] for packet in packets], ends)
+        right = _others(forged, len(packets))
         if forged:
-            wrong = frozenset(forged)
-            texts = [text for place, text in enumerate(texts) if place not in wrong]
+            texts = [texts[place] for place in right]
         clear = self._decryptor.decrypt(b"".join([text[HEADER_LENGTH:] for text in texts]))
         stops = list(accumulate([len(text) - HEADER_LENGTH for text in texts]))
         starts = [0, *stops]
         block = self._block
-        return [clear[a + block : b] for a, b in zip(starts, stops, strict=False)], forged
+        return [clear[a + block : b] for a, b in zip(starts, stops, strict=False)], right
 
 
 class CbcSealing:
@@ -109,6 +108,14 @@ class CbcSealing:
         texts = [h + sealed[a:b] for h, a, b in zip(headers, [0, *stops], stops, strict=False)]
         tags = self._authenticator.tags(texts, _high_halves(numbers) if self._esn else ())
         return [text + tag[:icv] for text, tag in zip(texts, tags, strict=True)]
+
+
+def _others(forged: Sequence[int], count: int) -> Sequence[int]:
+    """The other places of so many."""
+    if not forged:
+        return range(count)
+    wrong = frozenset(forged)
+    return [place for place in range(count) if place not in wrong]
 
 
 def _high_halves(numbers: Sequence[int]) -> list[bytes]:

@@ -15,7 +15,7 @@ HEADER_LENGTH: Final = 8  # of an ESP packet: SPI, sequence number
 
 
 Opened = tuple[list[bytes], Sequence[int]]
-"""The plaintexts, trailer included, in order; the places in the row of packets that did not open."""
+"""The plaintexts, trailer included, in order; the places in the row of those packets."""
 
 
 class SizedRow(NamedTuple):

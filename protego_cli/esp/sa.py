@@ -144,8 +144,8 @@ class InboundSa:
             return None
         if not self._may_open(len(sequence), counters, now):
             return ()
-        forged = open_into(data, size, numbers, slots)
-        return None if forged is None else self._commit(numbers, forged, counters, fresh=True)
+        opened = open_into(data, size, numbers, slots)
+        return None if opened is None else self._commit(numbers, opened, counters, fresh=True)
 
     def open_rows(
         self, rows: Sequence[SizedRow], counters: Counters, now: float
@@ -165,28 +165,22 @@ class InboundSa:
             return None
         if not self._may_open(len(numbers), counters, now):
             return [() for _ in rows]
-        opened: list[Sequence[int]] = []
-        lies: list[int] = []
+        places: list[Sequence[int]] = []
+        right: list[int] = []
         start = 0
         for sequence, data, size, slots in rows:
             stop = start + len(sequence)
             each = numbers[start:stop] if self._esn else sequence
-            forged = open_into(data, size, each, slots)
-            if forged is None:
+            opened = open_into(data, size, each, slots)
+            if opened is None:
                 return None
-            places: Sequence[int] = range(len(sequence))
-            if forged:
-                wrong = frozenset(forged)
-                places = [place for place in places if place not in wrong]
-                lies += [each[place] for place in forged]
-            opened.append(places)
+            places.append(opened)
+            right += each if len(opened) == len(each) else [each[place] for place in opened]
             start = stop
-        counters["gpn_drop_auth"] += len(lies)
-        if lies:
-            ordered = sorted(frozenset(ordered).difference(lies))
-        if ordered:
-            self.window.commit_row(ordered)
-        return opened
+        counters["gpn_drop_auth"] += len(numbers) - len(right)
+        if right:
+            self.window.commit_row(ordered if len(right) == len(numbers) else sorted(right))
+        return places
 
     def _may_open(self, count: int, counters: Counters, now: float) -> bool:
         if self.opens and (self.expires is None or now < self.expires):
@@ -207,24 +201,19 @@ class InboundSa:
         self,
         numbers: Sequence[int],
         plaintexts: list[bytes],
-        forged: Sequence[int],
+        opened: Sequence[int],
         counters: Counters,
         fresh: bool,
     ) -> list[bytes]:
         """Those that stand, of the plaintexts of a row."""
-        if fresh and not forged:
-            self.window.commit_row(numbers)
-            return plaintexts
-        places = self._commit(numbers, forged, counters, fresh)
+        places = self._commit(numbers, opened, counters, fresh)
         if len(places) == len(plaintexts):
             return plaintexts
-        wrong = frozenset(forged)
-        opened = (place for place in range(len(numbers)) if place not in wrong)
         texts = dict(zip(opened, plaintexts, strict=True))
         return [texts[place] for place in places]
 
     def _commit(
-        self, numbers: Sequence[int], forged: Sequence[int], counters: Counters, fresh: bool
+        self, numbers: Sequence[int], opened: Sequence[int], counters: Counters, fresh: bool
     ) -> Sequence[int]:
         """Mark what opened of a row that the window admitted, number by number; the places of what stands.
 
@@ -232,26 +221,27 @@ class InboundSa:
         that did not open leaves no trace.
         """
         window = self.window
-        if fresh and not forged:
-            window.commit_row(numbers)
-            return range(len(numbers))
-        if len(forged) == len(numbers):
-            counters["gpn_drop_auth"] += len(forged)
-            return ()
-        wrong = frozenset(forged)
-        places = [place for place in range(len(numbers)) if place not in wrong]
-        right = [numbers[place] for place in places]
+        whole = len(opened) == len(numbers)
+        if fresh or not opened:
+            if not whole:
+                counters["gpn_drop_auth"] += len(numbers) - len(opened)
+            if opened:
+                window.commit_row(numbers if whole else [numbers[place] for place in opened])
+            return opened
+        right = [numbers[place] for place in opened]
+        authentic = frozenset(opened)
+        forged = [place for place in range(len(numbers)) if place not in authentic]
         lies = [numbers[place] for place in forged]
-        if fresh or (window.fresh(right) and (not lies or min(lies) > right[-1])):
+        if window.fresh(right) and (not lies or min(lies) > right[-1]):
             counters["gpn_drop_auth"] += len(lies)
             window.commit_row(right)
-            return places
+            return opened
         highest = max(right)
         lowest = min([*right, *[number for number in lies if number < highest]])
         if max(highest, window.top) - lowest >= window.size:  # so one may push another out of the window
-            return self._commit_each(numbers, wrong, counters)
+            return self._commit_each(numbers, authentic, counters)
         first: dict[int, int] = {}
-        for place, number in zip(places, right, strict=True):
+        for place, number in zip(opened, right, strict=True):
             first.setdefault(number, place)
         late = sum([first.get(number, place) < place for place, number in zip(forged, lies, strict=True)])
         if late < len(lies):
@@ -266,7 +256,7 @@ class InboundSa:
         return list(first.values())
 
     def _commit_each(
-        self, numbers: Sequence[int], forged: Collection[int], counters: Counters
+        self, numbers: Sequence[int], authentic: Collection[int], counters: Counters
     ) -> Sequence[int]:
         """The same for numbers that are too far apart to be looked at together."""
         window = self.window
@@ -274,7 +264,7 @@ class InboundSa:
         for place, number in enumerate(numbers):
             if not window.check(number):
                 self._refuse((number,), counters)
-            elif place in forged:
+            elif place not in authentic:
                 counters["gpn_drop_auth"] += 1
             else:
                 window.commit(number)

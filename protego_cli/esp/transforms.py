@@ -26,8 +26,8 @@ class OpenInto(Protocol):
     def __call__(
         self, data: Buffer, size: int, numbers: Sequence[int], slots: Sequence[memoryview]
     ) -> Sequence[int] | None:
-        """A row as `open` takes it, each plaintext into its slot: the places of those that did not open,
-        whose slots hold anything. None, nothing having been opened, where that cannot be done.
+        """A row as `open` takes it, each plaintext into its slot: the places of those that opened; the other
+        slots hold anything. None, nothing having been opened, where that cannot be done.
         """
         ...
 
