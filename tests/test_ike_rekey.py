@@ -14,12 +14,13 @@ from protego_cli.ike.events import (
     ChildEstablished,
     ChildOffered,
     ExchangeFailed,
+    IkeClosed,
     NegotiationFailed,
 )
 from protego_cli.ike.exchanges.rekey_child import RekeyChild
 from protego_cli.ike.message import Payloads
 from protego_cli.ike.sa import IkeSa
-from protego_cli.ike.window import SendWindow
+from protego_cli.ike.window import ReceiveWindow, SendWindow
 from protego_cli.wire.notifies import NotifyType
 from protego_cli.wire.payloads import (
     ExchangeType,
@@ -144,6 +145,26 @@ def test_a_request_beyond_the_window_is_dropped_while_another_is_held() -> None:
     gateway.settle()
     network.run(lambda: isinstance(peer.outcome(token), ChildEstablished))
     assert matched(gateway, peer) == 2
+
+
+def test_the_last_message_id_serves_and_then_the_ike_sa_goes() -> None:
+    """They must not wrap around (RFC 7296 2.2)."""
+    network, gateway, peer = connected()
+    gateway.context.by_handle[gateway.ike].sender = SendWindow(DEFAULTS, 2**32 - 1)
+    peer.context.by_handle[peer.ike].receiver = ReceiveWindow(2**32 - 1)
+    last = gateway.rekey(gateway.child.spi_in, NEW)
+    network.settle()
+    assert isinstance(gateway.outcome(last), ChildEstablished)
+    sent = len(network.sent)
+    beyond = gateway.rekey(NEW, NEWER)
+    network.settle()
+    outcome = gateway.outcome(beyond)
+    assert isinstance(outcome, ExchangeFailed)
+    assert outcome.detail == "message IDs are used up"
+    (closed,) = gateway.of(IkeClosed)
+    assert isinstance(closed, IkeClosed)
+    assert closed.reason == "message IDs are used up"
+    assert len(network.sent) == sent
 
 
 def test_a_rekey_that_the_peer_cannot_grant_says_why() -> None:
