@@ -19,6 +19,7 @@ import mmap
 import os
 import socket
 import struct
+from functools import lru_cache
 from typing import NamedTuple
 
 from protego_cli.net.batch import LONG, Address, Batch, new_batch
@@ -91,6 +92,7 @@ class ManyReceiver:
         self.more = self.long = False
         self._count = count
         room = memoryview(mmap.mmap(-1, count * RECEIVE_BYTES))  # memory only where something has come
+        self._room = room
         self._slots = [room[at : at + RECEIVE_BYTES] for at in range(0, len(room), RECEIVE_BYTES)]
         headers = count * MESSAGE_BYTES
         written = bytearray(headers + count * LABEL_BYTES)
@@ -172,9 +174,11 @@ class ManyReceiver:
                 limit = min(count, place + segments_per_send(size))
                 while stop < limit and lengths[stop] == size:
                     stop += 1
+                parts = _in_slots(size, stop - place).unpack_from(self._room, place * RECEIVE_BYTES)
                 if stop < limit and 0 < lengths[stop] < size:
+                    parts = *parts, slots[stop][: lengths[stop]]
                     stop += 1
-                view = self._joined(place, lengths[place:stop])
+                view = memoryview(b"".join(parts))
             batches.append(new_batch((view, size, source, tos)))
             place = stop
         return batches
@@ -217,6 +221,12 @@ class ManyReceiver:
                 self._read.clear()
             read = self._read[label] = _parse(label)
         return read
+
+
+@lru_cache(maxsize=1024)
+def _in_slots(length: int, count: int) -> struct.Struct:
+    """So many datagrams of this length, each in a slot of its own."""
+    return struct.Struct(f"{length}s{RECEIVE_BYTES - length}x" * count)
 
 
 def _parse(label: bytes) -> Label:
