@@ -484,6 +484,16 @@ def test_a_peer_is_followed_to_a_new_address_by_a_packet_that_opens(w: World) ->
     assert w.gateway.take_events() == [], "nor is the same place told twice"
 
 
+def test_a_packet_that_was_held_back_moves_nothing_beside_the_newest_once_more(w: World) -> None:
+    sa = w.sa()
+    first, second, third, fourth = esp(sa, IN, IN, IN, IN)
+    assert datagrams(w.receive_esp(second, source=sa.peer)) == [(VTEP, frame(IN))]
+    assert datagrams(w.receive_esp(first, second, source=("192.0.2.66", 1))) == [(VTEP, frame(IN))]
+    assert w.gateway.take_events() == [FirstPacket(sa.spi_in)]
+    assert len(datagrams(w.receive_esp(fourth, third, source=("192.0.2.44", 60000)))) == 2
+    assert w.gateway.take_events() == [PeerMoved(sa.spi_in, "192.0.2.44", 60000)], "one was the newest"
+
+
 def test_a_put_that_names_no_new_peer_leaves_it_where_packets_proved_it(w: World) -> None:
     sa = w.sa()
     w.receive_esp(origin(*esp(sa, IN)))

@@ -295,7 +295,7 @@ def test_what_this_process_opened_itself_is_known_in_full() -> None:
     sa.window.raise_floor((1 << 32) - 1)
     assert open_row(sa, [extended(1 << 32)], counters) == [b"text"]
     assert open_row(sa, [extended(1 << 32)], counters) == []
-    assert sa.newest(0)
+    assert sa.highest == 1 << 32
     assert counters.nonzero() == {"gpn_drop_replay": 1}
 
 

@@ -55,7 +55,6 @@ from protego_cli.wire.mss import clamp, clamp_row
 from protego_cli.wire.tags import MAX_RESERVED_SPI
 
 _SPI = ((0, 4),)
-_LOW = 0xFFFFFFFF
 MAX_JUDGED = 1 << 18  # verdicts remembered of all SAs together, each some 600 bytes
 MIN_PACKET = 28  # the least of any suite: SPI, number and IV, four bytes of ciphertext, an ICV of eight
 
@@ -191,9 +190,10 @@ class Inbound:
             for number, packet in zip(numbers, packets, strict=True):
                 self._one_spi(spi, (number,), packet, len(packet), source, now, origin, tos)
             return
+        before = pair.inbound.highest
         plaintexts = pair.inbound.open_each(numbers, packets, self._counters, now)
         if plaintexts:
-            self._opened(pair, numbers[-1], source, origin)
+            self._opened(pair, before, source, origin)
             self._deliver_each(pair, plaintexts, now, expect=expect)
 
     def _sorted(
@@ -217,11 +217,12 @@ class Inbound:
                 return False
             guesses[size] = guess
             rows.append(SizedRow(layout(f"4xI{size - 8}x", count).unpack_from(data), data, size, guess.slots))
+        before = sa.highest
         opened = sa.open_rows(rows, self._counters, now)
         if opened is None:
             return False
         if any(opened):
-            self._opened(pair, sa.highest & _LOW, source, origin)
+            self._opened(pair, before, source, origin)
             whole = sum(map(len, opened)) == ordered.packets
             if not (whole and self._send_sorted(pair, ordered, guesses, now)):
                 places = dict(zip(guesses, map(frozenset, opened), strict=True))
@@ -350,7 +351,7 @@ class Inbound:
             else:
                 self._counters["gpn_drop_unknown_spi"] += count
             return
-        sa = pair.inbound
+        sa, before = pair.inbound, pair.inbound.highest
         usual = pair.usual.get(size - sa.overhead) if count >= FEW else None
         if usual is not None and pair.mss is None and not ecn.telling(tos):
             guess = self._frames.guess(usual, count)
@@ -359,12 +360,12 @@ class Inbound:
                 del pair.usual[size - sa.overhead]
             if guess is not None and opened is not None:
                 if opened:
-                    self._opened(pair, numbers[-1], source, origin)
+                    self._opened(pair, before, source, origin)
                     self._guessed(pair, guess, opened, now)
                 return
         plaintexts = sa.open(numbers, data, size, self._counters, now)
         if plaintexts:
-            self._opened(pair, numbers[-1], source, origin)
+            self._opened(pair, before, source, origin)
             whole = len(plaintexts) == count
             if ecn.telling(tos):
                 plaintexts = self._leave(plaintexts, tos)
@@ -381,13 +382,13 @@ class Inbound:
         else:
             self._pass_on(pair, guess.texts(opened), now, whole)
 
-    def _opened(self, pair: Pair, last: int, source: Address, origin: Address | None) -> None:
-        """Of a row that came in at once, of which `last` is the last number, something was authentic."""
+    def _opened(self, pair: Pair, before: int, source: Address, origin: Address | None) -> None:
+        """Of a row that came in at once something was authentic; `before`, this was the highest number."""
         sa = pair.inbound
         if not sa.authentic:
             sa.authentic = True
             self._events.append(FirstPacket(sa.spi))
-        if origin is not None and origin != pair.peer and origin[1] and pair.peer[1] and sa.newest(last):
+        if origin is not None and origin != pair.peer and origin[1] and pair.peer[1] and sa.highest > before:
             pair.move_peer(origin)
             self._events.append(PeerMoved(sa.spi, *origin))
         if pair.doors is not None and source != pair.came_by:

@@ -63,10 +63,6 @@ class InboundSa:
         """The highest number that opened, or the floor."""
         return self.window.top
 
-    def newest(self, sequence: int) -> bool:
-        """Whether this is what the highest number that opened bears as sequence number."""
-        return sequence == self.window.top & 0xFFFFFFFF
-
     def raise_floor(self, floor: int) -> None:
         """Never open a number at or below `floor` from now on.
 
