@@ -7,8 +7,8 @@
    each a slot for a plaintext, into which the cipher writes.
 2. `verdict` tells whether that was right: what decides about the first packet has been judged before, to this
    header and this length, and columns tell that all others agree with it, or what decides about them has been
-   judged the same, as of several flows to one VTEP. A batch that looks like one of these is known by that
-   alone. Then `mend` puts the headers right.
+   judged the same, as of several flows to one VTEP. A batch that looks like one of these, and was guessed to
+   be the same, is known by that alone. Then `mend` puts the headers right.
 3. `frames` are what is sent; the buffer rests until that has happened.
 4. Where it was wrong, or some packets are forged, `texts` are the plaintexts, as if nothing had been guessed.
 """
@@ -16,18 +16,32 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from functools import lru_cache
 from itertools import repeat
 from typing import NamedTuple
 
-from protego_cli.esp.pairs import Familiar, Pair, Usual
+from protego_cli.esp.pairs import Pair, Usual
 from protego_cli.esp.slices import Pool, Sliced
 from protego_cli.esp.tenants import Delivery
 from protego_cli.wire.columns import Spans, alike, likeness
+from protego_cli.wire.inner import Buffer
 from protego_cli.wire.strides import fill
 
+MAX_FAMILIAR = 2048  # looks that are remembered of all SAs together, each some kilobytes
 MISSES = 8  # batches that look otherwise, after which looks are learned anew
+
+
+class Familiar:
+    """How a batch looked of which all that was guessed was right."""
+
+    __slots__ = ("alike", "count", "missed", "verdict")
+
+    def __init__(self, count: int, alike: Callable[[Buffer], bool], verdict: tuple[Delivery, int]) -> None:
+        self.count = count
+        self.alike = alike
+        self.verdict = verdict
+        self.missed = 0  # batches in a row that looked otherwise
 
 
 class Guess(NamedTuple):
@@ -36,17 +50,19 @@ class Guess(NamedTuple):
     usual: Usual
     buffer: Sliced
     slots: Sequence[memoryview]
+    looks: dict[Usual, Familiar]  # of batches that were guessed to be the very same: laid out so, of the SA
 
     def verdict(self, pair: Pair) -> tuple[Delivery, int] | None:
         """What all packets of the row are judged to be, if their frames are right; all must have opened."""
-        header, length, tail, version = self.usual
-        start, view, count = len(header), self.buffer.view, len(self.slots)
-        familiar = pair.familiar.get((length + tail, count))
+        usual, view, count = self.usual, self.buffer.view, len(self.slots)
+        familiar = self.looks.get(usual)
         if familiar is not None:
-            if familiar.verdict[0].header == header and familiar.alike(view):
+            if familiar.count == count and familiar.alike(view):
                 familiar.missed = 0
                 return familiar.verdict
             familiar.missed += 1
+        header, length, tail, version = usual.header, usual.length, usual.tail, usual.version
+        start = len(header)
         layout = row(length + tail, tail, version)
         if layout is None:
             return None
@@ -58,8 +74,9 @@ class Guess(NamedTuple):
         spans = _decisive(start, version, step, tail)
         if alike(view, step, count, spans):
             if familiar is None or familiar.missed > MISSES:
-                looks = likeness(view, step, count, spans)
-                pair.recognise(length + tail, count, Familiar(looks, verdict))
+                if len(self.looks) >= MAX_FAMILIAR:
+                    self.looks.clear()
+                self.looks[usual] = Familiar(count, likeness(view, step, count, spans), verdict)
         else:
             rows = set(map(layout.unpack_from, repeat(view), range(start, count * step, step)))
             if any(judged((length + tail, each)) != verdict for each in rows):
@@ -68,9 +85,9 @@ class Guess(NamedTuple):
 
     def mend(self) -> None:
         """Put headers where trailers have come to lie. There are no `texts` any more."""
-        header, length, tail, _ = self.usual
-        step = len(header) + length
-        fill(self.buffer.data, step, len(self.slots), step, header[:tail])
+        header = self.usual.header
+        step = len(header) + self.usual.length
+        fill(self.buffer.data, step, len(self.slots), step, header[: self.usual.tail])
         self.buffer.written = header, step
 
     def frames(self, count: int) -> memoryview:
@@ -85,6 +102,7 @@ class Guess(NamedTuple):
 class Frames:
     def __init__(self) -> None:
         self._pool = Pool()
+        self._looks: dict[Usual, Familiar] = {}
 
     def guess(self, usual: Usual, count: int, besides: Container[Sliced] = ()) -> Guess | None:
         """For a row of so many packets, in none of the buffers `besides`; None where it had better be opened
@@ -93,16 +111,16 @@ class Frames:
         buffer = self._pool.take(besides)
         if buffer is None:
             return None
-        header, length, tail, _ = usual
+        header, length = usual.header, usual.length
         step = len(header) + length
-        slots = buffer.cut(len(header), length + tail, step, count)
+        slots = buffer.cut(len(header), length + usual.tail, step, count)
         if slots is None:
             return None
         if buffer.rows < count or buffer.written != (header, step):
             _headers(len(header), length, count).pack_into(buffer.view, 0, *[header] * count)
             buffer.rows = count
         buffer.written = None  # until trailers have been there
-        return Guess(usual, buffer, slots)
+        return Guess(usual, buffer, slots, self._looks)
 
 
 @lru_cache(maxsize=64)

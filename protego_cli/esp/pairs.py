@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple
 
 from protego_cli.config.model import Rate
 from protego_cli.crypto.algorithms import EspSuite, RandomSource
+from protego_cli.esp.aead import ALIGNMENT
 from protego_cli.esp.doors import Doors
 from protego_cli.esp.limits import Bucket
 from protego_cli.esp.outbox import Address, Port, Way
@@ -28,7 +28,6 @@ from protego_cli.wire.selectors import TrafficSelector
 logger = logging.getLogger(__name__)
 
 MAX_VERDICTS = 4096  # remembered per SA
-MAX_FAMILIAR = 8  # batches that an SA knows by their looks, each a kilobyte or two
 MAX_USUAL = 64  # lengths of which an SA remembers what is usual
 IP_HEADER: Final = 20
 UDP_HEADER: Final = 8  # before ESP, where it is in UDP (RFC 3948)
@@ -48,24 +47,16 @@ Verdict = tuple[Delivery, int] | str
 """How an opened packet leaves and how long its inner packet is, or the counter of the reason of a drop."""
 
 
-class Usual(NamedTuple):
-    """What a whole batch of opened packets of one length was lately, so the next one may be."""
+@dataclass(frozen=True, eq=False, slots=True)
+class Usual:
+    """What a whole batch of opened packets of one length was lately, so the next one may be. It is of one SA,
+    and no other is the same, whatever it says.
+    """
 
     header: bytes  # VXLAN and Ethernet headers that they got
     length: int  # of the inner packets
     tail: int  # of their trailers
     version: int
-
-
-class Familiar:
-    """How a batch looked of which all that was guessed was right."""
-
-    __slots__ = ("alike", "missed", "verdict")
-
-    def __init__(self, alike: Callable[[Buffer], bool], verdict: tuple[Delivery, int]) -> None:
-        self.alike = alike
-        self.verdict = verdict
-        self.missed = 0  # batches in a row that looked otherwise
 
 
 @dataclass(frozen=True)
@@ -129,8 +120,8 @@ class Pair:
     """Both SAs of a CHILD_SA with what surrounds them."""
 
     __slots__ = (
-        *("_limit", "came_by", "doors", "entry", "errors", "familiar", "header", "inbound"),
-        *("low_told", "mss", "outbound", "peer", "usual", "verdicts", "way"),
+        *("_limit", "came_by", "doors", "entry", "errors", "header", "inbound", "low_told"),
+        *("mss", "outbound", "peer", "usual", "verdicts", "way"),
     )
 
     def __init__(
@@ -166,7 +157,6 @@ class Pair:
         self.entry = entry
         self.verdicts: dict[tuple[int, Row], Verdict] = {}  # by length of the plaintext, and what decides
         self.usual: dict[int, Usual] = {}  # by length of the plaintext
-        self.familiar: dict[tuple[int, int], Familiar] = {}  # by that and how many there are
         self.low_told = False  # RangeLow was said for this range
         self.errors = Bucket(Rate(8 * ERRORS, ERRORS))  # a byte for each ICMP error
         self.came_by: Address | None = None  # the GIN that the peer's packets came by
@@ -180,24 +170,20 @@ class Pair:
         return Used(self.outbound.next, self.inbound.highest)
 
     def expect(self, usual: Usual) -> None:
-        """Guess that of the next batch of this length, if there is room for trailers before inner packets."""
-        if usual.tail > len(usual.header):
+        """Guess that of the next batch of this length, where trailers have room before inner packets, and
+        senders make such lengths (RFC 4303 2.4).
+        """
+        length = usual.length + usual.tail
+        if usual.tail > len(usual.header) or length % ALIGNMENT:
             return
         if len(self.usual) >= MAX_USUAL:
             self.usual.clear()
-        self.usual[usual.length + usual.tail] = usual
-
-    def recognise(self, length: int, count: int, familiar: Familiar) -> None:
-        """Batches of so many packets whose plaintexts have this length."""
-        if len(self.familiar) >= MAX_FAMILIAR:
-            self.familiar.clear()
-        self.familiar[length, count] = familiar
+        self.usual[length] = usual
 
     def forget(self) -> None:
         """The tenant's network changed: what was judged holds no more."""
         self.verdicts.clear()
         self.usual.clear()
-        self.familiar.clear()
 
     def limit(self, version: int) -> int:
         """The longest inner packet of this IP version that is sealed as it is."""

@@ -169,7 +169,9 @@ class InboundSa:
             each = numbers[start:stop] if self._esn else sequence
             opened = open_into(data, size, each, slots)
             if opened is None:
-                return None
+                texts, opened = self._transform.open(data, size, each)
+                for place, text in zip(opened, texts, strict=True):
+                    slots[place][:] = text
             places.append(opened)
             right += each if len(opened) == len(each) else [each[place] for place in opened]
             start = stop
