@@ -128,6 +128,13 @@ def test_a_flood_of_first_messages_leaves_room_for_the_others() -> None:
     for _ in range(int(BURST) + 50):
         relay.from_peer((VIP, 4500), memoryview(MESSAGE), PEER)
     assert counters["gin_drop_stranger"] > 0
+    relay.attach([RecordingSender((VIP, 4500))], [RecordingSender((VIP, 500))])
+    answer = seal_envelope(KEY, Envelope(VIP, 500, *PEER, first), hmac_sha256)
+    relay.from_fabric(Batch(memoryview(answer), len(answer), GMN))
+    before = len(fabric.sent)
+    for _ in range(3):
+        relay.from_peer((VIP, 500), memoryview(first), PEER)
+    assert len(fabric.sent) == before + 1, "with a cookie, once"
     relay.callers.expect(PEER[0])
     before = len(fabric.sent)
     for message in (first, MESSAGE):

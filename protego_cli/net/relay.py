@@ -27,6 +27,7 @@ from protego_cli.net.vip import NON_ESP_MARKER
 from protego_cli.wire.envelope import Envelope, open_envelope, seal_envelope
 from protego_cli.wire.tags import is_tag
 
+_SPI_I: Final = slice(8)
 _SPI_R: Final = slice(8, 16)  # of an IKE header; zero in a first message
 _NONE: Final = bytes(8)
 
@@ -61,9 +62,9 @@ class IkeRelay:
         if self.key is None:
             self._counters["gin_drop_send"] += 1
             return
-        first = message[_SPI_R] == _NONE
-        if not self.callers.admits(source[0], self._clock(), first=first):
-            self._counters["gin_drop_first" if first else "gin_drop_stranger"] += 1
+        first = bytes(message[_SPI_I]) if message[_SPI_R] == _NONE else None
+        if not self.callers.admits(source[0], self._clock(), first):
+            self._counters["gin_drop_stranger" if first is None else "gin_drop_first"] += 1
             return
         envelope = seal_envelope(self.key, Envelope(*local, *source, message), hmac_sha256)
         sent = self._fabric.send(envelope, len(envelope), self._gmn)
@@ -94,5 +95,7 @@ class IkeRelay:
         if vip is None:
             self._counters["gin_drop_envelope"] += 1
             return
+        if envelope.data[_SPI_R] == _NONE:  # an answer that leaves no state: a cookie, or another group
+            self.callers.begin_again(envelope.remote, bytes(envelope.data[_SPI_I]))
         sent = vip.send(data, len(data), (envelope.remote, envelope.remote_port))
         self._counters["gin_ike_out" if sent else "gin_drop_send"] += 1
