@@ -11,7 +11,7 @@ from trio.testing import MockClock
 
 from protego_cli.control.channel.desired_records import Rule, Sa, Steer
 from protego_cli.control.channel.node_messages import PeerAddress, RangeLow, Report, SaUsage
-from protego_cli.control.channel.operator_messages import GetStatus, ListNames, Names
+from protego_cli.control.channel.operator_messages import GetEvents, GetStatus, ListNames, Names
 from protego_cli.control.procedures.tunnels import OVERDUE
 from protego_cli.control.sas.ranges import EXTENDED_SIZE
 from protego_cli.control.sas.sad import SEAT_WAIT
@@ -434,6 +434,21 @@ async def test_the_gateway_dials_until_the_peer_is_there(autojump_clock: MockClo
         await w.until(w.is_up, limit=60)
         await w.settle(5)
         w.check_clean()
+
+
+async def test_what_the_peer_brought_up_is_up_though_we_dialled_in_vain(
+    autojump_clock: MockClock,
+) -> None:
+    async with world(start="auto", retransmit_tries=2) as w:
+        init = "gmn", ExchangeType.IKE_SA_INIT, False
+        w.lost = lambda *message: message == init
+        w.tasks.start_soon(w.keeper.run)
+        await w.until(lambda: w.tunnel.dialling)
+        await w.up()
+        assert w.tunnel.dialling
+        await w.until(lambda: not w.tunnel.dialling)
+        assert (await w.tunnel_status()).error is None
+        assert "tunnel not up" not in {event.kind for event in w.sad.events.read(GetEvents()).events}
 
 
 async def test_status_says_why_a_tunnel_went_down(autojump_clock: MockClock) -> None:

@@ -94,9 +94,10 @@ class Keeper:
         try:
             await step()
         except ProtegoError as error:
-            tunnel.error = str(error)
-            peer = tunnel.config.peer or "any"
-            self._sad.events.emit("tunnel not up", tunnel=tunnel.id, peer=peer, reason=error)
+            if not tunnel.standing:  # else its peer has dialled meanwhile, with more luck
+                tunnel.error = str(error)
+                peer = tunnel.config.peer or "any"
+                self._sad.events.emit("tunnel not up", tunnel=tunnel.id, peer=peer, reason=error)
             raise
         finally:
             tunnel.dialling = False
