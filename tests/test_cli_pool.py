@@ -7,6 +7,7 @@ import os
 import signal
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from protego_cli.cli import jobs, options
@@ -24,7 +25,7 @@ from protego_cli.control.channel.pool_messages import (
     Undrain,
     Undrained,
 )
-from protego_cli.errors import Unreachable
+from protego_cli.errors import NotFound, Unreachable
 from tests.support.cli_gmn import Gmn, cluster, gmn, run
 
 __all__ = ["cluster", "gmn"]  # fixtures
@@ -71,6 +72,25 @@ def test_drain_outlives_a_connection(gmn: Gmn, cluster: Path, capsys: pytest.Cap
         GetJob: [job("running", 1), Unreachable("gone"), Unreachable("gone"), job()],
     }
     assert run(capsys, "drain", "gpn-1", "-c", cluster)[0] == 0
+
+
+def test_drain_outlives_the_control_node(gmn: Gmn, cluster: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its next life goes on with the drain, by another name."""
+    anew = msgspec.structs.replace(job("running", 0), id="8-1")
+    gmn.answers = {
+        Drain: [job("running", 0), anew],
+        GetJob: [job("running", 1), Unreachable("gone"), NotFound("no job '7-1'"), job("done", 2)],
+    }
+    assert run(capsys, "drain", "gpn-1", "-c", cluster)[0] == 0
+    assert gmn.asked[-3:] == [GetJob("7-1", 1, jobs.WAIT), Drain("gpn-1"), GetJob("8-1", 1, jobs.WAIT)]
+
+
+def test_a_rebalance_that_the_next_life_does_not_know_is_over(
+    gmn: Gmn, cluster: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gmn.answers = {Rebalance: [PLAN], GetJob: [NotFound("no job '7-1'")]}
+    code, _, err = run(capsys, "rebalance", "-c", cluster)
+    assert (code, err) == (4, "protego: no job '7-1'\n")
 
 
 def test_drain_gives_up_when_the_control_node_stays_away(

@@ -26,7 +26,9 @@ def drain(node: Gpn, cluster: ClusterFile = None, as_json: AsJson = False) -> No
     from protego_cli.control.channel.pool_messages import Drain, JobStatus
 
     loaded = load(find(cluster))
-    status, interrupted = follow(loaded, ask_once(loaded, Drain(node), JobStatus).id, quiet=as_json)
+    request = Drain(node)
+    job = ask_once(loaded, request, JobStatus).id
+    status, interrupted = follow(loaded, job, quiet=as_json, again=request)
     print_drained(node, status, as_json=as_json)
     _leave(status.state, interrupted=interrupted, failed=bool(status.failed))
 

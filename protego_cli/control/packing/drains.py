@@ -49,11 +49,13 @@ class Drains:
         running = self._jobs.running(DRAIN, node)
         if running is not None:
             return running
-        if not any(other.accepting and other.name != gpn.name for other in self._seats.gpns()):
+        begun = node in self._seats.draining
+        somewhere = any(other.accepting and other.name != gpn.name for other in self._seats.gpns())
+        if not somewhere and not (begun and not self._sad.gathered.is_set()):  # then they are yet to connect
             raise Refused(
                 f"{node} cannot be drained: no other GPN is up and takes tunnels, so they could go nowhere"
             )
-        if node not in self._seats.draining:
+        if not begun:
             self._set(node, draining=True)
         return self._begin(node)
 
@@ -105,6 +107,7 @@ class Drains:
         return self._jobs.start(DRAIN, node, partial(self._empty, node))
 
     async def _empty(self, node: str, job: Job) -> None:
+        await passed(self._sad.gathered)
         await self._move_away(node, job)
         if not job.stopping.is_set():
             job.note = "late packets on the old SAs are awaited"
