@@ -7,6 +7,7 @@ What senders are told comes in any order, and as often as it may.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import groupby
 from typing import NamedTuple
 from unittest.mock import patch
@@ -214,12 +215,22 @@ def _peers_send(suite: EspSuite, specs: list[Sealed], most: int) -> None:
             sent += marked(w.receive_esp_train(*batch, most=most, tos=tos))
         else:
             sent += marked(w.receive_esp(*batch, tos=tos))
-    assert w.counters.nonzero() == dict(w.reference.counts)
+    assert _reasons(w.counters.nonzero(), suite) == _reasons(w.reference.counts, suite)
     sas = {sa.spi_out: sa for sa in w.reference.sas}
     told = [(int.from_bytes(data[:4]), _inner(sas, data)) for dest, data, _ in sent if dest in PEERS]
     assert sorted(told) == sorted(w.reference.told_in)
     sent = [each for each in sent if each[0] not in PEERS]
     assert _streams(sent, packets) == _streams(w.reference.sent_in, packets)
+
+
+def _reasons(counts: Mapping[str, int], suite: EspSuite) -> dict[str, int]:
+    """Where high halves are not sent, what is left of the window is old to whoever reads the numbers of a row,
+    and of the next high half, so forged, to whoever moves the window before he reads the next one.
+    """
+    either = ("gpn_drop_auth", "gpn_drop_replay", "gpn_drop_floor") if suite.esn else ()
+    refused = sum([counts.get(name, 0) for name in either])
+    rest = {name: count for name, count in counts.items() if name not in either}
+    return {**rest, "refused": refused} if refused else rest
 
 
 def _inner(sas: dict[int, ReferenceSa], packet: bytes) -> bytes:
