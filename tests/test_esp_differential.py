@@ -224,7 +224,7 @@ def _peers_send(suite: EspSuite, specs: list[Sealed], most: int) -> None:
 
 
 def _reasons(counts: Mapping[str, int], suite: EspSuite) -> dict[str, int]:
-    """Where high halves are not sent, what is left of the window is old to whoever reads the numbers of a row,
+    """Where high halves are not sent, what is left of the window is old to whoever reads numbers by the row,
     and of the next high half, so forged, to whoever moves the window before he reads the next one.
     """
     either = ("gpn_drop_auth", "gpn_drop_replay", "gpn_drop_floor") if suite.esn else ()

@@ -63,6 +63,16 @@ def test_runs_are_what_segmented_sends_can_carry(shapes: list[tuple[int, int, in
     assert sent == [packet[:4].ljust(lengths[len(packet)], b"f") for packet in packets(batches)]
 
 
+def test_what_came_one_by_one_leaves_in_runs() -> None:
+    """As from a sender or a network that merges nothing."""
+    found = _sorted(_batches([(24, 1, 0)] * 5 + [(12, 1, 0), (12, 2, 8), (8, 1, 0), (12, 1, 0), (12, 1, 0)]))
+    frames = {size: (bytearray(row), size) for size, row in found.rows.items()}
+    assert [(size, count) for _, size, count in found.runs(frames)] == [(24, 6), (12, 3), (8, 1), (12, 2)]
+    with patch.object(sorting, "MANY", 48):  # no longer than it pays
+        runs = [(size, count) for _, size, count in found.runs(frames)]
+    assert runs == [(24, 2), (24, 2), (24, 2), (12, 3), (8, 1), (12, 2)]
+
+
 def test_many_sizes_or_few_packets_are_not_sorted() -> None:
     many = _batches([(size, 20, 0) for size in (8, 12, 24, 40)])
     assert sort(many) is not None

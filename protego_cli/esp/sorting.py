@@ -7,7 +7,7 @@ matters only to what is sent.
 1. `sort` puts packets of one size side by side, and remembers the order in which they came.
 2. Whoever works on them works on a row for each size.
 3. `runs` puts frames of all sizes into that order again: each is what one segmented send can carry, as its
-   batch was. `restored` does so packet by packet.
+   batch was, or several that go with one. `restored` does so packet by packet.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ import struct
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import islice
 from typing import Final, NamedTuple, TypeVar
 
 from protego_cli.esp.joining import Batch
+from protego_cli.esp.outbox import MANY
 from protego_cli.esp.slices import MAX_BUFFERS
 
 SHORT = 8  # packets in a batch, on average, up to which batches are worked on together
@@ -34,7 +36,7 @@ Run = tuple[bytearray, int, int]
 class Sorted(NamedTuple):
     """Packets of several batches."""
 
-    order: list[tuple[int, int, int]]  # of each batch: size, packets of it, size of a shorter one behind or 0
+    order: list[tuple[int, int]]  # a size, and how many packets of it came one behind another
     rows: dict[int, bytes]  # packets of each size, side by side
     packets: int
 
@@ -42,33 +44,28 @@ class Sorted(NamedTuple):
         """What has become of the packets of each size, in the order in which these came."""
         following = {size: iter(row) for size, row in of.items()}
         found: list[T] = []
-        for size, count, tail in self.order:
-            row = following[size]
-            found += [next(row) for _ in range(count)]
-            if tail:
-                found.append(next(following[tail]))
+        for size, count in self.order:
+            found += islice(following[size], count)
         return found
 
     def runs(self, frames: Mapping[int, tuple[bytearray, int]]) -> list[Run]:
-        """What was a batch, of the frames of each size and their length; two, where the last is longer."""
+        """The frames of each size, and their length, one behind another; a shorter one ends a run."""
         found: list[Run] = []
         starts = dict.fromkeys(frames, 0)
-        for size, count, tail in self.order:
-            data, length = frames[size]
-            start = starts[size]
-            starts[size] = stop = start + count * length
-            run = data[start:stop]
-            if tail:
-                data, last = frames[tail]
-                start = starts[tail]
-                starts[tail] = stop = start + last
-                if last <= length:
-                    run += data[start:stop]
-                    count += 1
-                else:  # there was more padding in the longer packets
-                    found.append((run, length, count))
-                    run, length, count = data[start:stop], last, 1
-            found.append((run, length, count))
+        size = 0  # of the last run, while it may go on
+        for came, count in self.order:
+            data, length = frames[came]
+            start = starts[came]
+            starts[came] = stop = start + count * length
+            part = data[start:stop]
+            if length == size or (count == 1 and length < size):
+                run, _, packets = found[-1]
+                run += part
+                found[-1] = run, size, packets + count
+                size = size if length == size and len(run) < MANY else 0
+            else:
+                found.append((part, length, count))
+                size = length if len(part) < MANY else 0
         return found
 
 
@@ -90,20 +87,19 @@ def packets(batches: Sequence[Batch]) -> list[bytes]:
 def sort(batches: Sequence[Batch]) -> Sorted | None:
     """Whole packets by their size; None where that gains nothing: with many sizes, or few packets of each."""
     parts: defaultdict[int, list[memoryview]] = defaultdict(list)
-    order: list[tuple[int, int, int]] = []
+    order: list[tuple[int, int]] = []
     whole = 0
     for view, size in batches:
         count, tail = divmod(len(view), size)
         if not count or len(parts) > MAX_SIZES:
             return None
-        if tail:
-            parts[size].append(view[:-tail])
-            parts[tail].append(view[-tail:])
-            whole += 1
-        else:
-            parts[size].append(view)
         whole += count
-        order.append((size, count, tail))
+        parts[size].append(view[:-tail] if tail else view)
+        order.append((size, count))
+        if tail:
+            whole += 1
+            parts[tail].append(view[-tail:])
+            order.append((tail, 1))
     if len(parts) > MAX_SIZES or whole < ENOUGH * len(parts):
         return None
     return Sorted(order, {size: b"".join(part) for size, part in parts.items()}, whole)
