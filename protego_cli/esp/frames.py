@@ -22,6 +22,7 @@ from itertools import repeat
 from typing import NamedTuple
 
 from protego_cli.esp.pairs import Pair, Usual
+from protego_cli.esp.rows import layout
 from protego_cli.esp.slices import Pool, Sliced
 from protego_cli.esp.tenants import Delivery
 from protego_cli.wire.columns import Spans, alike, likeness
@@ -63,12 +64,12 @@ class Guess(NamedTuple):
             familiar.missed += 1
         header, length, tail, version = usual.header, usual.length, usual.tail, usual.version
         start = len(header)
-        layout = row(length + tail, tail, version)
-        if layout is None:
+        decisive = row(length + tail, tail, version)
+        if decisive is None:
             return None
         step = start + length
         judged = pair.verdicts.get
-        verdict = judged((length + tail, layout.unpack_from(view, start)))
+        verdict = judged((length + tail, decisive.unpack_from(view, start)))
         if verdict is None or isinstance(verdict, str) or verdict[0].header != header or verdict[1] != length:
             return None
         spans = _decisive(start, version, step, tail)
@@ -78,7 +79,7 @@ class Guess(NamedTuple):
                     self.looks.clear()
                 self.looks[usual] = Familiar(count, likeness(view, step, count, spans), verdict)
         else:
-            rows = set(map(layout.unpack_from, repeat(view), range(start, count * step, step)))
+            rows = set(map(decisive.unpack_from, repeat(view), range(start, count * step, step)))
             if any(judged((length + tail, each)) != verdict for each in rows):
                 return None
         return verdict
@@ -121,6 +122,17 @@ class Frames:
             buffer.rows = count
         buffer.written = None  # until trailers have been there
         return Guess(usual, buffer, slots, self._looks)
+
+
+def framed(verdict: tuple[Delivery, int], plaintexts: Sequence[bytes]) -> bytearray:
+    """The frames of opened packets of one verdict, side by side."""
+    (_, header), length = verdict
+    fields = [header] * (2 * len(plaintexts))
+    fields[1::2] = plaintexts
+    frame = layout(f"{len(header)}s{length}s", len(plaintexts))  # which cuts the trailers off
+    frames = bytearray(frame.size)
+    frame.pack_into(frames, 0, *fields)
+    return frames
 
 
 @lru_cache(maxsize=64)

@@ -29,18 +29,18 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
-from itertools import groupby, repeat
+from itertools import groupby, islice, repeat
 from typing import cast
 
 from protego_cli.counters import Counters
 from protego_cli.esp.events import Event, FirstPacket, PeerMoved
-from protego_cli.esp.frames import Frames, Guess, judged
+from protego_cli.esp.frames import Frames, Guess, framed, judged
 from protego_cli.esp.frames import row as decisive_fields
 from protego_cli.esp.joining import Batch
 from protego_cli.esp.limits import admit, admit_row
 from protego_cli.esp.outbox import Address, Outbox
 from protego_cli.esp.packet import Dropped, unwrap
-from protego_cli.esp.pairs import MAX_VERDICTS, Pair, Row, Usual, Verdict
+from protego_cli.esp.pairs import MAX_VERDICTS, Pair, Row, Usual, Verdict, leaving, only_delivery
 from protego_cli.esp.parking import Parking
 from protego_cli.esp.rows import SizedRow, layout
 from protego_cli.esp.sa import InboundSa
@@ -284,41 +284,62 @@ class Inbound:
                 for verdict, row, text in zip(found, rows, plaintexts, strict=True)
             ]
         )
-        delivery = _only_delivery(verdicts)
+        delivery = only_delivery(verdicts)
         if delivery is not None:
-            way, header = delivery
-            lengths = [length for _, length in cast("list[tuple[Delivery, int]]", verdicts)]
-            if sa.limits:
-                plaintexts, lengths = self._admitted(sa, plaintexts, lengths, now)
-                if not lengths:
-                    return
-            if pair.mss is not None:
-                plaintexts = [clamp(plaintext, pair.mss) for plaintext in plaintexts]
-            words = hops.words(plaintexts)
-            if words is None:
-                left = [
-                    (text, length)
-                    for text, length in zip(plaintexts, lengths, strict=True)
-                    if not self._is_spent(pair, text[:length], now)
-                ]
-                plaintexts, lengths = [text for text, _ in left], [length for _, length in left]
-                words = hops.words(plaintexts) or ()
-            frames = [
-                b"".join((header, text[: hops.START], word, text[hops.STOP : length]))
-                for text, word, length in zip(plaintexts, words, lengths, strict=True)
-            ]
-            self._outbox.add_row(way, frames)
-            if expect:
-                sizes = {len(text): (text, length) for text, length in zip(plaintexts, lengths, strict=True)}
-                for text, length in sizes.values():
-                    tail = text[-2] + 2
-                    if length + tail == len(text):  # no padding of another kind (RFC 4303 2.7)
-                        pair.expect(Usual(header, length, tail, version=4))
-            sa.packets += len(frames)
-            sa.bytes += sum(lengths)
+            self._deliver_row(pair, delivery, verdicts, plaintexts, now, expect=expect)
             return
-        for verdict, plaintext in zip(verdicts, plaintexts, strict=True):
-            self._deliver(pair, verdict, [plaintext], now)
+        following = iter(plaintexts)
+        for way_out, same in groupby(verdicts, leaving):
+            stretch = list(same)
+            texts = list(islice(following, len(stretch)))
+            if isinstance(way_out, str):
+                self._counters[way_out] += len(texts)
+            elif len(texts) > 1:
+                self._deliver_row(pair, way_out, stretch, texts, now)
+            else:
+                self._deliver(pair, stretch[0], texts, now)
+
+    def _deliver_row(
+        self,
+        pair: Pair,
+        delivery: Delivery,
+        verdicts: Sequence[Verdict],
+        plaintexts: list[bytes],
+        now: float,
+        *,
+        expect: bool = False,
+    ) -> None:
+        """Packets of any sizes, of IPv4, whose verdicts have all this delivery."""
+        sa, (way, header) = pair.inbound, delivery
+        lengths = [length for _, length in cast("Sequence[tuple[Delivery, int]]", verdicts)]
+        if sa.limits:
+            plaintexts, lengths = self._admitted(sa, plaintexts, lengths, now)
+            if not lengths:
+                return
+        if pair.mss is not None:
+            plaintexts = [clamp(plaintext, pair.mss) for plaintext in plaintexts]
+        words = hops.words(plaintexts)
+        if words is None:
+            left = [
+                (text, length)
+                for text, length in zip(plaintexts, lengths, strict=True)
+                if not self._is_spent(pair, text[:length], now)
+            ]
+            plaintexts, lengths = [text for text, _ in left], [length for _, length in left]
+            words = hops.words(plaintexts) or ()
+        frames = [
+            b"".join((header, text[: hops.START], word, text[hops.STOP : length]))
+            for text, word, length in zip(plaintexts, words, lengths, strict=True)
+        ]
+        self._outbox.add_row(way, frames)
+        if expect:
+            sizes = {len(text): (text, length) for text, length in zip(plaintexts, lengths, strict=True)}
+            for text, length in sizes.values():
+                tail = text[-2] + 2
+                if length + tail == len(text):  # no padding of another kind (RFC 4303 2.7)
+                    pair.expect(Usual(header, length, tail, version=4))
+        sa.packets += len(frames)
+        sa.bytes += sum(lengths)
 
     def _admitted(
         self, sa: InboundSa, texts: list[bytes], lengths: list[int], now: float
@@ -420,7 +441,7 @@ class Inbound:
             and not isinstance(verdict, str)
             and all(map(bytes.endswith, plaintexts, repeat(row[2])))
         ):
-            frames, header = _framed(verdict, plaintexts), len(verdict[0].header)
+            frames, header = framed(verdict, plaintexts), len(verdict[0].header)
             same = alike(frames, header + verdict[1], count, judged(header, version))
             if same or self._all_are(verdict, pair, plaintexts, decisive):
                 if whole and count >= FEW and pair.inbound.opens_into and verdict[1] + tail == len(first):
@@ -471,7 +492,7 @@ class Inbound:
             return
         if pair.mss is not None:
             plaintexts = clamp_row(plaintexts, pair.mss)
-        self._send(pair, verdict, _framed(verdict, plaintexts), count, now)
+        self._send(pair, verdict, framed(verdict, plaintexts), count, now)
 
     def _send(
         self, pair: Pair, verdict: tuple[Delivery, int], frames: bytearray | Guess, count: int, now: float
@@ -558,16 +579,6 @@ class Inbound:
         return Delivery(way._replace(tos=ecn.tos(packet)), header), inner.length
 
 
-def _only_delivery(verdicts: Sequence[Verdict]) -> Delivery | None:
-    """How all packets of these verdicts leave, if that is one way."""
-    delivery: Delivery | None = None
-    for verdict in {id(verdict): verdict for verdict in verdicts}.values():  # a few, for many packets
-        if isinstance(verdict, str) or verdict[0] != (delivery or verdict[0]):
-            return None
-        delivery = verdict[0]
-    return delivery
-
-
 def _leave(plaintext: bytes, tos: int) -> bytes | None:
     left = ecn.leave(plaintext, tos)
     if left is None:
@@ -576,14 +587,3 @@ def _leave(plaintext: bytes, tos: int) -> bytes | None:
         except Dropped:  # for another reason, which is found below
             return plaintext
     return left
-
-
-def _framed(verdict: tuple[Delivery, int], plaintexts: Sequence[bytes]) -> bytearray:
-    """The frames of opened packets of one verdict, side by side."""
-    (_, header), length = verdict
-    fields = [header] * (2 * len(plaintexts))
-    fields[1::2] = plaintexts
-    frame = layout(f"{len(header)}s{length}s", len(plaintexts))  # which cuts the trailers off
-    frames = bytearray(frame.size)
-    frame.pack_into(frames, 0, *fields)
-    return frames

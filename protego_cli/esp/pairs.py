@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple
 
@@ -45,6 +46,21 @@ Row = tuple[bytes, ...]
 
 Verdict = tuple[Delivery, int] | str
 """How an opened packet leaves and how long its inner packet is, or the counter of the reason of a drop."""
+
+
+def leaving(verdict: Verdict) -> Delivery | str:
+    """How a packet of this verdict leaves, or the counter of the reason of a drop."""
+    return verdict if isinstance(verdict, str) else verdict[0]
+
+
+def only_delivery(verdicts: Sequence[Verdict]) -> Delivery | None:
+    """How all packets of these verdicts leave, if that is one way."""
+    delivery: Delivery | None = None
+    for verdict in {id(verdict): verdict for verdict in verdicts}.values():  # a few, for many packets
+        if isinstance(verdict, str) or verdict[0] != (delivery or verdict[0]):
+            return None
+        delivery = verdict[0]
+    return delivery
 
 
 @dataclass(frozen=True, eq=False, slots=True)
