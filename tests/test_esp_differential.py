@@ -322,6 +322,46 @@ def test_what_tenants_send(
         _tenants_send(suite, specs, ruled, room, dscp, most)
 
 
+_OUTWARD = _SAME.map(lambda inner: inner._replace(inward=False))
+CLEAN_FRAME = st.builds(
+    Framed, _OUTWARD, st.just(ACME), st.just(GEN), st.just(""), st.integers(1, 4), st.just(0)
+)
+DIRTY_FRAME = st.builds(
+    Framed,
+    OTHER.map(lambda inner: inner._replace(inward=False)),
+    st.sampled_from([ACME, ACME, ACME, BLUE]),
+    st.just(GEN),
+    st.sampled_from(["", "", "ethertype", "length", "header", "short", "padded"]),
+    st.just(1),
+    st.just(0),
+)
+
+
+@given(
+    st.sampled_from(CHOSEN[:2]),
+    st.lists(CLEAN_FRAME, min_size=3, max_size=8),
+    st.lists(st.tuples(st.integers(0, 8), st.none() | DIRTY_FRAME), min_size=2, max_size=6),
+    st.sampled_from([1000, 1000, 60]),
+    st.sampled_from([None, 46]),
+    st.integers(1, 3),
+)
+def test_what_tenants_send_in_the_same_few_sizes(
+    suite: EspSuite,
+    clean: list[Framed],
+    trains: list[tuple[int, Framed | None]],
+    room: int,
+    dscp: int | None,
+    most: int,
+) -> None:
+    """As of peers: such rows are sorted."""
+    specs: list[Framed] = []
+    for turn, (place, dirty) in enumerate([(0, None), *trains]):
+        train = [*clean[:place], *filter(None, (dirty,)), *clean[place:]]
+        specs += [spec._replace(tos=0xB8 * (turn % 2)) for spec in train]
+    with slices(everywhere=True), UNLIMITED:
+        _tenants_send(suite, specs, True, room, dscp, most)
+
+
 def _tenants_send(
     suite: EspSuite, specs: list[Framed], ruled: bool, room: int, dscp: int | None, most: int
 ) -> None:

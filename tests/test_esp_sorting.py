@@ -42,6 +42,10 @@ def test_sorted_packets_come_back_in_order(shapes: list[tuple[int, int, int]]) -
         size: [row[at : at + size] for at in range(0, len(row), size)] for size, row in found.rows.items()
     }
     assert found.restored(rows) == packets(batches)
+    numbers = range(7, 7 + found.packets)
+    allotted = found.allotted(numbers)
+    assert all(row == sorted(row) for row in allotted.values())
+    assert found.restored(allotted) == list(numbers)
     assert found.packets == len(packets(batches))
 
 

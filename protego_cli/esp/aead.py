@@ -28,7 +28,7 @@ from protego_cli.crypto.algorithms import BufferAead, Encryption
 from protego_cli.esp.rows import HEADER_LENGTH, Opened, layout
 from protego_cli.esp.slices import FEW, MAX_ROWS, Pool, Sliced, received
 from protego_cli.wire.inner import Buffer
-from protego_cli.wire.strides import all_halves, fill
+from protego_cli.wire.strides import all_halves, fill, halves
 
 IV_LENGTH: Final = 8  # a sequence number
 ALIGNMENT: Final = 4  # of the plaintext (RFC 4303 2.4)
@@ -173,7 +173,7 @@ class AeadSealing:
     def seal_within(self) -> Callable[..., memoryview | None] | None:
         return None if self._encrypt_into is None else self._seal_within
 
-    def seal(self, numbers: range, plaintexts: Sequence[bytes]) -> bytes:
+    def seal(self, numbers: Sequence[int], plaintexts: Sequence[bytes]) -> bytes:
         count = len(numbers)
         parts = self._parts(numbers)
         sealed = list(map(self._encrypt, parts[1::2], plaintexts, parts[0::2]))
@@ -186,7 +186,7 @@ class AeadSealing:
         packets[0::3], packets[1::3], packets[2::3] = parts[0::2], numbers, sealed
         return layout(f"8sQ{len(sealed[0])}s", count).pack(*packets)
 
-    def seal_each(self, numbers: range, plaintexts: Sequence[bytes]) -> list[bytes]:
+    def seal_each(self, numbers: Sequence[int], plaintexts: Sequence[bytes]) -> list[bytes]:
         count, parts = len(numbers), self._parts(numbers)
         fields = [self._spi] * (3 * count)
         fields[1::3] = [number & _LOW for number in numbers] if self._esn else numbers
@@ -195,7 +195,7 @@ class AeadSealing:
         return list(map(add, prefixes, map(self._encrypt, parts[1::2], plaintexts, parts[0::2])))
 
     def _seal_within(
-        self, numbers: range, rows: Sliced, size: int, start: int, length: int, trailer: bytes
+        self, numbers: Sequence[int], rows: Sliced, size: int, start: int, length: int, trailer: bytes
     ) -> memoryview | None:
         count, text = len(numbers), length + len(trailer)
         upper, low = numbers[0] >> 16, numbers[0] & 0xFFFF
@@ -211,7 +211,8 @@ class AeadSealing:
         if texts is None or slots is None or nonces is None or headers is None:
             return None
         fill(rows.data, size, count, start + length, trailer)
-        number, lows = (upper << 16).to_bytes(8), all_halves()[low : low + count]
+        number = (upper << 16).to_bytes(8)
+        lows = all_halves()[low : low + count] if isinstance(numbers, range) else halves(numbers)
         _put_numbers(packets, step, self._prefix + number[4:] + number, lows, 6, 14)
         _put_numbers(_nonces, 12, self._salt + number, lows, 10)
         if self._esn:
@@ -219,7 +220,7 @@ class AeadSealing:
         _exhaust(map(self._encrypt_into, nonces, texts, headers, slots))
         return packets.lend(count * step)
 
-    def _parts(self, numbers: range) -> tuple[bytes, ...]:
+    def _parts(self, numbers: Sequence[int]) -> tuple[bytes, ...]:
         """Associated data and nonce of each."""
         count = len(numbers)
         fields: list[object] = [self._spi, 0, self._salt, 0] * count

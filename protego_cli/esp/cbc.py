@@ -84,7 +84,7 @@ class CbcSealing:
         self._spi = spi
         self._esn = esn
 
-    def seal(self, numbers: range, plaintexts: Sequence[bytes]) -> bytes:
+    def seal(self, numbers: Sequence[int], plaintexts: Sequence[bytes]) -> bytes:
         count = len(numbers)
         sealed = self._encryptor.encrypt(plaintexts)
         length = len(sealed) // count
@@ -98,7 +98,7 @@ class CbcSealing:
         packets[1::2] = self._authenticator.tags(texts, _high_halves(numbers) if self._esn else ())
         return layout(f"{HEADER_LENGTH + length}s{self._icv}s", count).pack(*packets)
 
-    def seal_each(self, numbers: range, plaintexts: Sequence[bytes]) -> list[bytes]:
+    def seal_each(self, numbers: Sequence[int], plaintexts: Sequence[bytes]) -> list[bytes]:
         count, icv, block = len(numbers), self._icv, self.block
         sealed = self._encryptor.encrypt(plaintexts)
         fields = [self._spi] * (2 * count)

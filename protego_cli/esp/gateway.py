@@ -40,7 +40,7 @@ from protego_cli.esp.outbox import Address, Outbox, Port, Send, Way
 from protego_cli.esp.pairs import UNUSED, Pair, SaEntry, Used
 from protego_cli.esp.parking import Parking
 from protego_cli.esp.slices import received
-from protego_cli.esp.sorting import packets, short
+from protego_cli.esp.sorting import short
 from protego_cli.esp.tenants import Tenant, Vtep
 from protego_cli.wire import ecn
 from protego_cli.wire.tags import TAG_LENGTH, Tag, TagKind, is_tag, open_tag, seal_tag
@@ -298,7 +298,7 @@ class Gateway:
             return self.receive_vxlan(view, size, source, now, tos)
         for source, tos, stretch in _stretches(train):
             together = not ecn.telling(tos) and short(stretch)
-            if not (together and self._outbound.receive_row(packets(stretch), source, now, tos)):
+            if not (together and self._outbound.receive_row(stretch, source, now, tos)):
                 for view, size in joined(stretch, self._outbound.kind):
                     self._receive_vxlan(view, size, source, now, tos)
         return self._outbox.take()

@@ -16,7 +16,9 @@
    range, and the row is sealed; it leaves with the TOS that the inner packets and the tunnel give it. A long
    row is sealed from the frames as they came, where the suite can.
 
-A row of frames of any sizes, from several batches, goes the same way in one go for each SA and TOS.
+A row of frames of any sizes, from several batches, goes the same way in one go for each SA and TOS. A long
+one, of few sizes each of one known flow, is sorted by these, and each is sealed like a long row, under the
+numbers that its packets have in the order in which they came, and leave (`sorting.py`).
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from protego_cli.counters import Counters
 from protego_cli.errors import Malformed
 from protego_cli.esp.doors import Doors
 from protego_cli.esp.events import Event, RangeLow
+from protego_cli.esp.joining import Batch
 from protego_cli.esp.limits import admit, admit_row
 from protego_cli.esp.outbox import Address, Buffer, Outbox, Port, Way
 from protego_cli.esp.oversize import Oversize
@@ -40,6 +43,7 @@ from protego_cli.esp.pairs import Pair
 from protego_cli.esp.remembered import Remembered
 from protego_cli.esp.sa import OutboundSa
 from protego_cli.esp.slices import FEW, MAX_BYTES, MAX_ROWS, received
+from protego_cli.esp.sorting import Joined, Sorted, packets, sort
 from protego_cli.esp.telling import Telling
 from protego_cli.esp.tenants import Tenant
 from protego_cli.wire import ecn, hops, mss, offload, vxlan
@@ -165,15 +169,20 @@ class Outbound:
         layout = _row(size, bytes(view[20:22]))
         return layout.unpack_from(view) if layout and len(view) >= size else None
 
-    def receive_row(self, frames: Sequence[bytes], source: Address, now: float, tos: int) -> bool:
-        """VXLAN frames of any sizes; False, having done nothing, where they are to be looked at singly.
+    def receive_row(self, batches: Sequence[Batch], source: Address, now: float, tos: int) -> bool:
+        """Short batches of VXLAN frames of any sizes; False, having done nothing, where they are to be looked
+        at singly.
 
         Their ECN field means nothing for what is within.
         """
+        origin = "" if source in self._gens else source[0]
+        ordered = sort(batches)
+        if ordered is not None and self._seal_sorted(origin, ordered, now):
+            return True
+        frames = packets(batches)
         sizes = list(map(len, frames))
         if min(sizes) < _LEAST:
             return False
-        origin = "" if source in self._gens else source[0]
         rows: list[Row] = list(map(_V4_ROW.unpack_from, frames))
         found = list(map(self._flows.get, zip(repeat(origin), sizes, rows, strict=False)))
         known = None not in found
@@ -322,11 +331,7 @@ class Outbound:
         mark = flow.unfinished
         if flow.apart or (flow.flags and mss.any_syn(bytes(view[flow.flags :: size]))):
             self._each(flow, view, size, now)
-        elif (
-            mark
-            and mark.value[0] in bytes(view[mark.at :: size])
-            and mark.value in _pieces(view, mark.at, size)
-        ):
+        elif mark and _any_unfinished(mark, view, size):
             self._finish(flow, mark, view, size, now)
         elif FEW <= count <= MAX_ROWS and count * size <= MAX_BYTES:
             self._seal_frames(flow, view, size, count, now)
@@ -408,6 +413,47 @@ class Outbound:
             hops.forward(received.data, size, count, FRAME_LENGTH)
             data = pair.outbound.seal_within(received, size, count, FRAME_LENGTH, length, tail)
             self._sealed(pair, way, data, count, length, tail)
+
+    def _seal_sorted(self, origin: str, ordered: Sorted, now: float) -> bool:
+        """Frames of which all of a size are of one flow that is known, and all flows of one SA; False, having
+        done nothing, where they are not, or cannot all be sealed as they are.
+        """
+        flows: dict[int, Flow] = {}
+        for size, data in ordered.rows.items():
+            if size < _LEAST or not alike(data, size, len(data) // size, _V4_SPANS):
+                return False
+            flow = self._flows.get((origin, size, _V4_ROW.unpack_from(data)))
+            if flow is None or isinstance(flow, str) or flow.apart or flow.flags:
+                return False
+            if flow.unfinished is not None and _any_unfinished(flow.unfinished, memoryview(data), size):
+                return False
+            flows[size] = flow
+        first = next(iter(flows.values()))
+        pair, sa = first.pair, first.pair.outbound
+        if any(flow.pair is not pair or flow.tos != first.tos for flow in flows.values()):
+            return False
+        counts = {size: len(data) // size for size, data in ordered.rows.items()}
+        total = sum([flow.length * counts[size] for size, flow in flows.items()])
+        way = pair.way_around(next(iter(ordered.rows.values()))[FRAME_LENGTH : FRAME_LENGTH + 2])
+        expired = sa.expires is not None and now >= sa.expires
+        if way is None or pair.header or not sa.seals_within or expired or sa.hi - sa.next < ordered.packets:
+            return False
+        if sa.limits and not admit(sa.limits, total, 1, now):
+            return False
+        numbers = ordered.allotted(sa.take(ordered.packets))
+        held: list[Buffer] = []  # or the next row would be sealed where this one lies
+        sealed: dict[int, tuple[Joined, int]] = {}
+        for size, (_, length, tail, *_) in flows.items():
+            received.put(ordered.rows[size], counts[size] * size)
+            hops.forward(received.data, size, counts[size], FRAME_LENGTH)
+            held.append(sa.seal_numbered(numbers[size], received, size, FRAME_LENGTH, length, tail))
+            lies = held[-1].obj if isinstance(held[-1], memoryview) else held[-1]
+            sealed[size] = cast("Joined", lies), sa.overhead + length + len(tail)
+        self._outbox.add_runs(way, ordered.runs(sealed))
+        sa.packets += ordered.packets
+        sa.bytes += total
+        self._told(pair, 0)
+        return True
 
     def _admitted(
         self, pair: Pair, first: bytes | memoryview, length: int, count: int, now: float
@@ -495,6 +541,12 @@ def _texts(flows: Sequence[Flow], frames: Sequence[bytes]) -> list[bytes]:
         b"".join((frame[_UP_TO_HOPS], word, frame[_BEHIND : FRAME_LENGTH + flow.length], flow.trailer))
         for flow, word, frame in zip(flows, words, frames, strict=True)
     ]
+
+
+def _any_unfinished(mark: offload.Mark, view: memoryview, size: int) -> bool:
+    """Whether any frame of a flow was left to a card, or looks like it."""
+    at, value = mark.at, mark.value
+    return value[0] in bytes(view[at::size]) and value in _pieces(view, at, size)
 
 
 def _pieces(view: memoryview, at: int, size: int) -> list[bytes]:

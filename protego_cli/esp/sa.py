@@ -301,6 +301,7 @@ class OutboundSa:
         self.limits: tuple[Bucket, ...] = ()
         self.limited = NOTHING  # dropped by these
         self._transform = sealing(suite, key, spi, random)
+        self.seals_within = self._transform.seal_within is not None
         self.block = self._transform.block
         self.overhead = self._transform.overhead
         self._end = 1 << (64 if suite.esn else 32)
@@ -344,8 +345,12 @@ class OutboundSa:
         trailer. The packets stay as they are while somebody holds what is returned.
         """
         numbers = self.take(count)
-        if not numbers:
-            return b""
+        return self.seal_numbered(numbers, rows, size, start, length, trailer) if numbers else b""
+
+    def seal_numbered(
+        self, numbers: Sequence[int], rows: Sliced, size: int, start: int, length: int, trailer: bytes
+    ) -> Buffer:
+        """The same under numbers, ascending, that were taken for these packets and no others."""
         seal_within = self._transform.seal_within
         if seal_within is not None:
             sealed = seal_within(numbers, rows, size, start, length, trailer)

@@ -29,7 +29,8 @@ MAX_SIZES: Final = MAX_BUFFERS  # each row's frames have a buffer of their own
 
 T = TypeVar("T")
 
-Run = tuple[bytearray, int, int]
+Joined = bytes | bytearray
+Run = tuple[Joined, int, int]
 """Segments of a size, the last perhaps shorter; the size; how many."""
 
 
@@ -48,7 +49,17 @@ class Sorted(NamedTuple):
             found += islice(following[size], count)
         return found
 
-    def runs(self, frames: Mapping[int, tuple[bytearray, int]]) -> list[Run]:
+    def allotted(self, to: Sequence[T]) -> dict[int, list[T]]:
+        """What belongs to the packets in the order in which they came, by their size."""
+        found: dict[int, list[T]] = {size: [] for size in self.rows}
+        start = 0
+        for size, count in self.order:
+            stop = start + count
+            found[size] += to[start:stop]
+            start = stop
+        return found
+
+    def runs(self, frames: Mapping[int, tuple[Joined, int]]) -> list[Run]:
         """The frames of each size, and their length, one behind another; a shorter one ends a run."""
         found: list[Run] = []
         starts = dict.fromkeys(frames, 0)

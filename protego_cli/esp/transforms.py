@@ -34,7 +34,7 @@ class OpenInto(Protocol):
 
 class SealWithin(Protocol):
     def __call__(
-        self, numbers: range, rows: Sliced, size: int, start: int, length: int, trailer: bytes
+        self, numbers: Sequence[int], rows: Sliced, size: int, start: int, length: int, trailer: bytes
     ) -> memoryview | None:
         """A row as `seal` takes it, of plaintexts that are in rows of `size` bytes, `length` bytes at
         `start`, but for this trailer; the packets stay as they are while somebody holds what is returned.
@@ -77,11 +77,11 @@ class Sealing(Protocol):
         """Where that gains something."""
         ...
 
-    def seal(self, numbers: range, plaintexts: Sequence[bytes]) -> bytes:
+    def seal(self, numbers: Sequence[int], plaintexts: Sequence[bytes]) -> bytes:
         """A row of plaintexts of one length as packets, side by side; no number ever comes twice."""
         ...
 
-    def seal_each(self, numbers: range, plaintexts: Sequence[bytes]) -> list[bytes]:
+    def seal_each(self, numbers: Sequence[int], plaintexts: Sequence[bytes]) -> list[bytes]:
         """The same of plaintexts of any lengths, as a packet each."""
         ...
 

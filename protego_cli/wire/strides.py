@@ -7,6 +7,7 @@ A column of a `bytearray` is taken out, and written from another one, in a fourt
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from functools import cache, lru_cache
 
 
@@ -14,6 +15,11 @@ from functools import cache, lru_cache
 def all_halves() -> memoryview:
     """Every number of 16 bits in network order, ascending; two bytes each."""
     return memoryview(struct.pack("!65536H", *range(1 << 16))).cast("H")
+
+
+def halves(numbers: Sequence[int]) -> memoryview:
+    """The lower 16 bits of these, in network order; two bytes each."""
+    return memoryview(struct.pack(f"!{len(numbers)}H", *[number & 0xFFFF for number in numbers])).cast("H")
 
 
 def fill(data: bytearray, size: int, count: int, start: int, value: bytes) -> None:
