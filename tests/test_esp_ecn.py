@@ -20,7 +20,6 @@ from tests.support.esp_world import (
     GEN,
     GIN,
     GIN_KEY,
-    NOW,
     VIP,
     VTEP,
     VTEP2,
@@ -145,7 +144,7 @@ def test_selectors_by_port_take_marks_too(w: World) -> None:
         TrafficSelector.from_prefix("10.2.0.0/24"), protocol=17, start_port=9, end_port=9
     )
     w.gateway.drop_sa(sa.spi_in)
-    w.gateway.put_sa(replace(entry(sa), local_ts=(local,), remote_ts=(remote,)), NOW)
+    w.gateway.put_sa(replace(entry(sa), local_ts=(local,), remote_ts=(remote,)))
     udp = [summed(ipv4("10.2.0.9", "10.1.0.5", ports(9, 7), tos=tos)) for tos in (ECT0, CE)]
     assert opened(w, *esp(sa, udp[0], udp[0]), tos=CE) == [(udp[1], CE)] * 2
     back = [summed(ipv4("10.1.0.5", "10.2.0.9", ports(7, 9), tos=tos)) for tos in (ECT0, CE)]
@@ -158,7 +157,7 @@ def test_parked_packets_keep_their_marks(w: World) -> None:
     w.gateway.park(sa.spi_in)
     first, second, third = esp(sa, inward(ECT0, 1), inward(ECT0, 2), inward(0, 3))
     assert w.receive_esp(first, tos=CE) == w.receive_esp(second) == w.receive_esp(third, tos=CE) == []
-    rows = marked(w.gateway.put_sa(entry(sa), NOW))
+    rows = marked(w.gateway.put_sa(entry(sa)))
     assert [(unpassed(frame[22:]), tos) for _, frame, tos in rows] == [
         (inward(CE, 1), CE),
         (inward(ECT0, 2), ECT0),
@@ -207,7 +206,7 @@ def test_the_tunnels_option_says_the_dscp_and_never_the_ecn(dscp: int | None, ex
 
 def test_another_option_holds_from_the_next_packet(w: World) -> None:
     assert sealed(w, outward(EF)) == [(outward(EF), EF)]
-    w.gateway.put_sa(replace(entry(w.sa()), dscp=10), NOW)
+    w.gateway.put_sa(replace(entry(w.sa()), dscp=10))
     assert sealed(w, outward(EF | ECT0)) == [(outward(EF | ECT0), 10 << 2 | ECT0)]
 
 

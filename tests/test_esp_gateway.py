@@ -143,7 +143,7 @@ def test_selectors_with_ports_look_into_every_packet(w: World) -> None:
     sa = w.sa()
     whole = entry(sa).remote_ts[0]
     web = TrafficSelector(whole.start, whole.end, 17, 80, 80)
-    w.gateway.put_sa(replace(entry(sa), remote_ts=(web,)), NOW)
+    w.gateway.put_sa(replace(entry(sa), remote_ts=(web,)))
     inners = [ipv4("10.2.0.9", "10.1.0.5", ports(port, 9)) for port in (80, 81, 80)]
     sent = datagrams(w.receive_esp(*esp(sa, *inners)))
     assert sent == [(VTEP, frame(inners[0])), (VTEP, frame(inners[2]))]
@@ -265,7 +265,7 @@ def test_frames_that_do_not_hold_are_dropped_for_their_reason(w: World, data: by
 def test_a_rule_moves_sealing_from_one_sa_to_the_next(w: World) -> None:
     old = w.sa()
     new = replace(entry(old), spi_in=0x31, spi_out=0x4141, key_in=bytes(36), key_out=bytes(36))
-    w.gateway.put_sa(new, NOW)
+    w.gateway.put_sa(new)
     assert datagrams(w.receive_vxlan(vxlan(OUT)))[0][1][:4] == old.spi_out.to_bytes(4)
     w.gateway.put_rule("acme/hq", new.spi_in)
     assert datagrams(w.receive_vxlan(vxlan(OUT)))[0][1][:4] == new.spi_out.to_bytes(4)
@@ -298,22 +298,22 @@ def test_checksums_left_to_a_card_are_made(w: World) -> None:
 def test_a_range_runs_low_once_and_then_out(w: World) -> None:
     sa = w.sa()
     w.gateway.drop_sa(sa.spi_in)
-    w.gateway.put_sa(replace(entry(sa), seal_lo=100, seal_hi=108), NOW)
+    w.gateway.put_sa(replace(entry(sa), seal_lo=100, seal_hi=108))
     assert len(datagrams(w.receive_vxlan(*[vxlan(OUT)] * 5))) == 5
     assert w.gateway.take_events() == []
     assert len(datagrams(w.receive_vxlan(*[vxlan(OUT)] * 5))) == 3
     assert w.receive_vxlan(vxlan(OUT)) == []
     assert w.gateway.take_events() == [RangeLow(sa.spi_in)]
     assert w.counters.nonzero() == {"gpn_drop_range": 3}
-    w.gateway.put_sa(replace(entry(sa), seal_lo=200, seal_hi=208), NOW)
+    w.gateway.put_sa(replace(entry(sa), seal_lo=200, seal_hi=208))
     assert datagrams(w.receive_vxlan(vxlan(OUT)))[0][1][4:8] == (200).to_bytes(4)
 
 
 def test_an_older_range_is_not_taken(w: World) -> None:
     sa = w.sa()
-    w.gateway.put_sa(replace(entry(sa), seal_lo=1000, seal_hi=2000), NOW)
+    w.gateway.put_sa(replace(entry(sa), seal_lo=1000, seal_hi=2000))
     w.receive_vxlan(vxlan(OUT))
-    w.gateway.put_sa(replace(entry(sa), seal_lo=1, seal_hi=2000), NOW)
+    w.gateway.put_sa(replace(entry(sa), seal_lo=1, seal_hi=2000))
     assert datagrams(w.receive_vxlan(vxlan(OUT)))[0][1][4:8] == (1001).to_bytes(4)
 
 
@@ -323,10 +323,10 @@ def test_an_sa_that_comes_back_goes_on_where_it_was(w: World) -> None:
     w.receive_esp(*packets)
     w.receive_vxlan(vxlan(OUT))
     w.gateway.drop_sa(sa.spi_in)
-    w.gateway.put_sa(entry(sa), NOW)
+    w.gateway.put_sa(entry(sa))
     assert w.receive_esp(*packets) == []
     assert datagrams(w.receive_vxlan(vxlan(OUT)))[0][1][4:8] == (2).to_bytes(4)
-    w.gateway.put_sa(replace(entry(sa), window=128), NOW)
+    w.gateway.put_sa(replace(entry(sa), window=128))
     assert w.receive_esp(*packets) == []
     assert datagrams(w.receive_vxlan(vxlan(OUT)))[0][1][4:8] == (3).to_bytes(4)
 
@@ -335,17 +335,17 @@ def test_a_put_keeps_the_window_and_only_raises_the_floor(w: World) -> None:
     sa = w.sa()
     packets = esp(sa, *[IN] * 9)
     w.receive_esp(*packets[:4])
-    w.gateway.put_sa(replace(entry(sa), floor=6), NOW)
-    w.gateway.put_sa(replace(entry(sa), floor=0), NOW)
+    w.gateway.put_sa(replace(entry(sa), floor=6))
+    w.gateway.put_sa(replace(entry(sa), floor=0))
     assert len(datagrams(w.receive_esp(*packets))) == 3
-    w.gateway.put_sa(replace(entry(sa), opens=False), NOW)
+    w.gateway.put_sa(replace(entry(sa), opens=False))
     assert w.receive_esp(*esp(sa, IN, first=50)) == []
     assert w.counters.nonzero() == {"gpn_drop_floor": 7}
 
 
 def test_past_its_lifetime_an_sa_carries_nothing(w: World) -> None:
     sa = w.sa()
-    w.gateway.put_sa(replace(entry(sa), expires=NOW + 5), NOW)
+    w.gateway.put_sa(replace(entry(sa), expires=NOW + 5))
     assert w.receive_esp(*esp(sa, IN), now=NOW + 4)
     assert w.receive_vxlan(vxlan(OUT), now=NOW + 4)
     assert w.receive_esp(*esp(sa, IN, first=2), now=NOW + 5) == []
@@ -357,7 +357,7 @@ def test_a_bad_put_changes_nothing(w: World) -> None:
     sa = w.sa()
     for bad in (replace(entry(sa), key_in=b"short"), replace(entry(sa), seal_lo=5, seal_hi=4)):
         with pytest.raises(ValueError, match=r"keying material|no range"):
-            w.gateway.put_sa(bad, NOW)
+            w.gateway.put_sa(bad)
     assert w.receive_esp(*esp(sa, IN))
     assert w.receive_vxlan(vxlan(OUT))
 
@@ -376,7 +376,7 @@ def test_packets_wait_for_their_keys_and_come_out_in_order() -> None:
     assert w.receive_esp(*packets[20:]) == []
     assert w.counters.nonzero() == {"gpn_parked": 30}
     assert w.gateway.take_events() == []
-    assert datagrams(w.gateway.put_sa(entry(sa), NOW)) == [(VTEP, frame(inner)) for inner in inners]
+    assert datagrams(w.gateway.put_sa(entry(sa))) == [(VTEP, frame(inner)) for inner in inners]
     assert w.gateway.take_events() == [FirstPacket(sa.spi_in)]
     w.gateway.unpark(sa.spi_in)
     assert w.counters.nonzero() == {"gpn_parked": 30}
@@ -497,9 +497,9 @@ def test_a_packet_that_was_held_back_moves_nothing_beside_the_newest_once_more(w
 def test_a_put_that_names_no_new_peer_leaves_it_where_packets_proved_it(w: World) -> None:
     sa = w.sa()
     w.receive_esp(origin(*esp(sa, IN)))
-    w.gateway.put_sa(replace(entry(sa), expires=NOW + 100), NOW)
+    w.gateway.put_sa(replace(entry(sa), expires=NOW + 100))
     assert datagrams(w.receive_vxlan(vxlan(OUT)))[0][0] == ("192.0.2.44", 60000)
-    w.gateway.put_sa(replace(entry(sa), peer=("192.0.2.99", 4500)), NOW)
+    w.gateway.put_sa(replace(entry(sa), peer=("192.0.2.99", 4500)))
     assert datagrams(w.receive_vxlan(vxlan(OUT)))[0][0] == ("192.0.2.99", 4500)
 
 
@@ -508,7 +508,7 @@ def test_a_parked_packet_keeps_its_origin(w: World) -> None:
     w.gateway.drop_sa(sa.spi_in)
     w.gateway.park(sa.spi_in)
     assert w.receive_esp(origin(*esp(sa, IN))) == []
-    assert datagrams(w.gateway.put_sa(entry(sa), NOW)) == [(VTEP, frame(IN))]
+    assert datagrams(w.gateway.put_sa(entry(sa))) == [(VTEP, frame(IN))]
     assert PeerMoved(sa.spi_in, "192.0.2.44", 60000) in w.gateway.take_events()
 
 

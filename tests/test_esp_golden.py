@@ -46,8 +46,7 @@ def gateway(counters: Counters) -> Gateway:
             peer=(SA["peer"], 4500),
             seal_lo=1,
             seal_hi=1 << 30,
-        ),
-        0.0,
+        )
     )
     made.put_rule("acme/hq", SA["spi_in"])
     return made

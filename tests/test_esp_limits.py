@@ -262,7 +262,7 @@ def test_a_limit_holds_for_sas_that_come_later_and_goes_on_through_a_rekey(w: Wo
     w.gateway.put_limit("acme/hq", TEN, None, NOW)
     old = w.sa()
     new = replace(old, spi_in=old.spi_in + 0x100, spi_out=old.spi_out + 0x100)
-    assert w.gateway.put_sa(entry(new), NOW) == []
+    assert w.gateway.put_sa(entry(new)) == []
     assert len(datagrams(w.receive_esp(*esp(old, IN, 6)))) == 6
     assert len(datagrams(w.receive_esp(*esp(new, IN, 6)))) == 4
 
@@ -282,7 +282,7 @@ def test_a_limit_or_a_tenant_costs_nothing_of_others_sas(w: World) -> None:
     assert limited == {"acme/hq": 0, "acme/annex": 1, "blue/hq": 1}
     w.gateway.drop_sa(w.sa("acme/annex").spi_in)
     w.gateway.drop_limit("acme/annex")
-    w.gateway.put_sa(entry(w.sa("acme/annex")), NOW)
+    w.gateway.put_sa(entry(w.sa("acme/annex")))
     w.gateway.put_limit(ACME, TEN, TEN, NOW)
     assert [len(pairs[w.sa(tunnel).spi_in].outbound.limits) for tunnel in limited] == [1, 1, 1]
 
@@ -310,5 +310,5 @@ def test_parked_packets_count_as_of_when_they_came(w: World) -> None:
     w.gateway.park(sa.spi_in)
     for tenth in range(30):
         assert w.receive_esp(*esp(sa, IN, 1, first=1 + tenth), now=NOW + tenth / 10) == []
-    assert len(datagrams(w.gateway.put_sa(entry(sa), NOW + 3))) == 30
+    assert len(datagrams(w.gateway.put_sa(entry(sa)))) == 30
     assert w.counters.nonzero() == {"gpn_parked": 30}

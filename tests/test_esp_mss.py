@@ -13,7 +13,7 @@ from scapy.packet import Packet, Raw
 from tests.support.esp_packets import partial
 from tests.support.esp_scapy import syn
 from tests.support.esp_site import delivered, frame, opened, site
-from tests.support.esp_world import NOW, datagrams, entry
+from tests.support.esp_world import datagrams, entry
 
 OUT4, OUT6 = IP(src="10.1.0.5", dst="10.2.0.9"), IPv6(src="fd00:1::5", dst="fd00:2::9")
 IN4, IN6 = IP(src="10.2.0.9", dst="10.1.0.5"), IPv6(src="fd00:2::9", dst="fd00:1::5")
@@ -62,6 +62,6 @@ def test_the_option_holds_from_when_it_is_put() -> None:
     made = site()
     long = frame(syn(OUT4, 9000))
     assert opened(made, datagrams(made.receive_vxlan(long))) == [syn(OUT4, 9000)]
-    made.gateway.put_sa(replace(entry(made.sa()), mss="auto"), NOW)
+    made.gateway.put_sa(replace(entry(made.sa()), mss="auto"))
     assert opened(made, datagrams(made.receive_vxlan(long))) == [syn(OUT4, FIT4)]
     assert delivered(made, syn(IN4, 9000)) == [syn(IN4, FIT4)]

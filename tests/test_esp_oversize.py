@@ -112,10 +112,10 @@ def test_another_mtu_holds_at_once() -> None:
     made = site()
     small = frame(inner(DF, 1400))
     assert opened(made, datagrams(made.receive_vxlan(small)))
-    made.gateway.put_sa(replace(entry(made.sa()), mtu=1400), NOW)
+    made.gateway.put_sa(replace(entry(made.sa()), mtu=1400))
     (error,) = told(datagrams(made.receive_vxlan(small)))
     assert error[ICMP].nexthopmtu == 1338
-    made.gateway.put_sa(entry(made.sa()), NOW)
+    made.gateway.put_sa(entry(made.sa()))
     assert opened(made, datagrams(made.receive_vxlan(small)))
 
 

@@ -15,7 +15,7 @@ from protego_cli.wire.tags import Tag, TagKind, seal_tag
 from tests.support.esp_packets import ipv4, passed
 from tests.support.esp_reference import padded, seal
 from tests.support.esp_site import DF, V4, frame, inner
-from tests.support.esp_world import GCM, GIN, GIN_KEY, NOW, VIP, VTEP, World, datagrams, entry, world
+from tests.support.esp_world import GCM, GIN, GIN_KEY, VIP, VTEP, World, datagrams, entry, world
 
 OUT, IN = ipv4("10.1.0.5", "10.2.0.9", bytes(100)), ipv4("10.2.0.9", "10.1.0.5", bytes(100))
 PEER = "198.51.100.7"
@@ -28,7 +28,7 @@ def site(*, raw: bool = True, **options: Any) -> World:
     if raw:
         made.sa().peer = (PEER, 0)
         made.gateway.drop_sa(made.sa().spi_in)
-        assert made.gateway.put_sa(entry(made.sa()), NOW) == []
+        assert made.gateway.put_sa(entry(made.sa())) == []
     return made
 
 
@@ -129,13 +129,13 @@ def test_what_was_parked_before_the_form_was_known_moves_nothing() -> None:
     made.gateway.park(sa.spi_in)
     assert made.receive_esp(origin(esp(made, 1), bytes(map(int, PEER.split("."))))) == []
     sa.peer = (PEER, 0)
-    assert [dest for dest, _ in datagrams(made.gateway.put_sa(entry(sa), NOW))] == [VTEP]
+    assert [dest for dest, _ in datagrams(made.gateway.put_sa(entry(sa)))] == [VTEP]
     assert [dest for dest, _ in datagrams(out(made))] == [(PEER, 0)]
 
 
 def test_another_mtu_holds_for_it_at_once() -> None:
     made = site()
-    made.gateway.put_sa(replace(entry(made.sa()), mtu=1000), NOW)
+    made.gateway.put_sa(replace(entry(made.sa()), mtu=1000))
     sent = [each for each in out(made, inner(V4, 1200)) if each.way.port is Port.RAW]
     sizes = [each.size + 20 for each in sent]
     assert sizes

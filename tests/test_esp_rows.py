@@ -121,7 +121,7 @@ def test_parked_packets_of_a_mixture_come_out_in_order(w: World) -> None:
     inners = [inwards(number, 60 + 8 * (number % 3)) for number in range(1, 9)]
     packets = [seal(sa.key_in, sa.spi_in, number, padded(inner, 4)) for number, inner in enumerate(inners, 1)]
     assert w.receive_esp_train(*packets, most=1) == []
-    assert [data[22:] for _, data in datagrams(w.gateway.put_sa(entry(sa), NOW))] == list(map(passed, inners))
+    assert [data[22:] for _, data in datagrams(w.gateway.put_sa(entry(sa)))] == list(map(passed, inners))
 
 
 @pytest.mark.parametrize("path", [{}, {"mss": 500}, {"mtu": 700}, {"mtu": 700, "mss": "auto"}, {"dscp": 46}])
@@ -129,7 +129,7 @@ def test_whatever_the_path_asks_rows_leave_as_the_same_packets_do_alone(path: di
     together, alone = world(), world()
     sa = together.sa()
     for w in (together, alone):
-        w.gateway.put_sa(replace(entry(sa), **path), NOW)
+        w.gateway.put_sa(replace(entry(sa), **path))
     syn = struct.pack("!HHIIBBHHHBBH", 1, 2, 3, 0, 6 << 4, 2, 9, 0, 0, 2, 4, 1400)
     inners = []
     for number, size in enumerate(mixture(2)):

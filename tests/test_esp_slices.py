@@ -318,7 +318,7 @@ def test_every_suite_and_path_gives_what_it_gives_without_slices(
     for everywhere in (False, True):
         w = world(suite=suite)
         sa = w.sa()
-        w.gateway.put_sa(replace(entry(sa, suite), **changes), NOW)
+        w.gateway.put_sa(replace(entry(sa, suite), **changes))
         w.gateway.put_limit(sa.tunnel, Rate(8 * 100_000, 12_000), Rate(8 * 100_000, 9_000), NOW)
         peer = sealing(suite, sa.key_in, sa.spi_in, bytes)
         header = build_frame_header(ACME, GATEWAY_MAC, VTEP_MAC, ETHERTYPE_IPV4)

@@ -155,7 +155,7 @@ class Gateway:
     def unpark(self, spi: int) -> None:
         self._parking.close(spi)
 
-    def put_sa(self, entry: SaEntry, now: float) -> list[Send]:
+    def put_sa(self, entry: SaEntry) -> list[Send]:
         """Add an SA, or change what may change of it; returns what was parked, opened.
 
         Raises ValueError, changing nothing, for keys or ranges that are none.

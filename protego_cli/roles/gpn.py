@@ -151,7 +151,7 @@ class GpnPlane:
             case Limit():
                 gateway.put_limit(record.of, record.inward, record.outward, time.time())
             case Sa():
-                self._act(gateway.put_sa(self._entry(record), time.time()))
+                self._act(gateway.put_sa(self._entry(record)))
             case Rule():
                 gateway.put_rule(record.tunnel, record.spi_in, direct=record.direct)
 

@@ -39,7 +39,7 @@ from tests.support import questions
 from tests.support.esp_packets import ipv4, ipv6, partial, ports
 from tests.support.esp_reference import padded, seal
 from tests.support.esp_slices import slices
-from tests.support.esp_world import GCM, GEN, GEN_KEY, GIN, GIN_KEY, NOW, VTEP, entry, sas, world
+from tests.support.esp_world import GCM, GEN, GEN_KEY, GIN, GIN_KEY, VTEP, entry, sas, world
 from tests.support.ike_pairs import GATEWAY, PEER, SPI, TUNNEL, connected, pair
 from tests.support.ike_restarts import fresh
 from tests.support.network import REGISTRY, Network, Site
@@ -410,7 +410,7 @@ def _vxlan() -> Target:
 def _small_path() -> Target:
     """Packets that are too long, cut, clamped and finished, over a tunnel that takes little."""
     w = world()
-    w.gateway.put_sa(replace(entry(w.sa()), mtu=576, mss="auto"), NOW)
+    w.gateway.put_sa(replace(entry(w.sa()), mtu=576, mss="auto"))
 
     def run(data: bytes) -> None:
         w.receive_vxlan(*_rows(data), source=GEN)

@@ -23,7 +23,6 @@ from tests.support.esp_world import (
     ACME,
     GATEWAY_MAC,
     GCM,
-    NOW,
     VTEP,
     VTEP_MAC,
     VTEPS,
@@ -43,7 +42,7 @@ def site(suite: EspSuite = GCM, *, gateway: Sequence[str] = (GATEWAY, GATEWAY6),
     made = world(suite=suite)
     vteps = [Vtep(prefix, *address, mac) for prefix, address, mac in VTEPS[ACME]]
     made.gateway.put_tenant(ACME, GATEWAY_MAC, vteps, gateway)
-    made.gateway.put_sa(replace(entry(made.sa(), suite), **changes), NOW)
+    made.gateway.put_sa(replace(entry(made.sa(), suite), **changes))
     return made
 
 

@@ -137,7 +137,7 @@ def world(
         sa.next_out = start
         sa.dscp = dscp
         sa.hi = sa.hi if room is None else sa.next_out + room
-        assert gateway.put_sa(entry(sa, suite), NOW) == []
+        assert gateway.put_sa(entry(sa, suite)) == []
         if rules:
             gateway.put_rule(sa.tunnel, sa.spi_in)
             reference.rules[sa.tunnel] = sa.spi_in
