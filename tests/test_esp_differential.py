@@ -115,6 +115,7 @@ class Sealed(NamedTuple):
             "other version": padded(inner, 45 - version, suite=sa.suite),
             "length": padded(inner[:-1], version, suite=sa.suite),
             "TFC": padded(inner, version, extra=24, suite=sa.suite),
+            "more padding": inner + bytes(range(1, text[-2] + 17)) + bytes((text[-2] + 16, version)),
         }.get(self.flaw, text)
         packet = seal(sa.key_in, sa.spi_in, number, text, sa.suite)
         if self.flaw == "forged":
@@ -131,7 +132,7 @@ class Sealed(NamedTuple):
 
 
 FLAWS = ["padding", "padding too long", "dummy", "other protocol", "other version", "length", "TFC"]
-FLAWS += ["forged", "spi", "reserved", "short", "cut"]
+FLAWS += ["more padding", "forged", "spi", "reserved", "short", "cut"]
 SEALED = st.builds(
     Sealed,
     st.sampled_from([0, 0, 0, 1, 2]),
@@ -152,7 +153,7 @@ def test_what_peers_send(
 
 
 _PLAIN = st.just((0,)), st.just((64,)), st.just((None,)), st.just(True)
-_FEW_LENGTHS = st.sampled_from([0, 40, 80])
+_FEW_LENGTHS = st.sampled_from([0, 16, 32])  # with more padding, one is as long as the next
 _SAME = st.builds(Inner, st.just("10.1.0.5"), st.just("10.2.0.9"), _FEW_LENGTHS, *_PLAIN)
 CLEAN = st.builds(Sealed, st.just(0), st.just(1), _SAME, st.just(""), st.integers(1, 4), st.just(0))
 OTHER = st.one_of(
