@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from unittest.mock import patch
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from protego_cli.esp import sorting
+from protego_cli.esp.slices import MAX_BYTES, MAX_ROWS
 from protego_cli.esp.sorting import Sorted, packets, short, sort
+from protego_cli.wire.vxlan import ETHERTYPE_IPV4, build_frame_header
+from tests.support.esp_packets import ipv4
+from tests.support.esp_reference import padded, seal
+from tests.support.esp_world import ACME, GATEWAY_MAC, GEN, VTEP_MAC, marked, world
 
 SIZES = [8, 12, 24, 40]
 BATCHES = st.lists(
@@ -90,3 +96,28 @@ def test_batches_are_short_on_average() -> None:
     assert not short(_batches([(8, 2 * sorting.SHORT, 0), (8, 1, 0)]))
     assert not short(_batches([(8, 1, 0)]))
     assert not short([*_batches([(8, 1, 0)]), (memoryview(b""), 0)])
+
+
+@pytest.mark.parametrize(("length", "many"), [(1400, MAX_BYTES // 1400 + 20), (40, MAX_ROWS + 20)])
+def test_rows_of_one_size_that_are_longer_than_slices_reach_are_sealed_and_opened(
+    length: int, many: int
+) -> None:
+    w = world(room=1 << 20)
+    sa = w.reference.sas[0]
+    header = build_frame_header(ACME, GATEWAY_MAC, VTEP_MAC, ETHERTYPE_IPV4)
+    lengths = ([length] * 7 + [length // 2]) * (many // 7 + 1)
+    for turn in range(3):
+        frames = [header + ipv4("10.1.0.5", "10.2.0.9", bytes(each)) for each in lengths]
+        numbers = range(1 + turn * len(lengths), 1 + (turn + 1) * len(lengths))
+        sealed = [
+            seal(sa.key_in, sa.spi_in, number, padded(ipv4("10.2.0.9", "10.1.0.5", bytes(each)), 4))
+            for number, each in zip(numbers, lengths, strict=True)
+        ]
+        for frame, packet in zip(frames, sealed, strict=True):
+            w.reference.receive_vxlan(frame, GEN)
+            w.reference.receive_esp(packet)
+        assert marked(w.receive_vxlan_train(*frames, most=8)) == w.reference.sent_out
+        assert marked(w.receive_esp_train(*sealed, most=8)) == w.reference.sent_in
+        w.reference.sent_out.clear()
+        w.reference.sent_in.clear()
+    assert not w.counters.nonzero()

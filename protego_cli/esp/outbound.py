@@ -419,8 +419,11 @@ class Outbound:
         done nothing, where they are not, or cannot all be sealed as they are.
         """
         flows: dict[int, Flow] = {}
+        counts = {size: len(data) // size for size, data in ordered.rows.items()}
         for size, data in ordered.rows.items():
-            if size < _LEAST or not alike(data, size, len(data) // size, _V4_SPANS):
+            if size < _LEAST or counts[size] > MAX_ROWS or len(data) > MAX_BYTES:
+                return False
+            if not alike(data, size, counts[size], _V4_SPANS):
                 return False
             flow = self._flows.get((origin, size, _V4_ROW.unpack_from(data)))
             if flow is None or isinstance(flow, str) or flow.apart or flow.flags:
@@ -432,7 +435,6 @@ class Outbound:
         pair, sa = first.pair, first.pair.outbound
         if any(flow.pair is not pair or flow.tos != first.tos for flow in flows.values()):
             return False
-        counts = {size: len(data) // size for size, data in ordered.rows.items()}
         total = sum([flow.length * counts[size] for size, flow in flows.items()])
         way = pair.way_around(next(iter(ordered.rows.values()))[FRAME_LENGTH : FRAME_LENGTH + 2])
         expired = sa.expires is not None and now >= sa.expires
