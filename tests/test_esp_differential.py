@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import groupby
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 from unittest.mock import patch
 
 from hypothesis import given
@@ -37,6 +37,7 @@ from tests.support.esp_world import (
 )
 
 Address = tuple[str, int]
+S = TypeVar("S", "Sealed", "Framed")
 
 LENGTHS = st.sampled_from([0, 1, 2, 3, 4, 40, 41])
 CHOSEN = [
@@ -184,12 +185,17 @@ def test_what_peers_send_in_the_same_few_sizes(
     suite: EspSuite, clean: list[Sealed], trains: list[tuple[int, Sealed | None]], most: int
 ) -> None:
     """Again and again, with perhaps one packet of another kind among them: such rows are sorted."""
-    specs: list[Sealed] = []
+    with slices(everywhere=True), UNLIMITED:
+        _peers_send(suite, _again_and_again(clean, trains), most)
+
+
+def _again_and_again(clean: list[S], trains: list[tuple[int, S | None]]) -> list[S]:
+    """The same in every train, in all but the first with this among them; trains differ in TOS by turns."""
+    specs: list[S] = []
     for turn, (place, dirty) in enumerate([(0, None), *trains]):
         train = [*clean[:place], *filter(None, (dirty,)), *clean[place:]]
         specs += [spec._replace(tos=0xB8 * (turn % 2)) for spec in train]
-    with slices(everywhere=True), UNLIMITED:
-        _peers_send(suite, specs, most)
+    return specs
 
 
 def _peers_send(suite: EspSuite, specs: list[Sealed], most: int) -> None:
@@ -355,12 +361,8 @@ def test_what_tenants_send_in_the_same_few_sizes(
     most: int,
 ) -> None:
     """As of peers: such rows are sorted."""
-    specs: list[Framed] = []
-    for turn, (place, dirty) in enumerate([(0, None), *trains]):
-        train = [*clean[:place], *filter(None, (dirty,)), *clean[place:]]
-        specs += [spec._replace(tos=0xB8 * (turn % 2)) for spec in train]
     with slices(everywhere=True), UNLIMITED:
-        _tenants_send(suite, specs, True, room, dscp, most)
+        _tenants_send(suite, _again_and_again(clean, trains), True, room, dscp, most)
 
 
 def _tenants_send(
